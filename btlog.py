@@ -1,0 +1,2491 @@
+#!/usr/bin/env python3
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["PyNaCl>=1.6.2,<2"]
+# ///
+"""btlog: a binary transparency log for Python package indexes, in one file.
+
+An index tells the log the name and the SHA-256 of every file that it publishes. The log keeps them in an
+append-only Merkle tree and signs its root. Witnesses cosign what they have seen to be append-only. Whoever
+installs a file can check, offline, that it was logged; whoever owns a project can watch what is logged for it.
+
+What holds if `check_logged` returns: an entry with this filename, this checksum and, if it has one, this
+publisher is in a tree that the log's key signed, and as many witnesses as the policy asks for have signed that
+they saw this very tree grow out of every earlier one they saw. What does not follow: that the file is harmless,
+or that its publisher was entitled to publish it. The log makes an attack visible; somebody still has to look.
+
+Reading order is dependency order: a section uses only what stands above it.
+
+  Part I    Trusted core: errors, strict scalars, Merkle checks, keys and notes, checkpoints, entries,
+            policies, proofs. Bytes and integers go in; a value or an `Error` comes out. No I/O, no clock.
+  Part II   The rest that is pure: policy files, signing, tile paths and bundles, proofs over tiles.
+  Part III  Storage: one SQLite file, one writer, one transaction for all that belongs together.
+  Part IV   Network: HTTP plumbing, the log and its sequencer, the client.
+  Part V    Commands: one small function each, and `main(argv)`, which returns the exit code.
+
+Who has to trust what: a verifier, Part I and the parser of policy files; a monitor, the tile reader as well.
+A defect further down can stop a log or make it emit what Part I refuses; it can't make Part I accept an entry
+that was not logged.
+
+Specifications: C2SP (https://c2sp.org) as of July 2026, that is signed-note, tlog-checkpoint, tlog-cosignature,
+tlog-tiles, tlog-proof and tlog-policy; RFC 6962 section 2.1 for trees and proofs, RFC 9162 section 2.1 for the way
+to check them, RFC 8032 for Ed25519.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import binascii
+import bisect
+import contextlib
+import dataclasses
+import functools
+import gzip
+import hashlib
+import hmac
+import http.client
+import http.server
+import io
+import ipaddress
+import json
+import logging
+import os
+import re
+import signal
+import socket
+import sqlite3
+import stat
+import sys
+import threading
+import time
+import urllib.parse
+import zlib
+from collections import OrderedDict, deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, NamedTuple, NoReturn
+
+from nacl.exceptions import CryptoError
+from nacl.signing import SigningKey, VerifyKey
+
+if sys.platform != "win32":
+    import fcntl
+
+__version__ = "0.1.0"
+__all__ = [
+    "BadProof", "BadSignature", "Checkpoint", "Conflict", "Corrupt", "Entry", "Error", "Malformed", "Policy", "Proof",
+    "Publisher", "Quorum", "Tree", "Unavailable", "VerifierKey", "check_consistency", "check_inclusion", "check_logged",
+    "leaf_hash", "node_hash", "open_checkpoint", "parse_policy",
+]
+
+# Limits, each with its source. Sizes are in bytes, times in seconds.
+MAX_INT = 2**63 - 1  # tlog-cosignature: a timestamp "MUST NOT exceed 2^63 - 1"; here that bounds sizes and indices too
+MAX_NAME = 255  # an origin or key name: tlog-cosignature has `opaque log_origin<1..2^8-1>`
+MAX_NOTE = 1_000_000  # golang.org/x/mod/sumdb/note; room for the 16 signatures of 5 kB that signed-note has in mind
+MAX_SIGNATURES = 100  # likewise; signed-note asks for 16 at least
+MAX_PROOF = 63  # hashes in a proof: tlog-witness, and the height of the largest tree that MAX_INT allows
+MAX_ENTRY = 65_535  # tlog-tiles: entries have a uint16 length prefix
+MAX_FILENAME = 255  # bytes of UTF-8, as file systems have it
+MAX_POLICY = 1_000_000  # a policy file
+MAX_ADD = 1 << 19  # a JSON entry: room for MAX_ENTRY with every character escaped
+MAX_HEAD = 1 << 16  # the head of a request, as in http.server
+MAX_ANSWER = 1 << 26  # what a client reads of an answer
+MAX_BATCH = 50_000  # entries that are sequenced together
+MAX_CONNECTIONS = 1024  # of a server; beyond, it answers 503
+IDLE_TIMEOUT, HEAD_TIMEOUT, SEND_TIMEOUT = 60, 10, 30  # of a connection: between requests, for a head, for an answer
+MIN_RATE = 16_384  # bytes a second that a body has to come at, after HEAD_TIMEOUT
+TEXT, NDJSON = "text/plain; charset=utf-8", "application/x-ndjson"
+
+
+# === Part I: the trusted core ===========================================================================
+# --- Errors: each with the HTTP status of the answer and the exit code of the command that it ends -------
+
+class Error(Exception):
+    """Anything that btlog refuses; the message says what was wrong and with what."""
+    status, exit_code = 500, 3
+
+class Malformed(Error):
+    """The input is not of its format, or a value is out of its range."""
+    status, exit_code = 400, 2
+
+class BadSignature(Error):
+    """A false signature, none of a trusted key, or fewer cosignatures than the policy asks for."""
+    status, exit_code = 403, 1
+
+class BadProof(Error):
+    """A proof that does not lead to the root, or trees that contradict each other."""
+    status, exit_code = 422, 1
+
+class Conflict(Error):
+    """The filename is logged already, at `index`, with another checksum."""
+    status, exit_code = 409, 1
+    def __init__(self, message: str, index: int) -> None:
+        super().__init__(message)
+        self.index = index
+
+class Unavailable(Error):
+    """It could not be done or checked now: no network, no quorum, no room."""
+    status, exit_code = 503, 3
+
+class Corrupt(Error):
+    """What is stored here contradicts itself. That accuses nobody: disks fail."""
+    status, exit_code = 500, 3
+
+# --- Strict scalars: nothing else calls int() or b64decode() --------------------------------------------
+
+_DECIMAL = re.compile(r"0|[1-9][0-9]{0,18}")
+_NOT_TEXT = re.compile(r"[\x00-\x09\x0b-\x1f\ud800-\udfff]")  # surrogates: what bytes that are not UTF-8 decode to
+
+
+def parse_decimal(text: str) -> int:
+    """The integer of 0 to MAX_INT that `text` is the one ASCII decimal of; raises Malformed."""
+    if not _DECIMAL.fullmatch(text) or int(text) > MAX_INT:
+        raise Malformed(f"not a decimal of 0 to 2^63-1: {text[:40]!r}")
+    return int(text)
+
+
+def parse_base64(text: str, length: int | None = None) -> bytes:
+    """The bytes, `length` of them, that `text` is the one base64 of (RFC 4648 section 4); raises Malformed."""
+    try:
+        data = base64.b64decode(text, validate=True)
+    except ValueError:
+        raise Malformed(f"not base64: {text[:60]!r}") from None
+    # b64decode takes set bits behind the last byte: several texts would give the same bytes.
+    if base64.b64encode(data).decode() != text or len(data) != (len(data) if length is None else length):
+        raise Malformed(f"not canonical base64 of {length or 'some'} bytes: {text[:60]!r}")
+    return data
+
+
+def parse_text(data: bytes) -> str:
+    """Text of whole lines; raises Malformed."""
+    text = data.decode(errors="surrogateescape")
+    # signed-note: "MUST be valid UTF-8 and MUST NOT contain any ASCII control characters … other than newline"
+    if _NOT_TEXT.search(text) or not text.endswith("\n"):
+        raise Malformed("not UTF-8, a control character, or no newline at the end")
+    return text
+
+# --- Merkle trees: RFC 6962 section 2.1 -----------------------------------------------------------------
+
+EMPTY_ROOT = hashlib.sha256(b"").digest()  # "The hash of an empty list is the hash of an empty string"
+
+
+def leaf_hash(entry: bytes) -> bytes:
+    """The 32-byte hash of an entry as a leaf of the tree."""
+    return hashlib.sha256(b"\x00" + entry).digest()
+
+
+def node_hash(left: bytes, right: bytes) -> bytes:
+    """The 32-byte hash of an inner node over the 32-byte hashes of its two children."""
+    return hashlib.sha256(b"\x01" + left + right).digest()
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """The first `size` entries of a log and their 32-byte `root` hash, in one value: both must be of one signature.
+
+    A size alone is never believed: it only shapes the path of a proof, which may well pass under a wrong one.
+    """
+    size: int
+    root: bytes
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.size <= MAX_INT or len(self.root) != 32:
+            raise Malformed(f"no tree has size {self.size} and a root of {len(self.root)} bytes")
+
+
+def _climb(node: int, last: int, start: bytes, path: Sequence[bytes]) -> tuple[bytes, bytes]:
+    """Hashes from `start`, at position `node` of a level whose last position is `last`, up along `path`.
+
+    Returns the root over `start` and what is left of it, and the root over all; raises BadProof.
+    """
+    left = whole = start
+    for sibling in path:
+        if last == 0:
+            raise BadProof("the proof is too long")
+        if node & 1 or node == last:
+            left, whole = node_hash(sibling, left), node_hash(sibling, whole)
+            while not node & 1 and node:  # on the right edge, levels in which the path has no sibling
+                node, last = node >> 1, last >> 1
+        else:
+            whole = node_hash(whole, sibling)
+        node, last = node >> 1, last >> 1
+    if last != 0:
+        raise BadProof("the proof is too short")
+    return left, whole
+
+
+def check_inclusion(leaf: bytes, index: int, tree: Tree, proof: Sequence[bytes]) -> None:
+    """Returns if `proof` shows that entry `index` of `tree` has the leaf hash `leaf`; else raises BadProof.
+
+    The leaf and the elements are 32 bytes each, the leaf's sibling comes first (RFC 9162 section 2.1.3.2).
+    """
+    if not 0 <= index < tree.size or any(len(element) != 32 for element in (leaf, *proof)):
+        raise BadProof(f"no entry {index} in a tree of size {tree.size}, or an element that is not 32 bytes long")
+    if _climb(index, tree.size - 1, leaf, proof)[1] != tree.root:
+        raise BadProof(f"the proof does not show this entry at index {index} of the tree of size {tree.size}")
+
+
+def check_consistency(old: Tree, new: Tree, proof: Sequence[bytes]) -> None:
+    """Returns if `proof`, 32-byte hashes, shows that `new` begins with `old` (RFC 9162 2.1.4.2); or raises BadProof."""
+    if any(tree.size == 0 and tree.root != EMPTY_ROOT for tree in (old, new)):
+        raise BadProof("a tree of size 0 whose root is not the hash of the empty string")
+    if old.size > new.size or (old.size == new.size and old.root != new.root):
+        raise BadProof(f"a tree of size {new.size} can't follow this one of size {old.size}")
+    if bool(proof) != (0 < old.size < new.size) or any(len(element) != 32 for element in proof):
+        raise BadProof("a proof where none is needed, none where one is, or an element that is not 32 bytes long")
+    if proof:
+        # An old tree that is a complete subtree of the new one is a node of it: then its root begins the path.
+        path = [old.root, *proof] if old.size & (old.size - 1) == 0 else proof
+        node, last = old.size - 1, new.size - 1
+        while node & 1:
+            node, last = node >> 1, last >> 1
+        if _climb(node, last, path[0], path[1:]) != (old.root, new.root):
+            raise BadProof(f"the tree of size {new.size} does not begin with that of size {old.size}")
+
+# --- Keys and notes: signed-note, tlog-cosignature ------------------------------------------------------
+
+ED25519, COSIGNATURE, ML_DSA_44 = 0x01, 0x04, 0x06  # signature types
+_NAME = re.compile(r"[^\s+\x00-\x1f\ud800-\udfff]+")
+_KEY_LENGTH = {ED25519: 32, COSIGNATURE: 32, ML_DSA_44: 1312}
+
+
+def check_name(name: str) -> None:
+    """Returns if `name` may name a key or be an origin; raises Malformed."""
+    # "Key names MUST be non-empty and MUST NOT contain any Unicode spaces or plus (U+002B) characters."
+    if not _NAME.fullmatch(name) or len(name.encode()) > MAX_NAME:
+        raise Malformed(f"a name has 1 to {MAX_NAME} bytes, no space, control character or plus sign: {name[:60]!r}")
+
+
+@dataclass(frozen=True)
+class VerifierKey:
+    """A public key, the type of its signatures, and the name that it signs under. Type 0x06 parses, never verifies."""
+    name: str
+    kind: int
+    key: bytes
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+        if _KEY_LENGTH.get(self.kind) != len(self.key):
+            raise Malformed(f"key {self.name}: no key of type 0x{self.kind:02x} has {len(self.key)} bytes")
+
+    @functools.cached_property
+    def key_id(self) -> bytes:
+        """4 bytes: "SHA-256(key name || 0x0A || signature type || public key)[:4]"."""
+        return hashlib.sha256(self.name.encode() + b"\n" + bytes([self.kind]) + self.key).digest()[:4]
+
+    @classmethod
+    def parse(cls, vkey: str) -> VerifierKey:
+        """The key of "<key name>+hex(32-bit key ID)+base64(signature type || public key)"; raises Malformed."""
+        name, key_id, encoded, *_ = *vkey.split("+", 2), "", ""  # base64 may hold further plus signs
+        data = parse_base64(encoded)
+        if not data or (key := cls(name, data[0], data[1:])).key_id.hex() != key_id:
+            raise Malformed(f"not a verifier key, or its key ID is not that of its name and key: {vkey[:60]!r}")
+        return key
+
+    def verify(self, text: str, signature: bytes) -> int:
+        """The time in seconds of a cosignature over a note's text, 0 for a log's signature; raises BadSignature."""
+        message, seconds = text.encode(), 0
+        if self.kind == COSIGNATURE:
+            seconds, signature = int.from_bytes(signature[:8], "big"), signature[8:]
+            message = cosigned_message(text, seconds)
+            # "It MUST NOT exceed 2^63 - 1"; tlog-witness: "the timestamp MUST NOT be zero"
+            if not 0 < seconds <= MAX_INT:
+                raise BadSignature(f"a cosignature of {self.name} at the time {seconds}")
+        try:
+            VerifyKey(self.key).verify(message, signature)
+        except CryptoError:  # also for a signature or a key of another length than Ed25519's
+            raise BadSignature(f"a signature of {self.name} does not verify") from None
+        return seconds
+
+
+def cosigned_message(text: str, seconds: int) -> bytes:
+    """What a cosignature signs: "two newline (U+000A) terminated lines … followed by the whole note body"."""
+    return f"cosignature/v1\ntime {seconds}\n{text}".encode()
+
+
+def split_note(note: bytes) -> tuple[str, list[tuple[str, bytes, bytes]]]:
+    """The text of a note and, UNVERIFIED, the name, key ID and signature of its lines; raises Malformed."""
+    # "the text is separated from the signatures by the last empty line in the note"
+    text, separator, rest = parse_text(note).rpartition("\n\n")
+    lines = rest.split("\n")[:-1]
+    if not separator or not 0 < len(lines) <= MAX_SIGNATURES or len(note) > MAX_NOTE:
+        raise Malformed(f"a note is a text, an empty line and 1 to {MAX_SIGNATURES} signatures, in {MAX_NOTE} bytes")
+    signatures = []
+    for line in lines:
+        dash, name, value, *more = *line.split(" "), "", ""
+        if dash != "—" or more != ["", ""] or len(data := parse_base64(value)) <= 4:
+            raise Malformed(f"not a signature line: {line[:80]!r}")
+        check_name(name)
+        signatures.append((name, data[:4], data[4:]))
+    return text + "\n", signatures
+
+
+def open_note(note: bytes, keys: Iterable[VerifierKey]) -> tuple[str, dict[VerifierKey, int]]:
+    """The text of a note and which of `keys` signed it, and when in seconds (0 but for cosignatures).
+
+    Raises Malformed; BadSignature where none of them did, or where a signature of any is false.
+    """
+    text, signatures = split_note(note)
+    known = {(key.name, key.key_id): key for key in keys if key.kind != ML_DSA_44}
+    signed: dict[VerifierKey, int] = {}
+    for name, key_id, value in signatures:
+        # "Verifiers MUST ignore signatures from unknown keys … If a signature from a known key fails to verify, clients
+        # SHOULD reject the whole note."
+        if key := known.get((name, key_id)):
+            signed[key] = max(key.verify(text, value), signed.get(key, 0))
+    if not signed:
+        raise BadSignature("no signature of a trusted key")
+    return text, signed
+
+# --- Checkpoints and policies: tlog-checkpoint, tlog-policy ---------------------------------------------
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A log's statement of its tree. `cosigned` has who cosigned it, and when in seconds."""
+    origin: str
+    tree: Tree
+    extensions: tuple[str, ...] = ()
+    cosigned: tuple[tuple[VerifierKey, int], ...] = field(default=(), compare=False)
+
+    @classmethod
+    def parse(cls, text: str) -> Checkpoint:
+        """The checkpoint that a note's text is; raises Malformed. Only open_checkpoint gives a verified one."""
+        lines = text.split("\n")
+        # "a sequence of at least three non-empty lines, separated by newlines"
+        if len(lines) < 4 or lines.pop() != "" or "" in lines:
+            raise Malformed("a checkpoint has three or more lines, none of them empty")
+        check_name(lines[0])
+        return cls(lines[0], Tree(parse_decimal(lines[1]), parse_base64(lines[2], 32)), tuple(lines[3:]))
+
+
+@dataclass(frozen=True)
+class Quorum:
+    """Met if `threshold` of its members are: witnesses by having cosigned, groups by being met themselves."""
+    threshold: int
+    members: tuple[VerifierKey | Quorum, ...]
+
+    def __post_init__(self) -> None:
+        # "it is required that 1 <= k <= n"; no member at all is the predefined `none`
+        if not min(1, len(self.members)) <= self.threshold <= len(self.members):
+            raise Malformed(f"a group of {len(self.members)} can't ask for {self.threshold}")
+
+    def met(self, keys: Collection[VerifierKey]) -> bool:
+        return self.threshold <= sum(m.met(keys) if isinstance(m, Quorum) else m in keys for m in self.members)
+
+    def keys(self) -> list[VerifierKey]:
+        return [key for m in self.members for key in (m.keys() if isinstance(m, Quorum) else [m])]
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Which checkpoints are valid: those that one of `logs` signed and the `quorum` of `witnesses` cosigned."""
+    logs: tuple[VerifierKey, ...]  # of type 0x01
+    witnesses: tuple[VerifierKey, ...] = ()  # of type 0x04; or 0x06, which never counts
+    quorum: Quorum = Quorum(0, ())
+    urls: tuple[tuple[VerifierKey, str], ...] = ()  # where to reach them; nothing in Part I looks at it
+
+    def __post_init__(self) -> None:
+        for keys, kinds in (self.logs, {ED25519}), (self.witnesses, {COSIGNATURE, ML_DSA_44}):
+            # "Two vkeys are considered duplicate if they wrap the same underlying public key"
+            if not {k.kind for k in keys} <= kinds or not len({k.key for k in keys}) == len(keys):
+                raise Malformed("a policy has the same key twice, or one of a type that can't sign there")
+        members = self.quorum.keys()
+        if len(set(members)) < len(members) or not set(members) <= set(self.witnesses):
+            raise Malformed("a quorum counts witnesses of the policy, each of them once")
+
+
+def open_checkpoint(note: bytes, policy: Policy) -> Checkpoint:
+    """The checkpoint of a note that `policy` accepts; raises Malformed, BadSignature."""
+    text, signed = open_note(note, (*policy.logs, *policy.witnesses))
+    checkpoint = Checkpoint.parse(text)
+    # tlog-policy: "This name MUST correspond to the log's origin line"
+    if not any(key in policy.logs and key.name == checkpoint.origin for key in signed):
+        raise BadSignature(f"the checkpoint of {checkpoint.origin} is not signed by a log of the policy")
+    cosigned = tuple((key, seconds) for key, seconds in signed.items() if key in policy.witnesses)
+    if not policy.quorum.met([key for key, _ in cosigned]):
+        raise BadSignature(f"{len(cosigned)} known witnesses cosigned {checkpoint.origin}: short of the quorum")
+    return dataclasses.replace(checkpoint, cosigned=cosigned)
+
+# --- Entries ----------------------------------------------------------------------------------------------
+
+_CHAR = r"[^\x00-\x1f\x7f-\x9f\ud800-\udfff"  # no control character, no lone surrogate, and no …
+_ENTRY = re.compile(  # checksum, filename, issuer, subject
+    r"pypi-transparency/v1\n(sha256:[0-9a-f]{64})\n"
+    rf"((?!\s){_CHAR}/\\]+(?<!\s))(?:\npublisher ({_CHAR}\s]+) ({_CHAR}]+))?")
+
+
+def encode_entry(filename: str, checksum: str, issuer: str | None = None, subject: str | None = None) -> bytes:
+    """The bytes that are logged for a file and, if it has one, its publisher; raises Malformed."""
+    text = f"pypi-transparency/v1\n{checksum}\n{filename}"
+    if issuer is not None:
+        text += f"\npublisher {issuer} {subject}"
+    # What is parsed has to be what was meant: a newline within a field would move the borders.
+    if not (match := _ENTRY.fullmatch(text)) or match.groups() != (checksum, filename, issuer, subject):
+        raise Malformed(f"not sha256:<64 hex digits>, a filename and perhaps a publisher: {text[21:200]!r}")
+    data = text.encode()
+    if len(data) > MAX_ENTRY or len(filename.encode()) > MAX_FILENAME:
+        raise Malformed(f"an entry of more than {MAX_ENTRY} bytes, or a filename of more than {MAX_FILENAME}")
+    return data
+
+
+class Publisher(NamedTuple):
+    """The identity of a PEP 740 attestation: the OIDC issuer, and the subject of the signing certificate."""
+    issuer: str
+    subject: str
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file of an index; raises Malformed. `checksum` is "sha256:" and 64 lowercase hex digits."""
+    filename: str
+    checksum: str
+    publisher: Publisher | None = None
+
+    def __post_init__(self) -> None:
+        self.encode()
+
+    @classmethod
+    def parse(cls, data: bytes) -> Entry:
+        """The entry whose encoding is `data`; raises Malformed."""
+        if not (match := _ENTRY.fullmatch(data.decode(errors="surrogateescape"))):
+            raise Malformed(f"not an entry of a Python package index: {data[:200]!r}")
+        return cls(match[2], match[1], Publisher(match[3], match[4]) if match[3] else None)
+
+    def encode(self) -> bytes:
+        return encode_entry(self.filename, self.checksum, *(self.publisher or ()))
+
+# --- Offline proofs, and the front door: tlog-proof --------------------------------------------------------
+
+@dataclass(frozen=True)
+class Proof:
+    """A .tlog-proof, UNVERIFIED: see check_logged. `hashes` are 32 bytes each, `checkpoint` is a note."""
+    index: int
+    hashes: tuple[bytes, ...]
+    checkpoint: bytes
+    extra: bytes = b""
+
+    @classmethod
+    def parse(cls, data: bytes) -> Proof:
+        """The proof that `data` is the text of; raises Malformed."""
+        head, _, checkpoint = data.partition(b"\n\n")
+        first, *lines = parse_text(head + b"\n").split("\n")[:-1]
+        extra = parse_base64(lines.pop(0)[6:]) if lines and lines[0].startswith("extra ") else None
+        if first != "c2sp.org/tlog-proof@v1" or extra == b"" or not lines or not lines[0].startswith("index "):
+            raise Malformed("not a c2sp.org/tlog-proof@v1 with perhaps an extra line, and an index line")
+        hashes = tuple(parse_base64(line, 32) for line in lines[1:])
+        split_note(checkpoint)
+        return cls(parse_decimal(lines[0][6:]), hashes, checkpoint, extra or b"")
+
+    def entry(self, filename: str, checksum: str) -> Entry:
+        """The entry, for check_logged to judge, that the proof claims for this file; raises Malformed, BadProof."""
+        # "Applications MUST NOT implicitly trust the extra data": it may add a publisher, not change the file.
+        entry = Entry.parse(self.extra) if self.extra else Entry(filename, checksum)
+        if (entry.filename, entry.checksum) != (filename, checksum):
+            raise BadProof(f"the proof is about {entry.filename} with {entry.checksum}")
+        return entry
+
+
+def check_logged(entry: Entry | bytes, proof: bytes, policy: Policy) -> Checkpoint:
+    """The checkpoint, accepted by `policy`, under which the .tlog-proof `proof` shows that `entry` is logged.
+
+    Raises Malformed; BadSignature (no such checkpoint); BadProof (the entry is not in its tree).
+    """
+    parsed = Proof.parse(proof)
+    checkpoint = open_checkpoint(parsed.checkpoint, policy)
+    leaf = leaf_hash(entry.encode() if isinstance(entry, Entry) else entry)
+    check_inclusion(leaf, parsed.index, checkpoint.tree, parsed.hashes)
+    return checkpoint
+
+
+# === Part II: the rest that is pure =====================================================================
+# --- Policy files: tlog-policy ---------------------------------------------------------------------------
+
+def as_witness(key: VerifierKey) -> VerifierKey:
+    """The key that verifies a witness's cosignatures, where Go's tools hand its vkey out as type 0x01."""
+    return VerifierKey(key.name, COSIGNATURE, key.key) if key.kind == ED25519 else key
+
+
+def simple_policy(logs: Iterable[VerifierKey], witnesses: Iterable[VerifierKey] = (), k: int | None = None) -> Policy:
+    """Any of `logs`, cosigned by `k` (None: by all) of `witnesses`; raises Malformed."""
+    keys = tuple(as_witness(key) for key in witnesses)
+    return Policy(tuple(logs), keys, Quorum(len(keys) if k is None else k, keys))
+
+
+def parse_policy(data: bytes) -> Policy:
+    """The policy that a policy file describes; raises Malformed with the number of the line."""
+    # "the allowed octet values are 0x09 (tab), 0x0A (newline), 0x20-0x7E, and 0x80-0xFF"
+    if not re.fullmatch(rb"[\t\n\x20-\x7e\x80-\xff]*", data) or len(data) > MAX_POLICY:
+        raise Malformed(f"a policy file has no control characters and at most {MAX_POLICY} bytes")
+    # "each line is terminated by ASCII newline": what is left of a file that was cut off may still be a policy.
+    if not data.endswith(b"\n"):
+        raise Malformed("the last line of the policy file has no newline: was it cut off?")
+    lines = _PolicyLines()
+    for number, line in enumerate(data.split(b"\n"), 1):
+        if (words := line.split()) and not words[0].startswith(b"#"):
+            try:
+                lines.add(words[0], words[1:])
+            except Malformed as error:
+                raise Malformed(f"line {number} of the policy file: {error}") from None
+    return lines.policy()
+
+
+class _PolicyLines:
+    """What the lines of a policy file define so far. "names must be handled as opaque octet strings"."""
+
+    def __init__(self) -> None:
+        self.keys: dict[bytes, list[VerifierKey]] = {b"log": [], b"witness": []}
+        self.urls: list[tuple[VerifierKey, str]] = []
+        self.names: dict[bytes, VerifierKey | Quorum] = {}
+        self.grouped: set[bytes] = set()
+        self.quorum: Quorum | None = None
+
+    def add(self, keyword: bytes, words: list[bytes]) -> None:
+        if keyword == b"log" and len(words) in (1, 2):
+            self._key(keyword, *words)
+        elif keyword == b"witness" and len(words) in (2, 3):
+            self._define(words[0], self._key(keyword, *words[1:]))
+        elif keyword == b"group" and len(words) >= 3:
+            self._define(words[0], self._group(words[1], words[2:]))
+        elif keyword == b"quorum" and len(words) == 1:
+            # "A policy file must include exactly one quorum line."
+            if self.quorum:
+                raise Malformed("a second quorum line")
+            chosen = Quorum(0, ()) if words[0] == b"none" else self._named(words[0])
+            self.quorum = chosen if isinstance(chosen, Quorum) else Quorum(1, (chosen,))
+        else:
+            raise Malformed(f"not a log, witness, group or quorum line: {b' '.join([keyword, *words])[:60]!r}")
+
+    def policy(self) -> Policy:
+        if self.quorum is None:
+            raise Malformed("the policy file has no quorum line (`quorum none` asks for no witness)")
+        return Policy(tuple(self.keys[b"log"]), tuple(self.keys[b"witness"]), self.quorum, tuple(self.urls))
+
+    def _key(self, role: bytes, vkey: bytes, url: bytes = b"") -> VerifierKey:
+        key = VerifierKey.parse(vkey.decode(errors="surrogateescape"))
+        key = as_witness(key) if role == b"witness" else key
+        self.keys[role].append(key)
+        Policy(tuple(self.keys[b"log"]), tuple(self.keys[b"witness"]))  # refuses duplicates, and keys of a wrong type
+        if url:
+            self.urls.append((key, url.decode(errors="surrogateescape")))
+        return key
+
+    def _group(self, k: bytes, names: list[bytes]) -> Quorum:
+        # "Each defined name can be listed as a group member at most once."
+        if len(set(names)) < len(names) or self.grouped & set(names):
+            raise Malformed("a name can be a member of one group, once")
+        self.grouped |= set(names)
+        # "The `any` variant is a shorthand for k = 1, and the `all` variant is a shorthand for k = n."
+        shorthand = {b"any": 1, b"all": len(names)}
+        threshold = shorthand[k] if k in shorthand else parse_decimal(k.decode("latin-1"))
+        return Quorum(threshold, tuple(self._named(name) for name in names))
+
+    def _define(self, name: bytes, value: VerifierKey | Quorum) -> None:
+        if name in self.names or name == b"none":
+            raise Malformed(f"the name {name[:60]!r} is taken")
+        self.names[name] = value
+
+    def _named(self, name: bytes) -> VerifierKey | Quorum:
+        if name not in self.names:
+            raise Malformed(f"no line above defines {name[:60]!r}")
+        return self.names[name]
+
+
+# --- Signing, and the encoders of what Part I parses -----------------------------------------------------
+
+def to_base64(data: bytes) -> str:
+    return binascii.b2a_base64(data, newline=False).decode()
+
+
+def encode_vkey(key: VerifierKey) -> str:
+    return f"{key.name}+{key.key_id.hex()}+{to_base64(bytes([key.kind]) + key.key)}"
+
+
+def encode_checkpoint(checkpoint: Checkpoint) -> str:
+    """The note text of a checkpoint."""
+    lines = (checkpoint.origin, str(checkpoint.tree.size), to_base64(checkpoint.tree.root), *checkpoint.extensions)
+    return "".join(f"{line}\n" for line in lines)
+
+
+def encode_proof(proof: Proof) -> bytes:
+    """The text of a .tlog-proof."""
+    extra = [f"extra {to_base64(proof.extra)}"] if proof.extra else []
+    lines = ("c2sp.org/tlog-proof@v1", *extra, f"index {proof.index}", *map(to_base64, proof.hashes))
+    return "".join(f"{line}\n" for line in lines).encode() + b"\n" + proof.checkpoint
+
+
+@dataclass(frozen=True)
+class Signer:
+    """An Ed25519 private key (RFC 8032): its 32-byte seed, which no message or repr shows."""
+    name: str
+    seed: bytes = field(repr=False)
+
+    @classmethod
+    def parse(cls, skey: str) -> Signer:
+        """The key of Go's "PRIVATE+KEY+<name>+<hash>+<base64(0x01 || seed)>"; raises Malformed."""
+        parts = [*skey.split("+", 4), "", "", "", ""]
+        try:
+            data = parse_base64(parts[4], 33)
+            signer = cls(parts[2], data[1:])
+            if parts[:2] == ["PRIVATE", "KEY"] and data[0] == ED25519 and signer.key.key_id.hex() == parts[3]:
+                return signer
+        except Malformed:
+            pass  # its message would show a part of the key
+        raise Malformed("not a private key of the form PRIVATE+KEY+name+hash+base64, or its hash does not fit")
+
+    def encode(self) -> str:
+        return f"PRIVATE+KEY+{self.name}+{self.key.key_id.hex()}+{to_base64(bytes([ED25519]) + self.seed)}"
+
+    @functools.cached_property
+    def _key(self) -> SigningKey:
+        return SigningKey(self.seed)
+
+    @functools.cached_property
+    def key(self) -> VerifierKey:
+        return VerifierKey(self.name, ED25519, bytes(self._key.verify_key))
+
+    def sign(self, checkpoint: Checkpoint) -> bytes:
+        """The checkpoint as a note with this key's signature, as a log makes it."""
+        text = encode_checkpoint(checkpoint)
+        signature = self._key.sign(text.encode()).signature
+        return f"{text}\n— {self.name} {to_base64(self.key.key_id + signature)}\n".encode()
+
+
+# --- Tiles and bundles: tlog-tiles -------------------------------------------------------------------------
+
+_TILE_PATH = re.compile(r"tile/(entries|[0-9]{1,2})/((?:x[0-9]{3}/)*[0-9]{3})(?:\.p/([0-9]{1,3}))?")
+
+
+def tile_path(level: int | None, index: int, width: int = 256) -> str:
+    """The path of a tile, or with level None of an entry bundle, that is `width` (1 to 256) wide."""
+    groups = [f"{index % 1000:03d}"]
+    while index := index // 1000:
+        groups.insert(0, f"x{index % 1000:03d}")
+    partial = f".p/{width}" if width < 256 else ""
+    return f"tile/{'entries' if level is None else level}/{'/'.join(groups)}{partial}"
+
+
+def parse_tile_path(path: str) -> tuple[int | None, int, int]:
+    """The level (None for an entry bundle), index and width that `path` is the one path of; raises Malformed."""
+    if match := _TILE_PATH.fullmatch(path):
+        level = None if match[1] == "entries" else parse_decimal(match[1])
+        index = parse_decimal(re.sub("[x/]", "", match[2]).lstrip("0") or "0")  # groups of 3 digits are one decimal
+        width = 256 if match[3] is None else parse_decimal(match[3])
+        # "a decimal ASCII integer between 0 and 63", "between 1 and 255"
+        if (level or 0) <= 63 and 0 < width and tile_path(level, index, width) == path:
+            return level, index, width
+    raise Malformed(f"not the path of a tile: {path[:80]!r}")
+
+
+def encode_bundle(entries: Iterable[bytes]) -> bytes:
+    """"big-endian uint16 length-prefixed log entries", each of at most MAX_ENTRY bytes."""
+    return b"".join([len(entry).to_bytes(2, "big") + entry for entry in entries])
+
+
+def parse_bundle(data: bytes, width: int, exactly: bool = True) -> list[bytes]:
+    """The `width` entries of a bundle, or with `exactly` False the first ones of more; raises Malformed."""
+    entries, at = [], 0
+    for _ in range(width):
+        end = at + 2 + int.from_bytes(data[at : at + 2], "big")
+        if at + 2 > len(data) or end > len(data):
+            break
+        entries.append(data[at + 2 : end])
+        at = end
+    if len(entries) < width or (exactly and at < len(data)):
+        raise Malformed(f"a bundle of {len(data)} bytes that does not hold {width} entries")
+    return entries
+
+
+def expand_tile(tile: bytes) -> list[list[bytes]]:
+    """All complete nodes over the hashes of a tile, level by level from the hashes themselves up."""
+    sha256, nodes = hashlib.sha256, [tile[i : i + 32] for i in range(0, len(tile), 32)]
+    levels = [nodes]
+    while len(nodes) > 1:
+        joined = b"".join(nodes)  # node_hash, without a call for each
+        nodes = [sha256(b"\x01" + joined[i : i + 64]).digest() for i in range(0, len(joined) - 63, 64)]
+        levels.append(nodes)
+    return levels
+
+
+class Cache:
+    """Keeps what was used last, up to a weight; for what never changes under its key. Threads may share it."""
+
+    def __init__(self, limit: int, weigh: Callable[[Any], int] = lambda value: 1) -> None:
+        self._limit, self._weigh, self._weight = limit, weigh, 0
+        self._kept: OrderedDict[Any, Any] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: Any) -> Any:
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+            return self._kept.get(key)
+
+    def put(self, key: Any, value: Any) -> None:
+        with self._lock:
+            if key not in self._kept:
+                self._kept[key] = value
+                self._weight += self._weigh(value)
+                while self._weight > self._limit:
+                    self._weight -= self._weigh(self._kept.popitem(last=False)[1])
+
+
+class Tiles:
+    """The hashes of a tree of `size` entries, out of its tiles: one reader for log, client and monitor.
+
+    `fetch(level, index, width)` returns the 32 * width bytes of a tile. `cache` keeps expanded tiles; what it
+    holds for a tile of a certain width never changes.
+    """
+
+    def __init__(self, size: int, fetch: Callable[[int, int, int], bytes], cache: Cache | None = None) -> None:
+        self.size, self._fetch, self._cache = size, fetch, Cache(64) if cache is None else cache
+
+    def expanded(self, level: int, index: int) -> list[list[bytes]]:
+        """The levels of nodes over tile `index` of tile level `level`, which is as wide as the tree makes it."""
+        width = min(256, (self.size >> 8 * level) - 256 * index)
+        levels: list[list[bytes]] | None = self._cache.get((level, index, width))
+        if levels is None:
+            tile = self._fetch(level, index, width)
+            if len(tile) != 32 * width or width < 1:
+                raise BadProof(f"{tile_path(level, index, width)} has {len(tile)} bytes")
+            levels = expand_tile(tile)
+            self._authenticate(level, index, levels)
+            self._cache.put((level, index, width), levels)
+        return levels
+
+    def _authenticate(self, level: int, index: int, levels: list[list[bytes]]) -> None:
+        """Raises BadProof where the tile should not be believed; the log believes its own."""
+
+    def hash(self, lo: int, hi: int) -> bytes:
+        """The Merkle tree hash of entries lo to hi - 1, "MTH(D[lo:hi])" of RFC 6962 section 2.1, of 32 bytes.
+
+        Unless hi is the tree's size, hi - lo must be a power of two that divides lo: what proofs are made of.
+        """
+        count = hi - lo
+        if count == 0:
+            return EMPTY_ROOT
+        if count & (count - 1) == 0:
+            level, height = divmod(count.bit_length() - 1, 8)
+            node = lo >> 8 * level + height
+            return self.expanded(level, node >> 8 - height)[height][node & (1 << 8 - height) - 1]
+        middle = lo + split(count)
+        return node_hash(self.hash(lo, middle), self.hash(middle, hi))
+
+
+class AuthenticTiles(Tiles):
+    """Tiles from a source that is not trusted, each proved to belong to `tree` before it is used or kept.
+
+    The partial tiles of the right edge are proved at once, by hashing to the root; a full tile is proved by its
+    hash, which stands in a tile above it. Raises BadProof.
+    """
+
+    def __init__(self, tree: Tree, fetch: Callable[[int, int, int], bytes], cache: Cache | None = None) -> None:
+        super().__init__(tree.size, fetch, cache)
+        if self.hash(0, tree.size) != tree.root:  # this reads all of the partial tiles, and nothing else
+            raise BadProof(f"the tiles do not lead to the root of the tree of size {tree.size}")
+
+    def _authenticate(self, level: int, index: int, levels: list[list[bytes]]) -> None:
+        if len(levels[0]) == 256 and levels[8][0] != self.expanded(level + 1, index // 256)[0][index % 256]:
+            raise BadProof(f"{tile_path(level, index)} is not the one that the checkpoint covers")
+
+
+def split(count: int) -> int:
+    """"the largest power of two smaller than" count (RFC 6962 section 2.1); count is 2 or more."""
+    return 1 << (count - 1).bit_length() - 1
+
+
+def prove_inclusion(tiles: Tiles, index: int) -> list[bytes]:
+    """"PATH(m, D[n])" of RFC 6962 section 2.1.1, 32 bytes an element, for entry `index` < tiles.size."""
+
+    def path(lo: int, hi: int) -> list[bytes]:
+        if hi - lo == 1:
+            return []
+        middle = lo + split(hi - lo)
+        if index < middle:
+            return [*path(lo, middle), tiles.hash(middle, hi)]
+        return [*path(middle, hi), tiles.hash(lo, middle)]
+
+    return path(0, tiles.size)
+
+
+def prove_consistency(tiles: Tiles, old: int) -> list[bytes]:
+    """"PROOF(m, D[n])" of RFC 6962 section 2.1.2, 32 bytes an element, from size `old` <= tiles.size."""
+
+    def subproof(lo: int, hi: int, whole: bool) -> list[bytes]:  # "SUBPROOF(m, D[n], b)"
+        if old == hi:
+            return [] if whole else [tiles.hash(lo, hi)]
+        middle = lo + split(hi - lo)
+        if old <= middle:
+            return [*subproof(lo, middle, whole), tiles.hash(middle, hi)]
+        return [*subproof(middle, hi, False), tiles.hash(lo, middle)]
+
+    return subproof(0, tiles.size, True) if old else []
+
+
+def prove_many(tiles: Tiles, indices: Sequence[int], separator: str) -> Iterator[str]:
+    """The inclusion proofs of many entries, as base64 joined by `separator`; `indices` ascend strictly.
+
+    It is prove_inclusion from the root down, for all at once: a part of the path that proofs share, and its
+    base64, is made once.
+    """
+    todo = [(0, tiles.size, 0, len(indices), "")] if indices else []
+    while todo:
+        lo, hi, first, last, tail = todo.pop()  # indices[first:last] are in [lo, hi), and not none
+        if hi - lo == 1:
+            yield tail
+            continue
+        middle = lo + split(hi - lo)
+        between = bisect.bisect_left(indices, middle, first, last)
+        end = separator + tail if tail else ""
+        if between < last:
+            todo.append((middle, hi, between, last, to_base64(tiles.hash(lo, middle)) + end))
+        if first < between:
+            todo.append((lo, middle, first, between, to_base64(tiles.hash(middle, hi)) + end))
+
+
+def grow(size: int, edge: Callable[[int, int, int], bytes], leaves: list[bytes]) -> Iterator[tuple[int, int, bytes]]:
+    """The level, index and bytes of each tile that `leaves`, 32 bytes each, change or add behind `size` entries.
+
+    `edge(level, index, width)` returns the partial tile that stands at the right edge of a level until then.
+    """
+    level = 0
+    while leaves:
+        index, width = divmod(size, 256)
+        data = (edge(level, index, width) if width else b"") + b"".join(leaves)
+        leaves = []
+        for at in range(0, len(data), 8192):
+            tile = data[at : at + 8192]
+            yield level, index + at // 8192, tile
+            # "a partial tile … MUST NOT be hashed into a tile at the level above"
+            if len(tile) == 8192:
+                leaves.append(expand_tile(tile)[8][0])
+        level, size = level + 1, size >> 8
+
+
+# === Part III: storage ==================================================================================
+# What always holds, whatever fails:
+#   - entries, tiles, look-up keys and the checkpoint signed over them are committed in one transaction;
+#   - a signature leaves the process only after that commit (WAL, synchronous FULL);
+#   - state is read inside the transaction that changes it, and there is one writer.
+
+class CommitFailed(Unavailable):
+    """The disk did not take a commit: nobody can say what is on it until it is read again."""
+
+
+Query = Callable[..., list[Any]]  # an SQL query and its values in, all of its rows out
+
+
+class Database:
+    """A SQLite file of ours: one connection that writes, unless `read_only`, and one for all threads that read."""
+
+    def __init__(self, path: Path, application_id: int, read_only: bool = False) -> None:
+        self.path, self.read_only = path, read_only
+        self._lock = threading.Lock()
+        with self._guarded():
+            self._reader = self._connect("ro" if read_only else "rw")
+            for name, wanted in ("application_id", application_id), ("user_version", 1):
+                if (found := self._reader.execute(f"PRAGMA {name}").fetchone()[0]) != wanted:
+                    raise Corrupt(f"{path} is not a file of this version of btlog: its {name} is {found}, not {wanted}")
+            if not read_only:
+                self._writer = self._connect("rw")
+                _make_durable(self._writer)
+
+    @staticmethod
+    def create(path: Path, application_id: int, schema: str) -> None:
+        """Makes the file, whole or not at all: it is filled under another name."""
+        draft = path.with_name(path.name + ".new")
+        draft.unlink(missing_ok=True)
+        try:
+            connection = sqlite3.connect(draft, isolation_level=None)
+            _make_durable(connection)
+            connection.executescript(f"PRAGMA application_id = {application_id}; PRAGMA user_version = 1; {schema}")
+            connection.close()
+            os.rename(draft, path)
+            sync_folder(path.parent)
+        except (OSError, sqlite3.Error) as error:
+            raise Unavailable(f"can't make {path}: {error}") from error
+
+    def _connect(self, mode: str) -> sqlite3.Connection:
+        uri = f"file:{urllib.parse.quote(str(self.path.absolute()))}?mode={mode}"
+        return sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, timeout=10)
+
+    @contextlib.contextmanager
+    def _guarded(self) -> Iterator[None]:
+        """Turns what SQLite raises into errors of ours."""
+        try:
+            yield
+        except sqlite3.OperationalError as error:
+            raise Unavailable(f"{self.path}: {error}") from error
+        except sqlite3.DatabaseError as error:
+            raise Corrupt(f"{self.path} is corrupt: {error}") from error
+
+    def read(self, sql: str, *values: Any) -> list[Any]:
+        """All rows of a query over what is committed."""
+        with self._lock, self._guarded():
+            return self._reader.execute(sql, values).fetchall()
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """All or nothing; raises CommitFailed where it can't be known which."""
+        with self._guarded():
+            self._writer.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._writer
+            except BaseException:
+                if self._writer.in_transaction:  # some errors have rolled it back already
+                    self._writer.execute("ROLLBACK")
+                raise
+            try:
+                self._writer.execute("COMMIT")
+            except sqlite3.Error as error:
+                raise CommitFailed(f"{self.path}: a commit failed: {error}") from error
+
+    def close(self) -> None:
+        with self._lock, self._guarded():
+            self._reader.close()
+            if not self.read_only:
+                self._writer.close()
+
+
+def _make_durable(connection: sqlite3.Connection) -> None:
+    """A commit is on disk when it returns. SQLite ignores settings that it does not know, so they are read back."""
+    for name, wanted in ("journal_mode", "wal"), ("synchronous", 2), ("busy_timeout", 10_000):
+        connection.execute(f"PRAGMA {name} = {wanted}")
+        if (found := connection.execute(f"PRAGMA {name}").fetchone()[0]) != wanted:
+            raise Corrupt(f"SQLite has {name} {found} here, not {wanted}: commits would not be safe")
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes the names in a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# --- The log's store ---------------------------------------------------------------------------------------
+
+LOG_ID = 0x62746C67  # "btlg"
+LOG_SCHEMA = """
+    CREATE TABLE setting (name TEXT PRIMARY KEY, value NOT NULL);
+    CREATE TABLE checkpoint (kind TEXT PRIMARY KEY, note BLOB NOT NULL);
+    CREATE TABLE tile (key INTEGER PRIMARY KEY, data BLOB NOT NULL);
+    CREATE TABLE bundle (n INTEGER PRIMARY KEY, data BLOB NOT NULL);
+    CREATE TABLE lookup (key INTEGER PRIMARY KEY);
+    INSERT INTO setting VALUES ('salt', randomblob(16));
+"""
+
+# A look-up key is an integer of 63 bits: which field (1 bit), which part of the log (14), a hash of the field's value
+# (31) and the entry's offset in its part (17). New keys fall into the last part, so that a batch touches few pages
+# however large the log is. The hash is salted: whoever names files can't make many of them collide.
+CHECKSUM, FILENAME = 1, 2  # the fields' places among the lines of an entry
+LOOK_UP = """
+    WITH RECURSIVE
+      part(p) AS (SELECT 0 UNION ALL SELECT p + 1 FROM part WHERE p < ?1 >> 17),
+      wanted(first, hash) AS (SELECT (?2 << 14 | p) << 48 | value << 17, value FROM part CROSS JOIN json_each(?3))
+    SELECT hash, (key >> 48 & 16383) << 17 | key & 131071
+    FROM wanted CROSS JOIN lookup ON key BETWEEN first AND first + 131071
+"""
+
+
+class LogRows:
+    """What is stored of a log, seen through one connection: with or without what is not committed yet."""
+
+    def __init__(self, query: Query) -> None:
+        self.query = query
+        self._salt: bytes = self.query("SELECT value FROM setting WHERE name = 'salt'")[0][0]
+
+    def checkpoint(self, kind: str) -> bytes | None:
+        """The note of the checkpoint that was "signed" last or is "published", None where there is none yet."""
+        rows = self.query("SELECT note FROM checkpoint WHERE kind = ?", kind)
+        return rows[0][0] if rows else None
+
+    def tree(self, kind: str) -> Tree:
+        note = self.checkpoint(kind)
+        return Checkpoint.parse(split_note(note)[0]).tree if note else Tree(0, EMPTY_ROOT)
+
+    def tile(self, level: int, index: int, width: int) -> bytes:
+        """The first `width` hashes of a tile, 32 bytes each."""
+        rows = self.query("SELECT data FROM tile WHERE key = ?", level << 56 | index)
+        if not rows or len(rows[0][0]) < 32 * width:
+            raise Corrupt(f"the stored {tile_path(level, index, width)} is missing or too short")
+        data: bytes = rows[0][0]
+        return data[: 32 * width]
+
+    def bundle(self, index: int, width: int) -> bytes:
+        """The bundle of the first `width` entries of entry bundle `index`."""
+        rows = self.query("SELECT data FROM bundle WHERE n = ?", index)
+        try:
+            data: bytes = rows[0][0] if rows else b""
+            return encode_bundle(parse_bundle(data, width, exactly=False)) if width < 256 else data
+        except Malformed as error:
+            raise Corrupt(f"the stored {tile_path(None, index, width)}: {error}") from None
+
+    def entry(self, index: int) -> bytes:
+        return parse_bundle(self.bundle(index // 256, index % 256 + 1), index % 256 + 1)[-1]
+
+    def hash(self, value: bytes) -> int:
+        return int.from_bytes(hashlib.sha256(self._salt + value).digest()[:4], "big") >> 1
+
+    def keys(self, index: int, entry: bytes) -> list[int]:
+        """The look-up keys of an entry that has such fields; what a mirror keeps may be anything."""
+        place = (index >> 17) << 48 | index & 131071
+        lines = entry.split(b"\n", 3)
+        return [(f - 1) << 62 | place | self.hash(lines[f]) << 17 for f in (CHECKSUM, FILENAME) if f < len(lines)]
+
+    def look_up(self, field_: int, values: Iterable[bytes], size: int) -> list[tuple[int, bytes]]:
+        """Of the first `size` entries those, by index, whose field is one of `values`, and perhaps others."""
+        hashes = json.dumps(sorted({self.hash(value) for value in values}))
+        found = sorted({index for _, index in self.query(LOOK_UP, size, field_ - 1, hashes) if index < size})
+        return [(index, self.entry(index)) for index in found]
+
+
+class LogStore(LogRows):
+    """A folder with a log: entries, tiles and checkpoints in its `log.sqlite3`, which one process may write.
+
+    Raises Unavailable where the folder can't be used so, Corrupt where what it holds contradicts itself.
+    """
+
+    def __init__(self, folder: Path, read_only: bool = False) -> None:
+        self.folder, path = folder, folder / "log.sqlite3"
+        self._lock = None if read_only else lock_folder(folder)
+        if not path.exists():
+            if read_only:
+                raise Unavailable(f"{folder} holds no log: there is no log.sqlite3 in it")
+            strange = set(os.listdir(folder)) - {"private.key", "public.key", "lost+found", "log.sqlite3.new"}
+            if strange := {name for name in strange if not name.startswith(".")}:
+                raise Unavailable(f"{folder} holds no log but other things ({min(strange)}): choose a folder of its own")
+            Database.create(path, LOG_ID, LOG_SCHEMA)
+        self.database = Database(path, LOG_ID, read_only)
+        super().__init__(self.database.read)
+
+    def key(self) -> VerifierKey | None:
+        """The key of the log that this is; None while it is none."""
+        rows = self.query("SELECT value FROM setting WHERE name = 'vkey'")
+        return VerifierKey.parse(rows[0][0]) if rows else None
+
+    def found(self, key: VerifierKey, note: bytes | None) -> None:
+        """Makes this, for good, the log of `key`; `note` is its checkpoint of size 0, None where there is none."""
+        with self.database.transaction() as db:
+            db.execute("INSERT INTO setting VALUES ('vkey', ?)", (encode_vkey(key),))
+            if note:
+                db.executemany("INSERT INTO checkpoint VALUES (?, ?)", [("signed", note), ("published", note)])
+
+    def publish(self, note: bytes) -> None:
+        with self.database.transaction() as db:
+            db.execute("INSERT OR REPLACE INTO checkpoint VALUES ('published', ?)", (note,))
+
+    def append(self, entries: list[bytes], seal: Callable[[Tree], bytes], publish: bool, replace: bool = False) -> list[int | Conflict]:
+        """Adds what is new of `entries`, at most MAX_ENTRY bytes each, and says for each of them where it is.
+
+        `seal` gets the new tree and returns the note to store as signed, and to `publish` where that is asked for;
+        it may raise, and then nothing has happened. An entry whose filename is logged with another checksum
+        is a Conflict, unless it may `replace`.
+        """
+        with self.database.transaction() as db:
+            rows = LogRows(lambda sql, *values: db.execute(sql, values).fetchall())
+            old = rows.tree("signed")
+            outcomes, fresh = _deduplicate(rows, old.size, entries, replace)
+            if fresh:
+                tree = _extend(rows, db, old, fresh)
+                kinds = ("signed", "published") if publish else ("signed",)
+                note = seal(tree)
+                db.executemany("INSERT OR REPLACE INTO checkpoint VALUES (?, ?)", [(kind, note) for kind in kinds])
+        return outcomes
+
+    def close(self) -> None:
+        self.database.close()
+        if self._lock is not None:
+            os.close(self._lock)
+
+
+def lock_folder(folder: Path) -> int:
+    """A descriptor that keeps other writers, also of this process, out of a folder until it is closed."""
+    if sys.platform == "win32":
+        raise Unavailable("a log needs a system with POSIX file locks")
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise Unavailable(f"{folder} is in use by another btlog: a log has one writer") from None
+    except OSError as error:
+        raise Unavailable(f"can't lock {folder}: {error.strerror}") from None
+    if not os.access(folder, os.W_OK):
+        os.close(descriptor)
+        raise Unavailable(f"{folder} is not writable for this user")
+    return descriptor
+
+
+def _deduplicate(rows: LogRows, size: int, entries: list[bytes], replace: bool) -> tuple[list[int | Conflict], list[bytes]]:
+    """Where each entry is or will be in a log of `size`, or why it can't be; and those of them that are new."""
+    names = [entry.split(b"\n", 3)[FILENAME] for entry in entries]
+    known: dict[bytes, list[tuple[int, bytes]]] = {}
+    for index, entry in rows.look_up(FILENAME, names, size):
+        known.setdefault(entry.split(b"\n", 3)[FILENAME], []).append((index, entry))
+    outcomes: list[int | Conflict] = []
+    fresh: list[bytes] = []
+    for name, entry in zip(names, entries, strict=True):
+        same_name = known.setdefault(name, [])
+        same = next((index for index, other in same_name if other == entry), None)
+        # encode_entry puts the checksum first: 21 bytes of version, then 71.
+        other = next((index for index, other in same_name if other[:93] != entry[:93]), None)
+        if same is not None:
+            outcomes.append(same)
+        elif other is not None and not replace:
+            outcomes.append(Conflict(f"{name.decode()} is logged with another checksum, at index {other}", other))
+        else:
+            index = size + len(fresh)
+            same_name.append((index, entry))
+            fresh.append(entry)
+            outcomes.append(index)
+    return outcomes, fresh
+
+
+def _extend(rows: LogRows, db: sqlite3.Connection, old: Tree, entries: list[bytes]) -> Tree:
+    """Stores new entries behind tree `old`, and all that follows from them; returns a tree that is proved to follow it."""
+    leaves = [leaf_hash(entry) for entry in entries]
+    for level, index, data in grow(old.size, rows.tile, leaves):
+        db.execute("INSERT OR REPLACE INTO tile VALUES (?, ?)", (level << 56 | index, data))
+    first, width = divmod(old.size, 256)
+    head = rows.bundle(first, width) if width else b""
+    for start in range(-width, len(entries), 256):
+        data = head + encode_bundle(entries[max(start, 0) : start + 256])
+        db.execute("INSERT OR REPLACE INTO bundle VALUES (?, ?)", (first, data))
+        first, head = first + 1, b""
+    keys = sorted(key for index, entry in enumerate(entries, old.size) for key in rows.keys(index, entry))
+    db.executemany("INSERT INTO lookup VALUES (?)", [(key,) for key in keys])
+    tiles = Tiles(old.size + len(entries), rows.tile)
+    tree = Tree(tiles.size, tiles.hash(0, tiles.size))
+    check_consistency(old, tree, prove_consistency(tiles, old.size))
+    return tree
+
+
+def check_store(rows: LogRows, key: VerifierKey, progress: Callable[[int, int], None]) -> Iterator[str]:
+    """Recomputes everything that is stored and says, in a line each, what is not as it has to be."""
+    for line, in rows.query("PRAGMA integrity_check(20)"):
+        if line != "ok":
+            yield f"log.sqlite3: {line}"
+    trees = {}
+    for kind in ("signed", "published"):
+        try:
+            trees[kind] = open_checkpoint(rows.checkpoint(kind) or b"", simple_policy([key])).tree
+        except Error as error:
+            yield f"the {kind} checkpoint: {error}"
+    size = trees["signed"].size if "signed" in trees else 256 * rows.query("SELECT count(*) FROM bundle")[0][0]
+    hashes: list[bytes] = []  # of one level, from the entries up
+    keys: list[int] = []
+    for index in range((size + 255) // 256):
+        progress(256 * index, size)
+        width = min(256, size - 256 * index)
+        leaves, found = _check_bundle(rows, index, width, keys)
+        yield from found
+        hashes += leaves
+        if (index + 1) % 512 == 0 or 256 * index + width == size:
+            yield from _check_keys(rows, index >> 9, keys)
+            keys = []
+    yield from _check_tiles(rows, size, hashes)
+    for kind, tree in trees.items():
+        try:
+            if Tiles(tree.size, rows.tile).hash(0, tree.size) != tree.root:
+                yield f"the tiles do not lead to the root of the {kind} checkpoint of size {tree.size}"
+        except Error as error:
+            yield f"the {kind} checkpoint of size {tree.size}: {error}"
+    counts = {"bundle": (size + 255) // 256, "tile": sum(-(-(size >> 8 * level) // 256) for level in range(8))}
+    for table, count in counts.items():
+        if (stored := rows.query(f"SELECT count(*) FROM {table}")[0][0]) != count:
+            yield f"{stored} {table}s are stored where a tree of size {size} has {count}"
+    if rows.query("SELECT 1 FROM lookup WHERE key >> 48 & 16383 > ? LIMIT 1", max(size - 1, 0) >> 17):
+        yield "look-up keys beyond the end of the log"
+
+
+def _check_bundle(rows: LogRows, index: int, width: int, keys: list[int]) -> tuple[list[bytes], list[str]]:
+    """The leaf hashes of a bundle's entries, and what is wrong with it; adds the entries' look-up keys to `keys`."""
+    try:
+        entries = parse_bundle(rows.bundle(index, width), width)
+    except Error as error:
+        return [bytes(32)] * width, [f"{tile_path(None, index, width)}: {error}"]
+    for number, entry in enumerate(entries, 256 * index):
+        keys += rows.keys(number, entry)
+    return [leaf_hash(entry) for entry in entries], []
+
+
+def _check_keys(rows: LogRows, part: int, keys: list[int]) -> Iterator[str]:
+    stored = {key for field_ in (0, 1) for key, in rows.query(
+        "SELECT key FROM lookup WHERE key BETWEEN ? AND ?", (field_ << 14 | part) << 48, ((field_ << 14 | part) + 1 << 48) - 1)}
+    for key in sorted(stored.symmetric_difference(keys))[:20]:
+        yield f"the look-up key of entry {part << 17 | key & 131071} is {'not its own' if key in stored else 'missing'}"
+
+
+def _check_tiles(rows: LogRows, size: int, hashes: list[bytes]) -> Iterator[str]:
+    """Holds the stored tiles of all levels against the leaf hashes of `size` entries."""
+    level = 0
+    while hashes:
+        above = []
+        for index in range((len(hashes) + 255) // 256):
+            part = hashes[256 * index : 256 * index + 256]
+            try:
+                stored = rows.tile(level, index, len(part))
+            except Error as error:
+                yield str(error)
+                stored = b"".join(part)
+            for place in range(len(part)):
+                if stored[32 * place : 32 * place + 32] != part[place]:
+                    what = f"entry {256 * index + place}" if level == 0 else f"the tile {tile_path(level - 1, 256 * index + place)}"
+                    yield f"{tile_path(level, index, len(part))}, hash {place}: not the hash of {what}"
+            if len(part) == 256:
+                above.append(expand_tile(b"".join(part))[8][0])
+        level, hashes = level + 1, above
+
+
+# === Part IV: network ===================================================================================
+# --- HTTP: requests and answers, and the sockets below them ----------------------------------------------
+
+logger = logging.getLogger("btlog")
+
+
+class HttpError(Error):
+    """A request that is answered with `status`, for reasons of HTTP."""
+    exit_code = 3
+
+    def __init__(self, status: int, message: str, **headers: str) -> None:
+        super().__init__(message)
+        self.status, self.headers = status, headers
+
+
+@dataclass
+class Request:
+    """A request; `headers` have lowercase names; `read(n)` gives up to n bytes more of the body, b"" at its end."""
+    method: str
+    target: str
+    headers: dict[str, str]
+    length: int = 0
+    read: Callable[[int], bytes] = field(default=lambda n: b"", repr=False)
+
+    def body(self, limit: int) -> bytes:
+        if self.length > limit:
+            raise HttpError(413, f"the body has {self.length} bytes, and {limit} are allowed")
+        return self.read(self.length)
+
+    @property
+    def path(self) -> str:
+        return self.target.partition("?")[0]
+
+    def query(self) -> dict[str, str]:
+        """The query's parameters. A plus sign is a plus sign here: local versions in filenames have them."""
+        pairs = [part.partition("=") for part in self.target.partition("?")[2].split("&") if part]
+        try:
+            values = {urllib.parse.unquote(k, errors="strict"): urllib.parse.unquote(v, errors="strict") for k, _, v in pairs}
+        except UnicodeDecodeError:
+            raise Malformed("a query that is not UTF-8") from None
+        if len(values) < len(pairs):
+            raise Malformed("a query with the same parameter twice")
+        return values
+
+
+@dataclass
+class Response:
+    """An answer; a `body` that is an iterator is sent in chunks as it comes."""
+    body: bytes | Iterator[bytes]
+    kind: str = "application/json"
+    status: int = 200
+    headers: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def json(cls, value: Any, status: int = 200, **headers: str) -> Response:
+        return cls(json.dumps(value, ensure_ascii=False).encode() + b"\n", status=status, headers=headers)
+
+    @classmethod
+    def error(cls, error: Error) -> Response:
+        """The answer that an error is; of our own state it says nothing."""
+        message = str(error) if error.status != 500 else "internal error"
+        headers = {name.replace("_", "-"): value for name, value in getattr(error, "headers", {}).items()}
+        if error.status == 503:
+            headers.setdefault("Retry-After", "5")
+        index = {"index": error.index} if isinstance(error, Conflict) else {}
+        return cls.json({"error": message, **index}, error.status, **headers)
+
+
+_REQUEST_LINE = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+) ([\x21-\x7e]+) HTTP/([0-9])\.([0-9])\r\n")
+_HEADER = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([\t\x20-\x7e\x80-\xff]*?)[ \t]*\r\n")
+_ONCE = {"content-length", "transfer-encoding", "host", "content-type", "authorization", "origin", "expect"}
+
+
+def read_head(stream: IO[bytes]) -> tuple[Request, bool] | None:
+    """The next request's head, and whether its sender keeps the connection; None at the end; raises HttpError.
+
+    RFC 9112, and strictly: what two parsers could read in two ways (a bare newline, a folded header, two lengths)
+    is refused.
+    """
+    line = stream.readline(MAX_HEAD + 1)
+    if not line:
+        return None
+    if len(line) > MAX_HEAD:
+        raise HttpError(414, "the request line is too long")
+    match = _REQUEST_LINE.fullmatch(line.decode("latin-1"))
+    if not match:
+        raise HttpError(400, "not a request line of HTTP/1.1")
+    method, target, major, minor = match.groups()
+    if major != "1":
+        raise HttpError(505, "this is an HTTP/1.1 server")
+    headers: dict[str, str] = {}
+    room = MAX_HEAD - len(line)
+    while (line := stream.readline(room + 1)) != b"\r\n":
+        room -= len(line)
+        if room < 0 or len(headers) > 100:
+            raise HttpError(431, "the head of the request is too large")
+        if not (match := _HEADER.fullmatch(line.decode("latin-1"))):
+            raise HttpError(400, "not a header line")
+        name = match[1].lower()
+        if name in headers and name in _ONCE:
+            raise HttpError(400, f"two {name} headers")
+        headers[name] = f"{headers[name]}, {match[2]}" if name in headers else match[2]
+    tokens = headers.get("connection", "").lower().replace(" ", "").split(",")
+    keep = "close" not in tokens and (minor != "0" or "keep-alive" in tokens)
+    return Request(method, target, headers, _body_length(method, headers)), keep
+
+
+def _body_length(method: str, headers: dict[str, str]) -> int:
+    if "transfer-encoding" in headers:
+        raise HttpError(411, "send the body with a Content-Length, not in chunks")
+    if (text := headers.get("content-length")) is None:
+        if method in ("POST", "PUT", "PATCH"):
+            raise HttpError(411, "the request has no Content-Length")
+        return 0
+    try:
+        return parse_decimal(text)
+    except Malformed:
+        raise HttpError(400, "not a Content-Length") from None
+
+
+class _Timed(io.RawIOBase):
+    """Reads a socket against one deadline for the whole of what is read, not anew for each byte of a slow sender."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._socket, self.deadline = connection, 0.0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        left = self.deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        self._socket.settimeout(left)
+        return self._socket.recv_into(buffer)
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """One connection: reads requests, has the server's `answer` answer them, and writes each answer at once."""
+    server: Server
+
+    def setup(self) -> None:
+        self.connection: socket.socket = self.request
+        self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
+        self._timed = _Timed(self.connection)
+        self.stream = io.BufferedReader(self._timed, 65536)
+
+    def finish(self) -> None:
+        self.stream.close()
+
+    def handle(self) -> None:
+        with contextlib.suppress(OSError):  # the client has gone, or was too slow: nobody is left to tell
+            while self._one_request():
+                pass
+
+    def _one_request(self) -> bool:
+        """Answers a request; returns whether the connection goes on."""
+        self._timed.deadline = time.monotonic() + IDLE_TIMEOUT
+        if not self.stream.peek(1):
+            return False
+        self._timed.deadline = time.monotonic() + HEAD_TIMEOUT
+        self.server.busy.add(self)
+        try:
+            return self._answer()
+        finally:
+            self.server.busy.discard(self)
+
+    def _answer(self) -> bool:
+        request, keep, left = None, False, 0
+        try:
+            if (head := read_head(self.stream)) is None:
+                return False
+            request, keep = head
+            left = request.length
+
+            def read(count: int) -> bytes:
+                nonlocal left
+                data = self.stream.read(min(count, left))
+                left -= len(data)
+                if len(data) < count and left:
+                    raise HttpError(400, "the body ended early")
+                return data
+
+            request.read = read
+            if left:
+                # Slower than this, and a few clients could hold every connection.
+                self._timed.deadline = time.monotonic() + HEAD_TIMEOUT + left / MIN_RATE
+                if request.headers.get("expect", "").lower() == "100-continue":
+                    self.connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+            response = self.server.answer(request)
+        except Error as error:
+            response = Response.error(error)
+            if response.status == 500:
+                logger.error("%s: %s", request.target if request else "", error)
+        except OSError:
+            raise
+        except Exception:
+            logger.exception("internal error in answering %s", request.target if request else "a request")
+            response = Response.error(Error())
+        keep = keep and left == 0 and not self.server.stopping
+        self._send(response, keep, request is None or request.method != "HEAD")
+        if left:
+            self._linger()
+        return keep
+
+    def _send(self, response: Response, keep: bool, with_body: bool) -> None:
+        body = response.body
+        headers = {
+            "Content-Type": response.kind,
+            **({"Content-Length": str(len(body))} if isinstance(body, bytes) else {"Transfer-Encoding": "chunked"}),
+            **response.headers,
+            "Date": self.date_time_string(),
+            "Connection": "keep-alive" if keep else "close",
+        }
+        reason = http.client.responses.get(response.status, "")
+        head = f"HTTP/1.1 {response.status} {reason}\r\n" + "".join(f"{k}: {v}\r\n" for k, v in headers.items()) + "\r\n"
+        self.connection.settimeout(SEND_TIMEOUT)
+        if isinstance(body, bytes):
+            self.connection.sendall(head.encode("latin-1") + (body if with_body else b""))
+        else:
+            self.connection.sendall(head.encode("latin-1"))
+            for part in body if with_body else ():
+                self.connection.sendall(b"%x\r\n%b\r\n" % (len(part), part))
+            self.connection.sendall(b"0\r\n\r\n" if with_body else b"")
+
+    def _linger(self) -> None:
+        """Reads on for a moment: closing on unread bytes would reset the connection, and the answer with it."""
+        self.connection.shutdown(socket.SHUT_WR)
+        self._timed.deadline = time.monotonic() + 2
+        while self.stream.read1(65536):
+            pass
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """A thread for each connection, up to a bound; `answer` turns requests into answers, and may raise Errors."""
+    daemon_threads, block_on_close, request_queue_size = True, False, 1024
+    allow_reuse_address = True
+
+    def __init__(self, host: str, port: int, answer: Callable[[Request], Response]) -> None:
+        self.answer, self.stopping = answer, False
+        self.busy: set[Handler] = set()  # those that are at a request
+        self._places = threading.Semaphore(MAX_CONNECTIONS)
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        try:
+            super().__init__((host, port), Handler)
+        except OSError as error:
+            raise Malformed(f"can't listen on {host} port {port}: {error.strerror or error}") from None
+
+    def server_bind(self) -> None:
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, True)
+        self.socket.bind(self.server_address)  # without the name look-up of http.server
+        self.server_address = self.socket.getsockname()
+
+    @property
+    def url(self) -> str:
+        host, port = self.server_address[:2]
+        return f"http://[{host!s}]:{port}" if ":" in str(host) else f"http://{host!s}:{port}"
+
+    def drain(self, seconds: float) -> None:
+        """Waits, up to a time, until the requests under way are answered."""
+        until = time.monotonic() + seconds
+        while self.busy and time.monotonic() < until:
+            time.sleep(0.02)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if self._places.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            with contextlib.suppress(OSError):
+                request.sendall(b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 5\r\nContent-Length: 0\r\n\r\n")
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._places.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        logger.exception("a connection ended in an error")
+
+
+# --- What clients send: entries as JSON --------------------------------------------------------------------
+
+def parse_json(data: bytes) -> Any:
+    """JSON with its objects as tuples of pairs, so that a key that comes twice is not lost; raises Malformed."""
+    try:
+        return json.loads(data.decode(), object_pairs_hook=tuple, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise Malformed(f"not JSON: {error}"[:200]) from None
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+def parse_object(value: Any, *names: str) -> dict[str, Any]:
+    """The fields of a JSON object from parse_json, which may have `names` and no others; raises Malformed."""
+    if type(value) is not tuple:
+        raise Malformed("not a JSON object")
+    fields = dict(value)
+    if len(fields) < len(value) or not fields.keys() <= set(names):
+        raise Malformed(f"a JSON object with other fields than {', '.join(names)}, or with one of them twice")
+    return fields
+
+
+def entry_from_json(value: Any) -> bytes:
+    """The entry that a value from parse_json asks to be logged, encoded; raises Malformed."""
+    fields = parse_object(value, "filename", "checksum", "publisher")
+    publisher = fields.get("publisher")
+    words: list[Any] = [fields.get("filename"), fields.get("checksum")]
+    if publisher is not None:
+        fields = parse_object(publisher, "issuer", "subject")
+        words += [fields.get("issuer"), fields.get("subject")]
+    for word in words:
+        if type(word) is not str:
+            raise Malformed("filename and checksum, and issuer and subject of a publisher, have to be strings")
+    return encode_entry(*words)
+
+
+def entry_to_json(index: int, entry: Entry) -> dict[str, Any]:
+    value = {"index": index, "filename": entry.filename, "checksum": entry.checksum}
+    return {**value, "publisher": entry.publisher._asdict()} if entry.publisher else value
+
+
+def parse_lines(lines: Sequence[bytes]) -> list[bytes | Error]:
+    """The entries of NDJSON lines, and in the place of a line that is none the reason why."""
+    results: list[bytes | Error] = []
+    for line in lines:
+        try:
+            results.append(entry_from_json(parse_json(line)))
+        except Malformed as error:
+            results.append(error)
+    return results
+
+
+# --- The log -------------------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Published:
+    """A published checkpoint: its note, its tree, and how JSON answers hold the note."""
+    note: bytes
+    tree: Tree
+    json: str
+
+    @classmethod
+    def of(cls, note: bytes) -> Published:
+        return cls(note, Checkpoint.parse(split_note(note)[0]).tree, json.dumps(to_base64(note)))
+
+
+class Submission:
+    """Entries that wait to be logged. Once `done`, `outcomes` says where each is in `published`, or `error` why not."""
+
+    def __init__(self, entries: list[bytes]) -> None:
+        self.entries = entries
+        self.done = threading.Event()
+        self.abandoned = False
+        self.outcomes: list[int | Conflict] = []
+        self.published: Published | None = None
+        self.error: Error | None = None
+
+
+class Latency:
+    """How long successful requests took, in milliseconds, and how many failed: as bt-log's status has it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.count = self.failures = 0
+        self.last = self.total = self.least = self.most = self.rate = 0.0
+
+    def add(self, seconds: float, entries: int = 1, failures: int = 0) -> None:
+        with self._lock:
+            self.failures += failures
+            if entries:
+                self.count += entries
+                self.last = seconds * 1000
+                self.total += self.last * entries
+                self.least = min(self.least or self.last, self.last)
+                self.most = max(self.most, self.last)
+                self.rate = entries / seconds if seconds else 0.0
+
+    def json(self) -> dict[str, float]:
+        with self._lock:
+            average = self.total / self.count if self.count else 0.0
+            names = ("count", "failures", "last_ms", "average_ms", "min_ms", "max_ms", "throughput_per_second")
+            values = (self.count, self.failures, self.last, average, self.least, self.most, self.rate)
+            return dict(zip(names, (round(value, 3) for value in values), strict=True))
+
+
+class Log:
+    """The log: a thread that sequences what is submitted, and the checkpoint that is published."""
+
+    def __init__(self, store: LogStore, signer: Signer | None, replace: bool = False, timeout: float = 30) -> None:
+        self.store, self._signer, self._replace, self.timeout = store, signer, replace, timeout
+        key = store.key()
+        if key is None:
+            raise Corrupt(f"{store.folder} is not the store of a log yet")
+        self.key = key
+        self.trouble = ""  # why nothing can be published just now
+        self.failed = threading.Event()  # set once, for good, when the log has stopped
+        self._wake = threading.Condition()
+        self._queue: deque[Submission] = deque()
+        self._stopping = False
+        self._cache = Cache(256)
+        self._check()
+        self._thread = threading.Thread(target=self._run, name="sequencer", daemon=True)
+
+    def _check(self) -> None:
+        """Raises Corrupt unless what is stored fits the signed checkpoint and the key."""
+        for kind in ("signed", "published"):
+            note = self.store.checkpoint(kind) or b""
+            try:
+                tree = open_checkpoint(note, simple_policy([self.key])).tree
+                if Tiles(tree.size, self.store.tile).hash(0, tree.size) != tree.root:
+                    raise Corrupt(f"the tiles do not lead to the root of the tree of size {tree.size}")
+            except Error as error:
+                raise Corrupt(f"{self.store.folder} is corrupt: {kind} checkpoint: {error}") from None
+            self._published = Published.of(note)
+
+    @property
+    def published(self) -> Published:
+        """What readers see. A log that is only read asks the store: another process writes it."""
+        if self._signer is None:
+            note = self.store.checkpoint("published")
+            if note and note != self._published.note:
+                self._published = Published.of(note)
+        return self._published
+
+    def tiles(self, tree: Tree) -> Tiles:
+        return Tiles(tree.size, self.store.tile, self._cache)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends the sequencer, once it has finished what it is at."""
+        with self._wake:
+            self._stopping = True
+            self._wake.notify()
+        if self._thread.is_alive():
+            self._thread.join(8)
+
+    def submit(self, entries: list[bytes]) -> Submission:
+        """Has entries logged, and waits for it; raises Unavailable where that takes too long."""
+        submission = Submission(entries)
+        with self._wake:
+            if self._stopping:
+                raise Unavailable("the log is shutting down")
+            self._queue.append(submission)
+            self._wake.notify()
+        if not submission.done.wait(self.timeout):
+            submission.abandoned = True
+            raise Unavailable(f"not logged within {self.timeout:g} s: {self.trouble or 'the log is busy'}; try again")
+        if submission.error:
+            raise submission.error
+        return submission
+
+    def _run(self) -> None:
+        pause = 0.05
+        while batch := self._take():
+            try:
+                self._sequence(batch)
+                self.trouble, pause = "", 0.05
+            except (CommitFailed, Corrupt, BadProof, BadSignature, Malformed) as error:
+                self._fail(f"the log stops: {error}", batch)
+            except Unavailable as error:
+                # Nothing has happened; what waits goes on waiting, until it does not.
+                if not self.trouble:
+                    logger.error("can't write: %s; trying again", error)
+                self.trouble = str(error)
+                with self._wake:
+                    self._queue.extendleft(reversed(batch))
+                    self._wake.wait_for(lambda: self._stopping, pause)
+                pause = min(2 * pause, 2.0)
+            except Exception:
+                logger.exception("the log stops")
+                self._fail("the log stops: internal error", batch)
+
+    def _take(self) -> list[Submission]:
+        """What waits, up to MAX_BATCH entries, once something does; nothing when the log stops."""
+        with self._wake:
+            self._wake.wait_for(lambda: self._queue or self._stopping)
+            batch: list[Submission] = []
+            count = 0
+            while self._queue and not self._stopping and count < MAX_BATCH:
+                submission = self._queue.popleft()
+                if not submission.abandoned:
+                    batch.append(submission)
+                    count += len(submission.entries)
+            for submission in self._queue if self._stopping else ():
+                submission.error = Unavailable("the log is shutting down")
+                submission.done.set()
+        return batch if batch or self._stopping else self._take()
+
+    def _sequence(self, batch: list[Submission]) -> None:
+        """Logs what is new in `batch`, publishes, and answers those who wait."""
+        sealed: list[bytes] = []
+
+        def seal(tree: Tree) -> bytes:
+            if self._signer is None:
+                raise Unavailable("this log is only read")
+            sealed.append(self._signer.sign(Checkpoint(self.key.name, tree)))
+            return sealed[0]
+
+        entries = [entry for submission in batch for entry in submission.entries]
+        outcomes = iter(self.store.append(entries, seal, True, self._replace))
+        if sealed:
+            self._published = Published.of(sealed[0])
+        for submission in batch:
+            submission.outcomes = [next(outcomes) for _ in submission.entries]
+            submission.published = self._published
+            submission.done.set()
+
+    def _fail(self, message: str, batch: list[Submission]) -> None:
+        """Stops the log for good. What was committed is on disk; what is on disk is read when it starts again."""
+        logger.critical("%s", message)
+        self.trouble = message
+        with self._wake:
+            self._stopping = True
+            for submission in (*batch, *self._queue):
+                submission.error = Unavailable("the log has stopped")
+                submission.done.set()
+        self.failed.set()
+
+    def proofs(self, published: Published, indices: Iterable[int], separator: str = '","') -> dict[int, str]:
+        ordered = sorted(set(indices))
+        return dict(zip(ordered, prove_many(self.tiles(published.tree), ordered, separator), strict=True))
+
+
+class LogServer:
+    """The routes of the log. GET also answers HEAD, and reads are open to any web page."""
+
+    def __init__(self, log: Log, token: str | None = None, max_bulk: int = 50_000, read_only: bool = False) -> None:
+        self.log, self._token, self._max_bulk, self._read_only = log, token, max_bulk, read_only
+        self.adds, self.bulks = Latency(), Latency()
+        self._cache = Cache(32 << 20, lambda response: len(response.body) + 500)
+        self._routes: dict[str, dict[str, Callable[[Request], Response]]] = {
+            "/checkpoint": {"GET": self._get_checkpoint},
+            "/add": {"POST": self._post_add},
+            "/admin/bulk/append": {"POST": self._post_bulk},
+            "/.well-known/public-key": {"GET": self._get_key},
+            "/entries": {"GET": self._get_entries},
+            "/status.json": {"GET": self._get_status},
+            "/healthz": {"GET": self._get_health},
+        }
+
+    def answer(self, request: Request) -> Response:
+        method = "GET" if request.method == "HEAD" else request.method
+        if request.path in self._routes:
+            methods = self._routes[request.path]
+        elif request.path.startswith("/tile/"):
+            methods = {"GET": self._get_tile}
+        elif request.path.startswith("/entry/"):
+            methods = {"GET": self._get_entry}
+        else:
+            raise HttpError(404, "there is nothing here")
+        if method not in methods:
+            raise HttpError(405, f"{request.method} is not possible here", Allow=", ".join(methods))
+        if method == "POST":
+            self._admit(request)
+        response = methods[method](request)
+        if method == "GET":
+            response.headers["Access-Control-Allow-Origin"] = "*"
+        return response
+
+    def _admit(self, request: Request) -> None:
+        """Raises HttpError where this request may not write."""
+        # A web page can have a browser send this; what the page can't do is to make it look as if nobody had asked.
+        origin, site = request.headers.get("origin"), request.headers.get("sec-fetch-site", "none")
+        own = origin is None or origin.partition("://")[2] == request.headers.get("host")
+        if site not in ("none", "same-origin") or not own:
+            raise HttpError(403, "a web page of another site can't write here")
+        if self._read_only:
+            raise HttpError(405, "this server is read-only", Allow="GET")
+        if self._token is not None:
+            scheme, _, token = request.headers.get("authorization", "").partition(" ")
+            if scheme.lower() != "bearer" or not hmac.compare_digest(token.strip().encode(), self._token.encode()):
+                raise HttpError(401, "writing needs the write token", WWW_Authenticate="Bearer")
+
+    def _get_checkpoint(self, request: Request) -> Response:
+        return Response(self.log.published.note, TEXT, headers={"Cache-Control": "no-cache"})
+
+    def _get_key(self, request: Request) -> Response:
+        return Response(f"{encode_vkey(self.log.key)}\n".encode(), TEXT)
+
+    def _get_tile(self, request: Request) -> Response:
+        zipped = "gzip" in request.headers.get("accept-encoding", "") and request.path.startswith("/tile/entries/")
+        response: Response | None = self._cache.get((request.target, zipped))
+        if response is None:
+            try:
+                level, index, width = parse_tile_path(request.target[1:])
+            except Malformed as error:
+                raise HttpError(404, str(error)) from None
+            # What the published checkpoint does not imply is not there, even if it is stored already.
+            if self.log.published.tree.size >> 8 * (level or 0) < 256 * index + width:
+                raise HttpError(404, f"the published tree has no {request.target[1:]}")
+            store = self.log.store
+            data = store.bundle(index, width) if level is None else store.tile(level, index, width)
+            headers = {"Cache-Control": "public, max-age=31536000, immutable"}
+            if level is None:
+                headers["Vary"] = "Accept-Encoding"
+            if zipped:
+                data, headers["Content-Encoding"] = gzip.compress(data, 6, mtime=0), "gzip"
+            response = Response(data, "application/octet-stream", headers=headers)
+            self._cache.put((request.target, zipped), response)
+        return response
+
+    def _post_add(self, request: Request) -> Response:
+        start = time.monotonic()
+        try:
+            submission = self.log.submit([entry_from_json(parse_json(request.body(MAX_ADD)))])
+            outcome, published = submission.outcomes[0], submission.published
+            if isinstance(outcome, Conflict):
+                raise outcome
+            if published is None:
+                raise Unavailable("not published")
+            proof = self.log.proofs(published, [outcome])[outcome]
+        except Error:
+            self.adds.add(0, 0, 1)
+            raise
+        self.adds.add(time.monotonic() - start)
+        hashes = f'["{proof}"]' if proof else "[]"
+        return Response(f'{{"index":{outcome},"checkpoint":{published.json},"inclusionProof":{hashes}}}\n'.encode())
+
+    def _post_bulk(self, request: Request) -> Response:
+        if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/x-ndjson":
+            raise HttpError(415, "Content-Type must be application/x-ndjson")
+        start = time.monotonic()
+        parsed = self._read_bulk(request)
+        submission = None
+        if entries := [entry for entry in parsed if isinstance(entry, bytes)]:
+            try:
+                submission = self.log.submit(entries)
+            except Error:
+                self.bulks.add(0, 0, len(entries))
+                raise
+        published = submission.published if submission and submission.published else self.log.published
+        outcomes = iter(submission.outcomes if submission else ())
+        results: list[tuple[bytes | None, int | Error]] = [
+            (entry, next(outcomes)) if isinstance(entry, bytes) else (None, entry) for entry in parsed
+        ]
+        logged = sum(1 for _, outcome in results if isinstance(outcome, int))
+        self.bulks.add(time.monotonic() - start, logged, len(results) - logged)
+        return Response(self._bulk_answer(published, results), NDJSON)
+
+    def _read_bulk(self, request: Request) -> list[bytes | Error]:
+        """The entries of the lines of a body, which is read as it comes."""
+        parsed: list[bytes | Error] = []
+        rest = b""
+        while True:
+            data = request.read(1 << 18)
+            lines = (rest + data).split(b"\n")
+            rest = lines.pop() if data else b""
+            lines = [line for line in lines if line.strip()]
+            if len(parsed) + len(lines) > self._max_bulk:
+                raise HttpError(413, f"at most {self._max_bulk} entries can be appended at once")
+            if len(rest) > MAX_ADD:
+                raise HttpError(413, f"a line has more than {MAX_ADD} bytes")
+            parsed += parse_lines(lines)
+            if not data:
+                return parsed
+
+    def _bulk_answer(self, published: Published, results: list[tuple[bytes | None, int | Error]]) -> Iterator[bytes]:
+        yield f'{{"type":"checkpoint","checkpoint":{published.json},"tree_size":{published.tree.size}}}\n'.encode()
+        for at in range(0, len(results), 256):
+            part = results[at : at + 256]
+            proofs = self.log.proofs(published, [outcome for _, outcome in part if isinstance(outcome, int)])
+            yield "".join(_bulk_result(entry, outcome, proofs) for entry, outcome in part).encode()
+        yield f'{{"type":"complete","count":{len(results)}}}\n'.encode()
+
+    def _get_entries(self, request: Request) -> Response:
+        query = request.query()
+        if len(query) != 1 or not query.keys() <= {"filename", "checksum"}:
+            raise Malformed("ask for /entries?filename=F or /entries?checksum=C")
+        [(name, value)] = query.items()
+        found = self.log.store.look_up(
+            FILENAME if name == "filename" else CHECKSUM, [value.encode()], self.log.published.tree.size
+        )
+        entries = []
+        for index, data in found:
+            with contextlib.suppress(Malformed):  # a mirror keeps also what is no entry; nobody can look that up
+                if getattr(entry := Entry.parse(data), name) == value:
+                    entries.append(entry_to_json(index, entry))
+        return Response.json({"entries": entries})
+
+    def _get_entry(self, request: Request) -> Response:
+        index, _, rest = request.target.removeprefix("/entry/").partition("/")
+        published = self.log.published
+        try:
+            number = parse_decimal(index)
+        except Malformed as error:
+            raise HttpError(404, str(error)) from None
+        if number >= published.tree.size or rest not in ("", "proof") or request.target.endswith("/"):
+            raise HttpError(404, f"there is no {request.target[1:80]} in the published tree of {published.tree.size} entries")
+        data = self.log.store.entry(number)
+        entry = Entry.parse(data)
+        if not rest:
+            return Response.json(entry_to_json(number, entry))
+        hashes = tuple(prove_inclusion(self.log.tiles(published.tree), number))
+        proof = Proof(number, hashes, published.note, data if entry.publisher else b"")
+        return Response(encode_proof(proof), TEXT)
+
+    def _get_status(self, request: Request) -> Response:
+        published, folder = self.log.published, self.log.store.folder
+        files = [path.stat().st_size for path in folder.iterdir() if path.is_file()]
+        return Response.json({
+            "origin": self.log.key.name,
+            "entry_type": "pypi-transparency/v1",
+            "storage_dir": str(folder),
+            "witness_configured": False,
+            "generated_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "checkpoint": {
+                "available": True,
+                "tree_size": published.tree.size,
+                "root_hash": published.tree.root.hex(),
+                "raw_checkpoint": published.note.decode(),
+            },
+            "latency": self.adds.json(),
+            "bulk_latency": self.bulks.json(),
+            "disk": {"bytes": sum(files), "files": len(files)},
+            "vkey": encode_vkey(self.log.key),
+            "read_only": self._read_only,
+            "trouble": self.log.trouble,
+        })
+
+    def _get_health(self, request: Request) -> Response:
+        if self.log.trouble:
+            raise Unavailable(f"the log can't publish: {self.log.trouble}")
+        return Response.json({"status": "ok", "tree_size": self.log.published.tree.size})
+
+
+def _bulk_result(entry: bytes | None, outcome: int | Error, proofs: dict[int, str]) -> str:
+    """The line that answers a line of a bulk."""
+    filename = json.dumps(entry.split(b"\n", 3)[FILENAME].decode() if entry else "", ensure_ascii=False)
+    if isinstance(outcome, int):
+        hashes = f'["{proofs[outcome]}"]' if proofs[outcome] else "[]"
+        result = f'"index":{outcome},"status":"logged","inclusionProof":{hashes}'
+    else:
+        index = f'"index":{outcome.index},' if isinstance(outcome, Conflict) else ""
+        result = f'{index}"status":"error","error":{json.dumps(str(outcome))}'
+    return f'{{"type":"result","result":{{"filename":{filename},{result}}}}}\n'
+
+
+# --- The client ----------------------------------------------------------------------------------------------
+
+class Client:
+    """Talks to a log or witness at `url` over one connection that is kept; raises Unavailable, and what it answers."""
+
+    def __init__(self, url: str, timeout: float = 30) -> None:
+        parts = urllib.parse.urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise Malformed(f"not an http:// or https:// URL: {url!r}")
+        self.url, self._prefix = url.rstrip("/"), parts.path.rstrip("/")
+        make = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        try:
+            self._connection = make(parts.hostname, parts.port, timeout=timeout)
+        except ValueError as error:
+            raise Malformed(f"not a URL: {url!r}: {error}") from None
+
+    def request(self, method: str, path: str, body: bytes | None = None, **headers: str) -> tuple[int, str, bytes]:
+        """The status, content type and body of the answer. A redirect is not followed: it would lose a POST."""
+        fields = {"User-Agent": f"btlog/{__version__}", **{k.replace("_", "-"): v for k, v in headers.items()}}
+        for attempt in (1, 2):
+            fresh = self._connection.sock is None
+            try:
+                self._connection.request(method, self._prefix + path, body, fields)
+                answer = self._connection.getresponse()
+                data = answer.read(MAX_ANSWER + 1)
+                break
+            except (OSError, http.client.HTTPException) as error:
+                self._connection.close()
+                # A connection that was kept may have been closed meanwhile; what is sent can be sent twice.
+                if fresh or attempt == 2 or isinstance(error, TimeoutError):
+                    reason = str(error) or type(error).__name__
+                    raise Unavailable(f"{self.url}{path[:80]} is not reached: {reason}") from None
+        if len(data) > MAX_ANSWER:
+            raise Unavailable(f"{self.url}{path}: an answer of more than {MAX_ANSWER} bytes")
+        if answer.getheader("Content-Encoding") == "gzip":
+            data = _unzip(data)
+        return answer.status, answer.getheader("Content-Type", ""), data
+
+    def get(self, path: str) -> bytes:
+        """The body of the answer; raises Unavailable unless it is 200."""
+        status, _, data = self.request("GET", path)
+        if status != 200:
+            raise Unavailable(f"{self.url}{path} answers {status}: {error_message(data)}")
+        return data
+
+    def get_json(self, path: str) -> Any:
+        data = self.get(path)
+        try:
+            return json.loads(data)
+        except (ValueError, RecursionError):
+            raise Unavailable(f"{self.url}{path} does not answer in JSON") from None
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+def _unzip(data: bytes) -> bytes:
+    inflater = zlib.decompressobj(31)
+    try:
+        plain = inflater.decompress(data, MAX_ANSWER)
+    except zlib.error as error:
+        raise Unavailable(f"an answer that is not gzip: {error}") from None
+    if not inflater.eof:
+        raise Unavailable(f"an answer that is cut off or larger than {MAX_ANSWER} bytes")
+    return plain
+
+
+def error_message(data: bytes) -> str:
+    """What the body of an error says, in a line that is fit for a terminal."""
+    with contextlib.suppress(ValueError, RecursionError):
+        value = json.loads(data)
+        if isinstance(value, dict) and isinstance(value.get("error"), str):
+            data = value["error"].encode(errors="replace")
+    return "".join(c if c.isprintable() else "?" for c in data[:300].decode(errors="replace"))
+
+
+# === Part V: commands ===================================================================================
+# --- Files -----------------------------------------------------------------------------------------------
+
+def read_file(path: str, limit: int = MAX_POLICY) -> bytes:
+    """The bytes of a configuration file; raises Malformed, since whoever named it has to mend that."""
+    try:
+        with open(path, "rb") as stream:
+            data = stream.read(limit + 1)
+    except OSError as error:
+        raise Malformed(f"can't read {path}: {error.strerror}") from None
+    if len(data) > limit:
+        raise Malformed(f"{path} has more than {limit} bytes")
+    return data
+
+
+def read_line(path: str) -> str:
+    """The one line of a key file; the newline at its end may be missing."""
+    try:
+        return read_file(path).decode().removesuffix("\n").removesuffix("\r")
+    except UnicodeDecodeError:
+        raise Malformed(f"{path} is not text") from None
+
+
+def read_vkey(path: str) -> VerifierKey:
+    try:
+        return VerifierKey.parse(read_line(path))
+    except Malformed as error:
+        raise Malformed(f"{path}: {error}") from None
+
+
+def read_secret(path: str) -> str:
+    """The line of a file that only its owner should read."""
+    text = read_line(path)
+    if os.stat(path).st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+        logger.warning("%s can be read by other users: chmod 600 it", path)
+    return text
+
+
+def read_signer(path: str) -> Signer:
+    try:
+        return Signer.parse(read_secret(path))
+    except Malformed as error:
+        raise Malformed(f"{path}: {error}") from None
+
+
+def write_new(path: Path, data: bytes, mode: int = 0o644) -> None:
+    """Makes a file that was not there, with its mode before a byte is in it."""
+    try:
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+    except FileExistsError:
+        raise Malformed(f"{path} exists, and keys are never overwritten: move it away first") from None
+    except OSError as error:
+        raise Malformed(f"can't write {path}: {error.strerror}") from None
+
+
+def write_over(path: Path, data: bytes) -> None:
+    """Writes a file so that it is, whatever happens, the old or the new one."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}.new")
+    try:
+        draft.write_bytes(data)
+        draft.replace(path)
+    except OSError as error:
+        draft.unlink(missing_ok=True)
+        raise Unavailable(f"can't write {path}: {error.strerror}") from None
+
+
+def make_keys(origin: str, private: Path, public: Path) -> Signer:
+    """Writes a new key pair, both files or none."""
+    signer = Signer(origin, os.urandom(32))
+    vkey = encode_vkey(signer.key)
+    if public.exists():
+        raise Malformed(f"{public} exists, and keys are never overwritten: move it away first")
+    write_new(private, f"{signer.encode()}\n".encode(), 0o600)
+    write_new(public, f"{vkey}\n".encode())
+    return signer
+
+
+def checksum_of(path: Path) -> str:
+    try:
+        with path.open("rb") as stream:
+            return "sha256:" + hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise Unavailable(f"can't read {path}: {error.strerror}") from None
+
+
+def read_policy(args: argparse.Namespace) -> Policy:
+    """The policy of --policy, or of --public-key; raises Malformed where there is neither, or both."""
+    if bool(args.policy) == bool(args.public_key):
+        raise Malformed("give --policy F or --public-key F")
+    return parse_policy(read_file(args.policy)) if args.policy else simple_policy([read_vkey(args.public_key)])
+
+
+def show_progress(what: str) -> Callable[[int, int], None]:
+    """Counts on a terminal, at most ten times a second."""
+    shown = 0.0
+
+    def progress(done: int, total: int) -> None:
+        nonlocal shown
+        if sys.stderr.isatty() and (time.monotonic() > shown + 0.1 or done == total):
+            shown = time.monotonic()
+            end = "\n" if done >= total else ""
+            print(f"\r{what}: {done:,} of {total:,}", end=end, file=sys.stderr, flush=True)
+
+    return progress
+
+
+# --- Keys --------------------------------------------------------------------------------------------------
+
+def cmd_keygen(args: argparse.Namespace) -> int:
+    check_name(args.origin)
+    signer = make_keys(args.origin, Path(args.private_key_path), Path(args.public_key_path))
+    print(encode_vkey(signer.key))
+    logger.info("the private key is in %s, the public key in %s", args.private_key_path, args.public_key_path)
+    return 0
+
+
+def cmd_vkey(args: argparse.Namespace) -> int:
+    text = read_line(args.public_key_path)
+    armor = re.fullmatch(r"\s*-----BEGIN PUBLIC KEY-----\s(.*)-----END PUBLIC KEY-----\s*", text, re.DOTALL)
+    der = parse_base64("".join((armor[1] if armor else text).split()))
+    # RFC 8410 section 4: a SubjectPublicKeyInfo of id-Ed25519 is these 12 bytes and the key.
+    if len(der) != 44 or der[:12] != bytes.fromhex("302a300506032b6570032100"):
+        raise Malformed(f"{args.public_key_path} is not an Ed25519 public key in PEM or base64 DER")
+    print(encode_vkey(VerifierKey(args.origin, ED25519, der[12:])))
+    return 0
+
+
+# --- Servers -----------------------------------------------------------------------------------------------
+
+def cmd_serve(args: argparse.Namespace) -> int:
+    token = read_secret(args.write_token_file) if args.write_token_file else None
+    if token == "":
+        raise Malformed(f"{args.write_token_file} holds no token")
+    if not (is_loopback(args.host) or token or args.read_only or args.open_writes):
+        raise Malformed(f"on {args.host} anybody could write: give --write-token-file, --read-only or --open-writes")
+    folder = Path(args.storage_dir)
+    if not args.read_only:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise Unavailable(f"can't make {folder}: {error.strerror}") from None
+    store = LogStore(folder, args.read_only)
+    try:
+        signer = None if args.read_only else claim_store(store, args)
+        log = Log(store, signer, args.allow_replacement, args.add_timeout)
+        answer = LogServer(log, token, args.bulk_append_max_entries, args.read_only).answer
+        server = Server(args.host, args.port, answer)
+        if signer:
+            log.start()
+        ready = f"serves the log {encode_vkey(log.key)}, {log.published.tree.size} entries"
+        return run_server(server, ready, log.failed, log.stop)
+    finally:
+        store.close()
+
+
+def claim_store(store: LogStore, args: argparse.Namespace) -> Signer:
+    """The key of this log: the one that it was founded with or, where it is new, that it is founded with now."""
+    known = store.key()
+    private = Path(args.private_key or store.folder / "private.key")
+    public = Path(args.public_key or private.with_name("public.key") if not args.private_key else args.public_key or "")
+    if known is None and not args.private_key and not private.exists():
+        origin = args.origin or f"{re.sub(r'[^a-z0-9.-]', '', socket.gethostname().lower()) or 'localhost'}/btlog"
+        check_name(origin)
+        signer = make_keys(origin, private, public)
+        logger.info("made a key pair for the new log %s in %s: keep a copy of private.key", origin, store.folder)
+    else:
+        signer = read_signer(str(private))
+    if str(public) != "." and public.exists() and read_vkey(str(public)) != signer.key:
+        raise Malformed(f"{public} is not the public key of {private}")
+    if args.origin and args.origin != signer.name:
+        raise Malformed(f"{private} is the key of {signer.name}, not of {args.origin}")
+    if known is None:
+        store.found(signer.key, signer.sign(Checkpoint(signer.name, Tree(0, EMPTY_ROOT))))
+    elif known != signer.key:
+        raise Malformed(f"{store.folder} is the log of {encode_vkey(known)}, which {private} is not the key of")
+    return signer
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def run_server(server: Server, ready: str, failed: threading.Event, stop: Callable[[], None]) -> int:
+    """Serves until SIGTERM or SIGINT (exit code 0), or until `failed` is set (3)."""
+    ended = threading.Event()
+    for number in signal.SIGTERM, signal.SIGINT:
+        signal.signal(number, lambda *_: ended.set())
+    threading.Thread(target=server.serve_forever, args=(0.1,), daemon=True).start()
+    print(f"{server.url} {ready}", flush=True)
+    while not ended.is_set() and not failed.is_set():
+        ended.wait(0.2)
+    server.stopping = True
+    server.shutdown()
+    stop()
+    server.drain(5)
+    server.server_close()
+    return 3 if failed.is_set() else 0
+
+
+# --- Adding and verifying ------------------------------------------------------------------------------------
+
+def cmd_add(args: argparse.Namespace) -> int:
+    client = Client(args.log_url)
+    if args.policy or args.public_key:
+        policy = read_policy(args)
+    else:
+        vkey = client.get("/.well-known/public-key").decode(errors="replace").removesuffix("\n")
+        policy = simple_policy([VerifierKey.parse(vkey)])
+        logger.info("the log says that its key is %s; hold it to that with --public-key", vkey)
+    headers = {"Authorization": f"Bearer {read_secret(args.write_token_file)}"} if args.write_token_file else {}
+    code = 0
+    for path in map(Path, args.files):
+        try:
+            proof = add_file(client, path, policy, headers)
+            folder = Path(args.proof_dir) if args.proof_dir else path.parent
+            write_over(folder / f"{path.name}.tlog-proof", encode_proof(proof))
+            print(f"{path}: logged at index {proof.index}, proof in {folder / path.name}.tlog-proof")
+        except Error as error:
+            logger.error("%s: %s", path, error)
+            code = max(code, error.exit_code)
+    return code
+
+
+def add_file(client: Client, path: Path, policy: Policy, headers: dict[str, str]) -> Proof:
+    """Has a file logged, and verifies the answer as if it came from anybody."""
+    entry = Entry(path.name, checksum_of(path))
+    body = json.dumps({"filename": entry.filename, "checksum": entry.checksum}).encode()
+    status, _, data = client.request("POST", "/add", body, **{"Content-Type": "application/json"}, **headers)
+    if status == 409:
+        raise Conflict(error_message(data), -1)
+    if status != 200:
+        raise Unavailable(f"{client.url}/add answers {status}: {error_message(data)}")
+    try:
+        answer = parse_object(parse_json(data), "index", "checkpoint", "inclusionProof")
+        hashes = tuple(parse_base64(text, 32) for text in answer["inclusionProof"])
+        proof = Proof(parse_decimal(str(answer["index"])), hashes, parse_base64(answer["checkpoint"]))
+    except (Malformed, KeyError, TypeError) as error:
+        raise BadProof(f"the log's answer does not have the form that it should have: {error}") from None
+    check_logged(entry, encode_proof(proof), policy)
+    return proof
+
+
+def cmd_verify(args: argparse.Namespace) -> int:
+    policy = read_policy(args)
+    if args.proof and len(args.targets) > 1:
+        raise Malformed("--proof is the proof of one file")
+    url = args.log_url or next((url for key, url in policy.urls if key in policy.logs), None)
+    client = Client(url) if url else None
+    code = 0
+    for path in map(Path, args.targets):
+        try:
+            checksum = checksum_of(path)
+            proof = find_proof(path, checksum, args, client)
+            entry = Proof.parse(proof).entry(path.name, checksum)
+            checkpoint = check_logged(entry, proof, policy)
+        except Error as error:
+            logger.error("%s: %s", path, error)
+            # What is malformed here came with the claim that the file is logged: the claim does not hold.
+            code = max(code, 1 if isinstance(error, Malformed) else error.exit_code)
+            continue
+        by = f", published by {entry.publisher.subject}" if entry.publisher else ""
+        where = f"index {Proof.parse(proof).index} of {checkpoint.origin}, tree size {checkpoint.tree.size}"
+        print(f"{path}: logged at {where}{by}, cosigned by {len(checkpoint.cosigned)} witnesses")
+    return code
+
+
+def find_proof(path: Path, checksum: str, args: argparse.Namespace, client: Client | None) -> bytes:
+    """A .tlog-proof of a file: the one that is named, or from the log, or the one that lies beside the file."""
+    beside = path.with_name(f"{path.name}.tlog-proof")
+    if args.proof or (not args.log_url and beside.exists()):
+        try:
+            return read_file(args.proof or str(beside))
+        except Malformed as error:
+            raise Unavailable(str(error)) from None
+    if client is None:
+        raise Unavailable(f"there is no {beside.name} beside it: give --proof, --log-url or a policy with the log's URL")
+    return fetch_proof(client, path.name, checksum)
+
+
+def fetch_proof(client: Client, filename: str, checksum: str) -> bytes:
+    """The proof that a log has for a file; what the log says about it here is a hint to where, and no more."""
+    answer = client.get_json(f"/entries?filename={urllib.parse.quote(filename, safe='')}")
+    entries = answer.get("entries") if isinstance(answer, dict) else None
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise Unavailable(f"{client.url}/entries does not answer as a log does")
+    same_name = [entry for entry in entries if entry.get("filename") == filename]
+    same = [entry.get("index") for entry in same_name if entry.get("checksum") == checksum]
+    if not same:
+        others = ", ".join(str(entry.get("index"))[:20] for entry in same_name[:5])
+        raise BadProof(f"not logged: the log has it with another checksum, at index {others}" if others else "not logged")
+    return client.get(f"/entry/{parse_decimal(str(same[-1]))}/proof")
+
+
+# --- Looking after a log -------------------------------------------------------------------------------------
+
+def cmd_fsck(args: argparse.Namespace) -> int:
+    store = LogStore(Path(args.storage_dir), read_only=True)
+    try:
+        if (key := store.key()) is None:
+            raise Corrupt(f"{store.folder} says of no log whose it is")
+        found = 0
+        for line in check_store(store, key, show_progress("checked")):
+            found += 1
+            print(line)
+        size = store.tree("published").size
+    finally:
+        store.close()
+    print(f"{found} findings" if found else f"{store.folder}: all {size} entries of {key.name} are as they should be")
+    return 1 if found else 0
+
+
+def cmd_health(args: argparse.Namespace) -> int:
+    """Exit code 0 if one of the servers is healthy: the image of a container does not know which of them it runs."""
+    errors = []
+    for url in args.urls:
+        try:
+            Client(url, timeout=5).get("/healthz")
+            return 0
+        except Unavailable as error:
+            errors.append(str(error))
+    raise Unavailable("; ".join(errors))
+
+
+# --- The command line ------------------------------------------------------------------------------------------
+
+class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """Keeps the examples' lines, and names defaults where there are some to name."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise Malformed(f"{message}; see `{self.prog} --help`")
+
+
+def parser() -> argparse.ArgumentParser:
+    top = _Parser(prog="btlog", description="A transparency log for Python package indexes.", formatter_class=_Help,
+                  epilog="Start with:  btlog serve          (a log in ./btlog-data on http://127.0.0.1:8080)\n"
+                         "       then  btlog add some.whl   and  btlog verify some.whl --public-key btlog-data/public.key")
+    top.add_argument("--version", action="version", version=f"btlog {__version__}")
+    commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def command(run: Callable[[argparse.Namespace], int], what: str, example: str) -> Callable[..., Any]:
+        name = run.__name__.removeprefix("cmd_")
+        sub = commands.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}.", formatter_class=_Help,
+                                  epilog=f"example:\n  btlog {name} {example}", allow_abbrev=False)
+        sub.set_defaults(run=run)
+        return sub.add_argument
+
+    add = command(cmd_keygen, "make an Ed25519 key pair", "--origin log.example.com/pypi")
+    add("--origin", required=True, metavar="NAME", help="the name to sign under: of a log, its origin")
+    add("--private-key-path", default="private.key", metavar="F", help="where the private key goes")
+    add("--public-key-path", default="public.key", metavar="F", help="where the public key goes")
+
+    add = command(cmd_vkey, "print the vkey of an Ed25519 public key", "--origin log.example.com/pypi --public-key-path key.pem")
+    add("--origin", required=True, metavar="NAME", help="the name that the key signs under")
+    add("--public-key-path", required=True, metavar="F", help="the key, in PEM or base64 DER")
+
+    add = command(cmd_serve, "serve a log; a first start makes its folder, key pair and database", "--origin log.example.com/pypi")
+    add("--storage-dir", default="btlog-data", metavar="D", help="the folder of the log")
+    add("--host", default="127.0.0.1", help="the address to listen on")
+    add("--port", default=8080, type=int, help="the port to listen on, 0 for any")
+    add("--private-key", metavar="F", help="the private key (default: private.key in the folder)")
+    add("--public-key", metavar="F", help="the public key, to make sure that it is this one")
+    add("--origin", metavar="NAME", help="the name of a new log (default: of this host)")
+    add("--add-timeout", default=30.0, type=float, metavar="S", help="seconds after which an add that waits is given up")
+    add("--bulk-append-max-entries", default=50_000, type=int, metavar="N", help="lines that a bulk may have")
+    add("--write-token-file", metavar="F", help="a file with the token that writing needs (Authorization: Bearer)")
+    add("--allow-replacement", action="store_true", help="log a filename again with another checksum")
+    add("--read-only", action="store_true", help="serve what another process writes; needs no private key")
+    add("--open-writes", action="store_true", help="let anybody write, on an address that is not loopback")
+
+    add = command(cmd_add, "log files, and keep the proofs", "dist/*.whl --public-key public.key")
+    add("files", nargs="+", metavar="FILE", help="a file as the index serves it")
+    add("--log-url", default="http://127.0.0.1:8080", metavar="U", help="the log")
+    add("--proof-dir", metavar="D", help="where FILE.tlog-proof goes (default: beside the file)")
+    add("--write-token-file", metavar="F", help="a file with the log's write token")
+    _add_policy(add)
+
+    add = command(cmd_verify, "check that files are logged", "some.whl --public-key public.key --log-url http://127.0.0.1:8080")
+    add("targets", nargs="+", metavar="TARGET", help="a file as it was installed")
+    add("--log-url", metavar="U", help="ask this log (default: FILE.tlog-proof beside the file, else the policy's URL)")
+    add("--proof", metavar="F", help="check against this .tlog-proof, offline")
+    _add_policy(add)
+
+    add = command(cmd_fsck, "recompute and check everything that a log's folder holds", "--storage-dir btlog-data")
+    add("--storage-dir", default="btlog-data", metavar="D", help="the folder of the log")
+
+    add = command(cmd_health, "ask servers whether they can do their work", "http://127.0.0.1:8080")
+    add("urls", nargs="*", metavar="URL", default=["http://127.0.0.1:8080"], help="servers, of which one has to be healthy")
+    return top
+
+
+def _add_policy(add: Callable[..., Any]) -> None:
+    add("--policy", metavar="F", help="a policy file (c2sp.org/tlog-policy)")
+    add("--public-key", metavar="F", help="the log's public key: a policy without witnesses")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command and returns its exit code: 0 as it should be, 1 found, 2 usage, 3 could not be checked."""
+    logging.basicConfig(format="btlog: %(message)s", level=logging.INFO, stream=sys.stderr, force=True)
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if not arguments:
+            parser().print_help()
+            return 2
+        args = parser().parse_args(arguments)
+        code: int = args.run(args)
+        sys.stdout.flush()
+        return code
+    except Error as error:
+        logger.error("%s", error)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader of our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 3
+
+
+if __name__ == "__main__":
+    sys.exit(main())
