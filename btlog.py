@@ -35,18 +35,18 @@ to check them, RFC 8032 for Ed25519.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import base64
 import binascii
 import bisect
 import contextlib
 import dataclasses
+import email.utils
 import functools
 import gzip
 import hashlib
 import hmac
 import http.client
-import http.server
-import io
 import ipaddress
 import json
 import logging
@@ -62,16 +62,17 @@ import time
 import urllib.parse
 import zlib
 from collections import OrderedDict, deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, cast
 
 from nacl.exceptions import CryptoError
 from nacl.signing import SigningKey, VerifyKey
 
 if sys.platform != "win32":
     import fcntl
+    import resource
 
 __version__ = "0.1.0"
 __all__ = [
@@ -93,10 +94,16 @@ MAX_ADD = 1 << 19  # a JSON entry: room for MAX_ENTRY with every character escap
 MAX_HEAD = 1 << 16  # the head of a request, as in http.server
 MAX_ANSWER = 1 << 26  # what a client reads of an answer
 MAX_BATCH = 50_000  # entries that are sequenced together
-MAX_CONNECTIONS = 1024  # of a server; beyond, it answers 503
-IDLE_TIMEOUT, HEAD_TIMEOUT, SEND_TIMEOUT = 60, 10, 30  # of a connection: between requests, for a head, for an answer
+MAX_BULK = 1 << 26  # the body of a bulk
+MAX_UNREAD = 1 << 18  # of a body, before the client has to wait
+MAX_CONNECTIONS = 4096  # of a server; beyond, those that ask for nothing are closed
+# Of a connection, in seconds: between requests, for a request's head, for a piece of an answer, to see it before the end.
+IDLE_TIMEOUT, HEAD_TIMEOUT, SEND_TIMEOUT, LINGER_TIMEOUT = 60, 10, 30, 2
 MIN_RATE = 16_384  # bytes a second that a body has to come at, after HEAD_TIMEOUT
-TEXT, NDJSON = "text/plain; charset=utf-8", "application/x-ndjson"
+DRAIN_TIMEOUT = 5  # seconds in which a server that ends finishes its answers
+
+TEXT, NDJSON, OCTETS = "text/plain; charset=utf-8", "application/x-ndjson", "application/octet-stream"
+OPEN = {"Access-Control-Allow-Origin": "*"}  # reads are open to the scripts of any web page
 
 
 # === Part I: the trusted core ===========================================================================
@@ -1241,43 +1248,90 @@ def _check_tiles(rows: LogRows, size: int, hashes: list[bytes]) -> Iterator[str]
 
 
 # === Part IV: network ===================================================================================
-# --- HTTP: requests and answers, and the sockets below them ----------------------------------------------
+# --- HTTP: requests and answers, and the connections below them --------------------------------------------
+# One thread reads and writes all connections. With a thread for each, as in http.server, passing the interpreter
+# lock around costs more than most answers, and every idle client holds a thread.
 
 logger = logging.getLogger("btlog")
 
 
 class HttpError(Error):
     """A request that is answered with `status`, for reasons of HTTP."""
-    exit_code = 3
 
     def __init__(self, status: int, message: str, **headers: str) -> None:
         super().__init__(message)
         self.status, self.headers = status, headers
 
 
-@dataclass
+class Body:
+    """What follows a request's head: `length` bytes, of which the connection gives more as they come."""
+
+    def __init__(self, length: int, flow: Callable[[bool], None]) -> None:
+        self.length = self.missing = length
+        self._flow, self._parts, self._size = flow, deque[bytes](), 0
+        self._more: asyncio.Future[None] | None = None
+        self._error: HttpError | None = None
+
+    def feed(self, data: bytes) -> bytes:
+        """Takes what belongs to the body, and returns the rest."""
+        mine, rest = data[: self.missing], data[self.missing :]
+        self.missing -= len(mine)
+        self._parts.append(mine)
+        self._size += len(mine)
+        self._flow(self._size < MAX_UNREAD)
+        self.wake()
+        return rest
+
+    def end(self, error: HttpError) -> None:
+        """No more will come."""
+        self._error = error
+        self.wake()
+
+    def wake(self) -> None:
+        if self._more and not self._more.done():
+            self._more.set_result(None)
+
+    async def part(self) -> bytes:
+        """What has come since, at least a byte of it; b"" at the end."""
+        while not self._size and self.missing:
+            if self._error:
+                raise self._error
+            self._more = asyncio.get_running_loop().create_future()
+            await self._more
+        data = b"".join(self._parts)
+        self._parts.clear()
+        self._size = 0
+        self._flow(True)
+        return data
+
+    async def all(self, limit: int) -> bytes:
+        if self.length > limit:
+            raise HttpError(413, f"the body has {self.length} bytes, and {limit} are allowed")
+        data = b""
+        while part := await self.part():
+            data += part
+        return data
+
+
+@dataclass(frozen=True)
 class Request:
-    """A request; `headers` have lowercase names; `read(n)` gives up to n bytes more of the body, b"" at its end."""
+    """The head of a request; the names of `headers` are in lowercase."""
     method: str
     target: str
     headers: dict[str, str]
-    length: int = 0
-    read: Callable[[int], bytes] = field(default=lambda n: b"", repr=False)
+    length: int
+    keep: bool  # the client keeps the connection
+    old: bool = False  # HTTP/1.0
 
-    def body(self, limit: int) -> bytes:
-        if self.length > limit:
-            raise HttpError(413, f"the body has {self.length} bytes, and {limit} are allowed")
-        return self.read(self.length)
-
-    @property
+    @functools.cached_property
     def path(self) -> str:
         return self.target.partition("?")[0]
 
     def query(self) -> dict[str, str]:
-        """The query's parameters. A plus sign is a plus sign here: local versions in filenames have them."""
+        """The query's parameters. A plus sign is a plus sign here: filenames with local versions have them."""
         pairs = [part.partition("=") for part in self.target.partition("?")[2].split("&") if part]
         try:
-            values = {urllib.parse.unquote(k, errors="strict"): urllib.parse.unquote(v, errors="strict") for k, _, v in pairs}
+            values = {name: urllib.parse.unquote(value, errors="strict") for name, _, value in pairs}
         except UnicodeDecodeError:
             raise Malformed("a query that is not UTF-8") from None
         if len(values) < len(pairs):
@@ -1287,239 +1341,347 @@ class Request:
 
 @dataclass
 class Response:
-    """An answer; a `body` that is an iterator is sent in chunks as it comes."""
+    """An answer; a `body` that is an iterator is sent in chunks, as it comes."""
     body: bytes | Iterator[bytes]
     kind: str = "application/json"
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def json(cls, value: Any, status: int = 200, **headers: str) -> Response:
+    def json(cls, value: Any, headers: dict[str, str], status: int = 200) -> Response:
         return cls(json.dumps(value, ensure_ascii=False).encode() + b"\n", status=status, headers=headers)
 
     @classmethod
     def error(cls, error: Error) -> Response:
         """The answer that an error is; of our own state it says nothing."""
-        message = str(error) if error.status != 500 else "internal error"
+        message = "internal error" if error.status == 500 else str(error)
         headers = {name.replace("_", "-"): value for name, value in getattr(error, "headers", {}).items()}
         if error.status == 503:
             headers.setdefault("Retry-After", "5")
         index = {"index": error.index} if isinstance(error, Conflict) else {}
-        return cls.json({"error": message, **index}, error.status, **headers)
+        return cls.json({"error": message, **index}, headers, error.status)
+
+    @functools.cached_property
+    def head(self) -> bytes:
+        """All of the head but what differs from time to time."""
+        length = {"Content-Length": len(self.body)} if isinstance(self.body, bytes) else {}
+        fields = {"Content-Type": self.kind, **length, **self.headers}
+        status = f"HTTP/1.1 {self.status} {http.client.responses.get(self.status, '')}\r\n"
+        return (status + "".join(f"{name}: {value}\r\n" for name, value in fields.items())).encode("latin-1")
 
 
-_REQUEST_LINE = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+) ([\x21-\x7e]+) HTTP/([0-9])\.([0-9])\r\n")
-_HEADER = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([\t\x20-\x7e\x80-\xff]*?)[ \t]*\r\n")
+Answer = Callable[[Request, Body], "Response | Coroutine[Any, Any, Response]"]  # may raise an Error
+
+_REQUEST_LINE = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+) ([\x21-\x7e]+) HTTP/([0-9])\.([0-9])")
+_HEADER = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([\t\x20-\x7e\x80-\xff]*?)[ \t]*")
 _ONCE = {"content-length", "transfer-encoding", "host", "content-type", "authorization", "origin", "expect"}
 
 
-def read_head(stream: IO[bytes]) -> tuple[Request, bool] | None:
-    """The next request's head, and whether its sender keeps the connection; None at the end; raises HttpError.
+def parse_head(head: bytes) -> Request:
+    """The request whose head, up to the empty line, is `head`; raises HttpError.
 
-    RFC 9112, and strictly: what two parsers could read in two ways (a bare newline, a folded header, two lengths)
-    is refused.
+    Strict where RFC 9112 lets a server be: what two parsers may read in two ways, such as a bare newline, a folded
+    header or two lengths, is refused.
     """
-    line = stream.readline(MAX_HEAD + 1)
-    if not line:
-        return None
-    if len(line) > MAX_HEAD:
-        raise HttpError(414, "the request line is too long")
-    match = _REQUEST_LINE.fullmatch(line.decode("latin-1"))
-    if not match:
+    first, *lines = head.decode("latin-1").split("\r\n")[:-2]
+    if not (match := _REQUEST_LINE.fullmatch(first)):
         raise HttpError(400, "not a request line of HTTP/1.1")
     method, target, major, minor = match.groups()
     if major != "1":
         raise HttpError(505, "this is an HTTP/1.1 server")
+    if len(lines) > 100:
+        raise HttpError(431, "more than 100 headers")
     headers: dict[str, str] = {}
-    room = MAX_HEAD - len(line)
-    while (line := stream.readline(room + 1)) != b"\r\n":
-        room -= len(line)
-        if room < 0 or len(headers) > 100:
-            raise HttpError(431, "the head of the request is too large")
-        if not (match := _HEADER.fullmatch(line.decode("latin-1"))):
+    for line in lines:
+        if not (match := _HEADER.fullmatch(line)):
             raise HttpError(400, "not a header line")
         name = match[1].lower()
         if name in headers and name in _ONCE:
             raise HttpError(400, f"two {name} headers")
         headers[name] = f"{headers[name]}, {match[2]}" if name in headers else match[2]
     tokens = headers.get("connection", "").lower().replace(" ", "").split(",")
-    keep = "close" not in tokens and (minor != "0" or "keep-alive" in tokens)
-    return Request(method, target, headers, _body_length(method, headers)), keep
+    old = minor == "0"
+    return Request(method, target, headers, _body_length(method, headers), not old and "close" not in tokens, old)
+
+
+_parse_small_head = functools.lru_cache(4096)(parse_head)  # clients repeat themselves
 
 
 def _body_length(method: str, headers: dict[str, str]) -> int:
     if "transfer-encoding" in headers:
         raise HttpError(411, "send the body with a Content-Length, not in chunks")
-    if (text := headers.get("content-length")) is None:
+    if "content-length" not in headers:
         if method in ("POST", "PUT", "PATCH"):
             raise HttpError(411, "the request has no Content-Length")
         return 0
     try:
-        return parse_decimal(text)
+        return parse_decimal(headers["content-length"])
     except Malformed:
         raise HttpError(400, "not a Content-Length") from None
 
 
-class _Timed(io.RawIOBase):
-    """Reads a socket against one deadline for the whole of what is read, not anew for each byte of a slow sender."""
+class Connection(asyncio.Protocol):
+    """A client's connection: cuts what comes into requests, and answers them one after the other."""
 
-    def __init__(self, connection: socket.socket) -> None:
-        self._socket, self.deadline = connection, 0.0
+    def __init__(self, server: Server) -> None:
+        self._server, self._buffer = server, b""
+        self._transport: asyncio.Transport
+        self._body: Body | None = None  # of the request that is being answered
+        self._task: asyncio.Task[None] | None = None
+        self._eof = self._discarding = self._paused = False
+        self._writable: asyncio.Future[None] | None = None
+        self.deadline = 0.0  # when this is over, in the loop's time
 
-    def readable(self) -> bool:
-        return True
+    # What the transport calls
 
-    def readinto(self, buffer: Any) -> int:
-        left = self.deadline - time.monotonic()
-        if left <= 0:
-            raise TimeoutError
-        self._socket.settimeout(left)
-        return self._socket.recv_into(buffer)
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._server.enter(self)
+        self._wait(IDLE_TIMEOUT)
 
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._server.connections.pop(self, None)
+        self._discarding = True
+        self.eof_received()
+        self.resume_writing()
 
-class Handler(http.server.BaseHTTPRequestHandler):
-    """One connection: reads requests, has the server's `answer` answer them, and writes each answer at once."""
-    server: Server
+    def data_received(self, data: bytes) -> None:
+        if self._discarding:
+            return
+        if self._body and self._body.missing:
+            data = self._body.feed(data)
+        self._buffer = self._buffer + data if self._buffer else data
+        if self._body is None:
+            self._advance()
+        elif len(self._buffer) > MAX_HEAD:  # of what is to come after this request
+            self._transport.pause_reading()
 
-    def setup(self) -> None:
-        self.connection: socket.socket = self.request
-        self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
-        self._timed = _Timed(self.connection)
-        self.stream = io.BufferedReader(self._timed, 65536)
+    def eof_received(self) -> bool:
+        """A client may close its side and still wait for its answer."""
+        self._eof = True
+        if self._body:
+            self._body.end(HttpError(400, "the body ended early"))
+        elif self._buffer and not self._discarding:
+            self._refuse(HttpError(400, "the request ended early"))
+        return self._body is not None
 
-    def finish(self) -> None:
-        self.stream.close()
+    def pause_writing(self) -> None:
+        self._paused = True
 
-    def handle(self) -> None:
-        with contextlib.suppress(OSError):  # the client has gone, or was too slow: nobody is left to tell
-            while self._one_request():
-                pass
+    def resume_writing(self) -> None:
+        self._paused = False
+        if self._writable and not self._writable.done():
+            self._writable.set_result(None)
 
-    def _one_request(self) -> bool:
-        """Answers a request; returns whether the connection goes on."""
-        self._timed.deadline = time.monotonic() + IDLE_TIMEOUT
-        if not self.stream.peek(1):
-            return False
-        self._timed.deadline = time.monotonic() + HEAD_TIMEOUT
-        self.server.busy.add(self)
+    # What we do
+
+    def _wait(self, seconds: float) -> None:
+        self.deadline = self._server.loop.time() + seconds
+
+    def expire(self) -> None:
+        """The deadline has passed."""
+        late = HttpError(408, "the request did not come to its end in time")
+        if self._body and self._body.missing:
+            self._body.end(late)
+        elif self._buffer and self._body is None:
+            self._refuse(late)
+        elif self._body is None or self._paused:
+            self._transport.abort()
+
+    def answering(self) -> bool:
+        """A request has come, whole, and its answer is not written yet."""
+        return self._body is not None and not self._body.missing
+
+    def close(self) -> None:
+        self._transport.close()
+
+    def _advance(self) -> None:
+        """Begins to answer the next request, if all of its head has come."""
+        end = self._buffer.find(b"\r\n\r\n") + 4
+        if end < 4 or end > MAX_HEAD:
+            if len(self._buffer) > MAX_HEAD:
+                self._refuse(HttpError(431 if b"\r\n" in self._buffer[:MAX_HEAD] else 414, "the request's head is too long"))
+            elif re.search(rb"(?<!\r)\n", self._buffer):
+                self._refuse(HttpError(400, "a line that does not end in CR LF"))
+            elif self._eof:
+                self._refuse(HttpError(400, "the request ended early"))
+            elif self._buffer:
+                self.deadline = min(self.deadline, self._server.loop.time() + HEAD_TIMEOUT)
+            return
+        head, self._buffer = self._buffer[:end], self._buffer[end:]
         try:
-            return self._answer()
-        finally:
-            self.server.busy.discard(self)
-
-    def _answer(self) -> bool:
-        request, keep, left = None, False, 0
+            request = _parse_small_head(head) if end < 2048 else parse_head(head)
+        except HttpError as error:
+            self._refuse(error)
+            return
+        self._body = Body(request.length, self._flow)
+        if request.length:
+            self._wait(HEAD_TIMEOUT + request.length / MIN_RATE)
+            self._buffer = self._body.feed(self._buffer)
+            if self._body.missing and request.headers.get("expect", "").lower() == "100-continue":
+                self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         try:
-            if (head := read_head(self.stream)) is None:
-                return False
-            request, keep = head
-            left = request.length
-
-            def read(count: int) -> bytes:
-                nonlocal left
-                data = self.stream.read(min(count, left))
-                left -= len(data)
-                if len(data) < count and left:
-                    raise HttpError(400, "the body ended early")
-                return data
-
-            request.read = read
-            if left:
-                # Slower than this, and a few clients could hold every connection.
-                self._timed.deadline = time.monotonic() + HEAD_TIMEOUT + left / MIN_RATE
-                if request.headers.get("expect", "").lower() == "100-continue":
-                    self.connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
-            response = self.server.answer(request)
-        except Error as error:
-            response = Response.error(error)
-            if response.status == 500:
-                logger.error("%s: %s", request.target if request else "", error)
-        except OSError:
-            raise
-        except Exception:
-            logger.exception("internal error in answering %s", request.target if request else "a request")
-            response = Response.error(Error())
-        keep = keep and left == 0 and not self.server.stopping
-        self._send(response, keep, request is None or request.method != "HEAD")
-        if left:
-            self._linger()
-        return keep
-
-    def _send(self, response: Response, keep: bool, with_body: bool) -> None:
-        body = response.body
-        headers = {
-            "Content-Type": response.kind,
-            **({"Content-Length": str(len(body))} if isinstance(body, bytes) else {"Transfer-Encoding": "chunked"}),
-            **response.headers,
-            "Date": self.date_time_string(),
-            "Connection": "keep-alive" if keep else "close",
-        }
-        reason = http.client.responses.get(response.status, "")
-        head = f"HTTP/1.1 {response.status} {reason}\r\n" + "".join(f"{k}: {v}\r\n" for k, v in headers.items()) + "\r\n"
-        self.connection.settimeout(SEND_TIMEOUT)
-        if isinstance(body, bytes):
-            self.connection.sendall(head.encode("latin-1") + (body if with_body else b""))
+            response = self._server.answer(request, self._body)
+        except Exception as error:
+            response = self._trouble(request, error)
+        if isinstance(response, Response) and isinstance(response.body, bytes):
+            self._write(request, response)
         else:
-            self.connection.sendall(head.encode("latin-1"))
-            for part in body if with_body else ():
-                self.connection.sendall(b"%x\r\n%b\r\n" % (len(part), part))
-            self.connection.sendall(b"0\r\n\r\n" if with_body else b"")
+            self._task = self._server.loop.create_task(self._finish(request, response))
 
-    def _linger(self) -> None:
-        """Reads on for a moment: closing on unread bytes would reset the connection, and the answer with it."""
-        self.connection.shutdown(socket.SHUT_WR)
-        self._timed.deadline = time.monotonic() + 2
-        while self.stream.read1(65536):
-            pass
+    def _flow(self, on: bool) -> None:
+        if not self._transport.is_closing():
+            (self._transport.resume_reading if on else self._transport.pause_reading)()
+
+    async def _finish(self, request: Request, response: Response | Coroutine[Any, Any, Response]) -> None:
+        """Waits for an answer that takes its time."""
+        try:
+            if not isinstance(response, Response):
+                response = await response
+            if isinstance(response.body, bytes):
+                self._write(request, response)
+            else:
+                await self._stream(request, response, response.body)
+        except Exception as error:
+            self._write(request, self._trouble(request, error))
+
+    def _trouble(self, request: Request, error: Exception) -> Response:
+        if not isinstance(error, Error) or error.status == 500:
+            logger.error("%s %s: %s", request.method, request.target[:200], error, exc_info=not isinstance(error, Error))
+        return Response.error(error if isinstance(error, Error) else Error())
+
+    def _head(self, request: Request, response: Response) -> tuple[bytes, bool]:
+        """The head of an answer, and whether the connection is kept after it."""
+        keep = request.keep and not (self._body and self._body.missing) and not self._server.stopping
+        return b"%b%b%b" % (response.head, self._server.date, b"\r\n" if keep else b"Connection: close\r\n\r\n"), keep
+
+    def _write(self, request: Request, response: Response) -> None:
+        head, keep = self._head(request, response)
+        body = response.body if request.method != "HEAD" and isinstance(response.body, bytes) else b""
+        self._transport.write(head + body)
+        self._next(keep)
+
+    async def _stream(self, request: Request, response: Response, body: Iterator[bytes]) -> None:
+        head, keep = self._head(request, response)
+        # A client of HTTP/1.0 knows no chunks: it reads until the connection is closed.
+        self._transport.write(head if request.old else b"%b\r\nTransfer-Encoding: chunked\r\n\r\n" % head[:-4])
+        try:
+            for part in body:
+                self._transport.write(part if request.old else b"%x\r\n%b\r\n" % (len(part), part))
+                self._wait(SEND_TIMEOUT)
+                if self._paused:
+                    self._writable = self._server.loop.create_future()
+                    await self._writable
+                await asyncio.sleep(0)  # others have a turn
+                if self._transport.is_closing():
+                    return
+        except Exception as error:
+            # The status is sent already; that the last chunk does not come says that the answer is not whole.
+            self._trouble(request, error)
+            self._transport.abort()
+            return
+        self._transport.write(b"" if request.old else b"0\r\n\r\n")
+        self._next(keep)
+
+    def _next(self, keep: bool) -> None:
+        """An answer is written: on to the next request, or to the end."""
+        missing, self._body, self._task = self._body.missing if self._body else 0, None, None
+        if missing and not self._eof:
+            # Closing on bytes that are not read would reset the connection, and the answer with it.
+            self._discarding, self._buffer = True, b""
+            self._flow(True)
+            self._transport.write_eof()
+            self._wait(LINGER_TIMEOUT)
+        elif not keep or (self._eof and not self._buffer):
+            self._transport.close()
+        else:
+            self._wait(SEND_TIMEOUT if self._paused else IDLE_TIMEOUT)
+            self._server.touch(self)
+            if self._buffer:
+                self._flow(True)
+                self._server.loop.call_soon(self._advance)
+
+    def _refuse(self, error: HttpError) -> None:
+        self._discarding, self._buffer = True, b""
+        response = Response.error(error)
+        self._transport.write(response.head + self._server.date + b"Connection: close\r\n\r\n" + cast(bytes, response.body))
+        if self._transport.can_write_eof() and not self._eof:
+            self._transport.write_eof()
+            self._wait(LINGER_TIMEOUT)
+        else:
+            self._transport.close()
 
 
-class Server(http.server.ThreadingHTTPServer):
-    """A thread for each connection, up to a bound; `answer` turns requests into answers, and may raise Errors."""
-    daemon_threads, block_on_close, request_queue_size = True, False, 1024
-    allow_reuse_address = True
+class Server:
+    """Listens on host and port, and answers requests by `answer` until it is stopped."""
 
-    def __init__(self, host: str, port: int, answer: Callable[[Request], Response]) -> None:
+    def __init__(self, host: str, port: int, answer: Answer, share_port: bool = False) -> None:
         self.answer, self.stopping = answer, False
-        self.busy: set[Handler] = set()  # those that are at a request
-        self._places = threading.Semaphore(MAX_CONNECTIONS)
-        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self.connections: dict[Connection, None] = {}  # those that were idle longest come first
+        self.date = b""
+        self.loop: asyncio.AbstractEventLoop
+        self._bound = min(MAX_CONNECTIONS, _open_files() - 64)
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._socket = socket.socket(family)
         try:
-            super().__init__((host, port), Handler)
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, True)
+            if share_port:
+                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, True)
+            self._socket.bind((host, port))
         except OSError as error:
+            self._socket.close()
             raise Malformed(f"can't listen on {host} port {port}: {error.strerror or error}") from None
+        host, port = self._socket.getsockname()[:2]
+        self.url = f"http://[{host}]:{port}" if family == socket.AF_INET6 else f"http://{host}:{port}"
 
-    def server_bind(self) -> None:
-        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, True)
-        self.socket.bind(self.server_address)  # without the name look-up of http.server
-        self.server_address = self.socket.getsockname()
+    async def run(self, ready: Callable[[], None], ended: Callable[[], bool]) -> None:
+        """Serves until `ended` says so or SIGTERM or SIGINT come; then finishes what is being answered."""
+        self.loop = asyncio.get_running_loop()
+        over = asyncio.Event()
+        if threading.current_thread() is threading.main_thread():
+            for number in signal.SIGTERM, signal.SIGINT:
+                self.loop.add_signal_handler(number, over.set)
+        self._tick()
+        listener = await self.loop.create_server(lambda: Connection(self), sock=self._socket, backlog=1024)
+        ready()
+        while not over.is_set() and not ended():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(over.wait(), 0.2)
+            self._tick()
+        self.stopping = True
+        listener.close()
+        until = self.loop.time() + DRAIN_TIMEOUT
+        while any(connection.answering() for connection in self.connections) and self.loop.time() < until:
+            await asyncio.sleep(0.02)
+        for connection in list(self.connections):
+            connection.close()
+        await asyncio.sleep(0.02)
 
-    @property
-    def url(self) -> str:
-        host, port = self.server_address[:2]
-        return f"http://[{host!s}]:{port}" if ":" in str(host) else f"http://{host!s}:{port}"
+    def _tick(self) -> None:
+        self.date = f"Date: {email.utils.formatdate(usegmt=True)}\r\n".encode()
+        now = self.loop.time()
+        for connection in [c for c in self.connections if c.deadline < now]:
+            connection.expire()
 
-    def drain(self, seconds: float) -> None:
-        """Waits, up to a time, until the requests under way are answered."""
-        until = time.monotonic() + seconds
-        while self.busy and time.monotonic() < until:
-            time.sleep(0.02)
+    def enter(self, connection: Connection) -> None:
+        """A new connection. Beyond the bound, the one that has had no request for the longest time makes room."""
+        self.connections[connection] = None
+        if len(self.connections) > self._bound:
+            next((c for c in self.connections if not c.answering()), connection).close()
 
-    def process_request(self, request: Any, client_address: Any) -> None:
-        if self._places.acquire(blocking=False):
-            super().process_request(request, client_address)
-        else:
-            with contextlib.suppress(OSError):
-                request.sendall(b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 5\r\nContent-Length: 0\r\n\r\n")
-            self.shutdown_request(request)
+    def touch(self, connection: Connection) -> None:
+        if self.connections.pop(connection, True) is None:
+            self.connections[connection] = None
 
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            self._places.release()
 
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        logger.exception("a connection ended in an error")
+def _open_files() -> int:
+    """How many files this process may have open, after raising that to where it may be raised."""
+    if sys.platform == "win32":
+        return 512
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_CONNECTIONS + 64 if hard == resource.RLIM_INFINITY else min(hard, MAX_CONNECTIONS + 64)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
+    return max(soft, wanted)
 
 
 # --- What clients send: entries as JSON --------------------------------------------------------------------
@@ -1591,15 +1753,23 @@ class Published:
 
 
 class Submission:
-    """Entries that wait to be logged. Once `done`, `outcomes` says where each is in `published`, or `error` why not."""
+    """Entries that wait to be logged, until `done`, where `outcomes` and perhaps `proofs` are those at `published`."""
 
-    def __init__(self, entries: list[bytes]) -> None:
-        self.entries = entries
-        self.done = threading.Event()
-        self.abandoned = False
+    def __init__(self, entries: list[bytes], prove: bool) -> None:
+        self.entries, self.prove = entries, prove
+        self.loop = asyncio.get_running_loop()
+        self.done: asyncio.Future[None] = self.loop.create_future()
         self.outcomes: list[int | Conflict] = []
-        self.published: Published | None = None
-        self.error: Error | None = None
+        self.proofs: dict[int, str] = {}
+        self.published: Published
+
+    def settle(self, error: Error | None) -> None:
+        """Called in the loop's thread, once."""
+        if not self.done.done():  # or its client gave up
+            if error:
+                self.done.set_exception(error)
+            else:
+                self.done.set_result(None)
 
 
 class Latency:
@@ -1682,19 +1852,18 @@ class Log:
         if self._thread.is_alive():
             self._thread.join(8)
 
-    def submit(self, entries: list[bytes]) -> Submission:
+    async def submit(self, entries: list[bytes], prove: bool) -> Submission:
         """Has entries logged, and waits for it; raises Unavailable where that takes too long."""
-        submission = Submission(entries)
+        submission = Submission(entries, prove)
         with self._wake:
             if self._stopping:
                 raise Unavailable("the log is shutting down")
             self._queue.append(submission)
             self._wake.notify()
-        if not submission.done.wait(self.timeout):
-            submission.abandoned = True
-            raise Unavailable(f"not logged within {self.timeout:g} s: {self.trouble or 'the log is busy'}; try again")
-        if submission.error:
-            raise submission.error
+        try:
+            await asyncio.wait_for(submission.done, self.timeout)
+        except TimeoutError:
+            raise Unavailable(f"not logged in {self.timeout:g} s: {self.trouble or 'the log is busy'}; try again") from None
         return submission
 
     def _run(self) -> None:
@@ -1703,6 +1872,7 @@ class Log:
             try:
                 self._sequence(batch)
                 self.trouble, pause = "", 0.05
+                _settle(batch)
             except (CommitFailed, Corrupt, BadProof, BadSignature, Malformed) as error:
                 self._fail(f"the log stops: {error}", batch)
             except Unavailable as error:
@@ -1717,25 +1887,24 @@ class Log:
             except Exception:
                 logger.exception("the log stops")
                 self._fail("the log stops: internal error", batch)
+        _settle(self._queue, Unavailable("the log is shutting down"))
 
     def _take(self) -> list[Submission]:
         """What waits, up to MAX_BATCH entries, once something does; nothing when the log stops."""
+        batch: list[Submission] = []
         with self._wake:
-            self._wake.wait_for(lambda: self._queue or self._stopping)
-            batch: list[Submission] = []
-            count = 0
-            while self._queue and not self._stopping and count < MAX_BATCH:
-                submission = self._queue.popleft()
-                if not submission.abandoned:
-                    batch.append(submission)
-                    count += len(submission.entries)
-            for submission in self._queue if self._stopping else ():
-                submission.error = Unavailable("the log is shutting down")
-                submission.done.set()
-        return batch if batch or self._stopping else self._take()
+            while not batch and not self._stopping:
+                self._wake.wait_for(lambda: self._queue or self._stopping)
+                count = 0
+                while self._queue and not self._stopping and count < MAX_BATCH:
+                    submission = self._queue.popleft()
+                    if not submission.done.done():  # else its client has given up
+                        batch.append(submission)
+                        count += len(submission.entries)
+        return batch
 
     def _sequence(self, batch: list[Submission]) -> None:
-        """Logs what is new in `batch`, publishes, and answers those who wait."""
+        """Logs what is new in `batch`, and publishes it."""
         sealed: list[bytes] = []
 
         def seal(tree: Tree) -> bytes:
@@ -1751,22 +1920,35 @@ class Log:
         for submission in batch:
             submission.outcomes = [next(outcomes) for _ in submission.entries]
             submission.published = self._published
-            submission.done.set()
+        lone = [submission for submission in batch if submission.prove]
+        proofs = self.proofs(self._published, (i for s in lone for i in s.outcomes if isinstance(i, int)))
+        for submission in lone:
+            submission.proofs = proofs
 
     def _fail(self, message: str, batch: list[Submission]) -> None:
-        """Stops the log for good. What was committed is on disk; what is on disk is read when it starts again."""
+        """Stops the log for good. What was committed is on disk, and is read from there when it starts again."""
         logger.critical("%s", message)
         self.trouble = message
         with self._wake:
             self._stopping = True
-            for submission in (*batch, *self._queue):
-                submission.error = Unavailable("the log has stopped")
-                submission.done.set()
+        _settle(batch, Unavailable("the log has stopped"))
         self.failed.set()
 
     def proofs(self, published: Published, indices: Iterable[int], separator: str = '","') -> dict[int, str]:
         ordered = sorted(set(indices))
         return dict(zip(ordered, prove_many(self.tiles(published.tree), ordered, separator), strict=True))
+
+
+def _settle(submissions: Collection[Submission], error: Error | None = None) -> None:
+    """Tells those who wait; one call into each loop, however many they are."""
+
+    def settle(mine: list[Submission]) -> None:
+        for submission in mine:
+            submission.settle(error)
+
+    for loop in {submission.loop for submission in submissions}:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(settle, [s for s in submissions if s.loop is loop])
 
 
 class LogServer:
@@ -1775,35 +1957,34 @@ class LogServer:
     def __init__(self, log: Log, token: str | None = None, max_bulk: int = 50_000, read_only: bool = False) -> None:
         self.log, self._token, self._max_bulk, self._read_only = log, token, max_bulk, read_only
         self.adds, self.bulks = Latency(), Latency()
-        self._cache = Cache(32 << 20, lambda response: len(response.body) + 500)
-        self._routes: dict[str, dict[str, Callable[[Request], Response]]] = {
-            "/checkpoint": {"GET": self._get_checkpoint},
-            "/add": {"POST": self._post_add},
-            "/admin/bulk/append": {"POST": self._post_bulk},
-            "/.well-known/public-key": {"GET": self._get_key},
-            "/entries": {"GET": self._get_entries},
-            "/status.json": {"GET": self._get_status},
-            "/healthz": {"GET": self._get_health},
+        self._cache = Cache(32 << 20, lambda response: len(response.body) + 600)
+        self._gets: dict[str, Callable[[Request], Response]] = {
+            "/checkpoint": self._get_checkpoint,
+            "/.well-known/public-key": self._get_key,
+            "/entries": self._get_entries,
+            "/status.json": self._get_status,
+            "/healthz": self._get_health,
+        }
+        self._posts: dict[str, Callable[[Request, Body], Coroutine[Any, Any, Response]]] = {
+            "/add": self._post_add,
+            "/admin/bulk/append": self._post_bulk,
         }
 
-    def answer(self, request: Request) -> Response:
-        method = "GET" if request.method == "HEAD" else request.method
-        if request.path in self._routes:
-            methods = self._routes[request.path]
-        elif request.path.startswith("/tile/"):
-            methods = {"GET": self._get_tile}
-        elif request.path.startswith("/entry/"):
-            methods = {"GET": self._get_entry}
-        else:
-            raise HttpError(404, "there is nothing here")
-        if method not in methods:
-            raise HttpError(405, f"{request.method} is not possible here", Allow=", ".join(methods))
-        if method == "POST":
+    def answer(self, request: Request, body: Body) -> Response | Coroutine[Any, Any, Response]:
+        path = request.path
+        if post := self._posts.get(path):
+            if request.method != "POST":
+                raise HttpError(405, f"{path} takes POST", Allow="POST")
             self._admit(request)
-        response = methods[method](request)
-        if method == "GET":
-            response.headers["Access-Control-Allow-Origin"] = "*"
-        return response
+            return post(request, body)
+        get = self._get_tile if path.startswith("/tile/") else self._gets.get(path)
+        if get is None:
+            if not path.startswith("/entry/"):
+                raise HttpError(404, "there is nothing here")
+            get = self._get_entry
+        if request.method not in ("GET", "HEAD"):
+            raise HttpError(405, f"{path} takes GET and HEAD", Allow="GET, HEAD")
+        return get(request)
 
     def _admit(self, request: Request) -> None:
         """Raises HttpError where this request may not write."""
@@ -1820,64 +2001,65 @@ class LogServer:
                 raise HttpError(401, "writing needs the write token", WWW_Authenticate="Bearer")
 
     def _get_checkpoint(self, request: Request) -> Response:
-        return Response(self.log.published.note, TEXT, headers={"Cache-Control": "no-cache"})
+        return Response(self.log.published.note, TEXT, headers={**OPEN, "Cache-Control": "no-cache"})
 
     def _get_key(self, request: Request) -> Response:
-        return Response(f"{encode_vkey(self.log.key)}\n".encode(), TEXT)
+        return Response(f"{encode_vkey(self.log.key)}\n".encode(), TEXT, headers=OPEN)
 
     def _get_tile(self, request: Request) -> Response:
-        zipped = "gzip" in request.headers.get("accept-encoding", "") and request.path.startswith("/tile/entries/")
+        zipped = request.target.startswith("/tile/entries/") and "gzip" in request.headers.get("accept-encoding", "")
         response: Response | None = self._cache.get((request.target, zipped))
         if response is None:
-            try:
-                level, index, width = parse_tile_path(request.target[1:])
-            except Malformed as error:
-                raise HttpError(404, str(error)) from None
-            # What the published checkpoint does not imply is not there, even if it is stored already.
-            if self.log.published.tree.size >> 8 * (level or 0) < 256 * index + width:
-                raise HttpError(404, f"the published tree has no {request.target[1:]}")
-            store = self.log.store
-            data = store.bundle(index, width) if level is None else store.tile(level, index, width)
-            headers = {"Cache-Control": "public, max-age=31536000, immutable"}
-            if level is None:
-                headers["Vary"] = "Accept-Encoding"
-            if zipped:
-                data, headers["Content-Encoding"] = gzip.compress(data, 6, mtime=0), "gzip"
-            response = Response(data, "application/octet-stream", headers=headers)
+            response = self._make_tile(request.target[1:], zipped)
             self._cache.put((request.target, zipped), response)
         return response
 
-    def _post_add(self, request: Request) -> Response:
+    def _make_tile(self, path: str, zipped: bool) -> Response:
+        try:
+            level, index, width = parse_tile_path(path)
+        except Malformed as error:
+            raise HttpError(404, str(error)) from None
+        # What the published checkpoint does not imply is not there, even if it is stored already.
+        if self.log.published.tree.size >> 8 * (level or 0) < 256 * index + width:
+            raise HttpError(404, f"the published tree has no {path}")
+        store, headers = self.log.store, {**OPEN, "Cache-Control": "public, max-age=31536000, immutable"}
+        if level is not None:
+            return Response(store.tile(level, index, width), OCTETS, headers=headers)
+        data, headers["Vary"] = store.bundle(index, width), "Accept-Encoding"
+        if zipped:
+            data, headers["Content-Encoding"] = gzip.compress(data, 6, mtime=0), "gzip"
+        return Response(data, OCTETS, headers=headers)
+
+    async def _post_add(self, request: Request, body: Body) -> Response:
         start = time.monotonic()
         try:
-            submission = self.log.submit([entry_from_json(parse_json(request.body(MAX_ADD)))])
-            outcome, published = submission.outcomes[0], submission.published
-            if isinstance(outcome, Conflict):
+            entry = entry_from_json(parse_json(await body.all(MAX_ADD)))
+            submission = await self.log.submit([entry], prove=True)
+            if isinstance(outcome := submission.outcomes[0], Conflict):
                 raise outcome
-            if published is None:
-                raise Unavailable("not published")
-            proof = self.log.proofs(published, [outcome])[outcome]
         except Error:
             self.adds.add(0, 0, 1)
             raise
         self.adds.add(time.monotonic() - start)
-        hashes = f'["{proof}"]' if proof else "[]"
-        return Response(f'{{"index":{outcome},"checkpoint":{published.json},"inclusionProof":{hashes}}}\n'.encode())
+        hashes = f'["{proof}"]' if (proof := submission.proofs[outcome]) else "[]"
+        return Response(
+            f'{{"index":{outcome},"checkpoint":{submission.published.json},"inclusionProof":{hashes}}}\n'.encode()
+        )
 
-    def _post_bulk(self, request: Request) -> Response:
-        if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/x-ndjson":
-            raise HttpError(415, "Content-Type must be application/x-ndjson")
+    async def _post_bulk(self, request: Request, body: Body) -> Response:
+        if request.headers.get("content-type", "").partition(";")[0].strip().lower() != NDJSON:
+            raise HttpError(415, f"Content-Type must be {NDJSON}")
         start = time.monotonic()
-        parsed = self._read_bulk(request)
-        submission = None
-        if entries := [entry for entry in parsed if isinstance(entry, bytes)]:
+        parsed = await self._read_bulk(body)
+        entries = [entry for entry in parsed if isinstance(entry, bytes)]
+        published, outcomes = self.log.published, iter(list[int | Conflict]())
+        if entries:
             try:
-                submission = self.log.submit(entries)
+                submission = await self.log.submit(entries, prove=False)
             except Error:
                 self.bulks.add(0, 0, len(entries))
                 raise
-        published = submission.published if submission and submission.published else self.log.published
-        outcomes = iter(submission.outcomes if submission else ())
+            published, outcomes = submission.published, iter(submission.outcomes)
         results: list[tuple[bytes | None, int | Error]] = [
             (entry, next(outcomes)) if isinstance(entry, bytes) else (None, entry) for entry in parsed
         ]
@@ -1885,22 +2067,24 @@ class LogServer:
         self.bulks.add(time.monotonic() - start, logged, len(results) - logged)
         return Response(self._bulk_answer(published, results), NDJSON)
 
-    def _read_bulk(self, request: Request) -> list[bytes | Error]:
+    async def _read_bulk(self, body: Body) -> list[bytes | Error]:
         """The entries of the lines of a body, which is read as it comes."""
+        if body.length > MAX_BULK:
+            raise HttpError(413, f"at most {MAX_BULK} bytes can be appended at once")
         parsed: list[bytes | Error] = []
         rest = b""
-        while True:
-            data = request.read(1 << 18)
-            lines = (rest + data).split(b"\n")
-            rest = lines.pop() if data else b""
-            lines = [line for line in lines if line.strip()]
-            if len(parsed) + len(lines) > self._max_bulk:
-                raise HttpError(413, f"at most {self._max_bulk} entries can be appended at once")
+        while data := await body.part():
+            *lines, rest = (rest + data).split(b"\n")
+            parsed += self._parse_bulk(lines, len(parsed))
             if len(rest) > MAX_ADD:
                 raise HttpError(413, f"a line has more than {MAX_ADD} bytes")
-            parsed += parse_lines(lines)
-            if not data:
-                return parsed
+        return parsed + self._parse_bulk([rest], len(parsed))
+
+    def _parse_bulk(self, lines: list[bytes], before: int) -> list[bytes | Error]:
+        lines = [line for line in lines if line.strip()]
+        if before + len(lines) > self._max_bulk:
+            raise HttpError(413, f"at most {self._max_bulk} entries can be appended at once")
+        return parse_lines(lines)
 
     def _bulk_answer(self, published: Published, results: list[tuple[bytes | None, int | Error]]) -> Iterator[bytes]:
         yield f'{{"type":"checkpoint","checkpoint":{published.json},"tree_size":{published.tree.size}}}\n'.encode()
@@ -1923,7 +2107,7 @@ class LogServer:
             with contextlib.suppress(Malformed):  # a mirror keeps also what is no entry; nobody can look that up
                 if getattr(entry := Entry.parse(data), name) == value:
                     entries.append(entry_to_json(index, entry))
-        return Response.json({"entries": entries})
+        return Response.json({"entries": entries}, OPEN)
 
     def _get_entry(self, request: Request) -> Response:
         index, _, rest = request.target.removeprefix("/entry/").partition("/")
@@ -1937,10 +2121,10 @@ class LogServer:
         data = self.log.store.entry(number)
         entry = Entry.parse(data)
         if not rest:
-            return Response.json(entry_to_json(number, entry))
+            return Response.json(entry_to_json(number, entry), OPEN)
         hashes = tuple(prove_inclusion(self.log.tiles(published.tree), number))
         proof = Proof(number, hashes, published.note, data if entry.publisher else b"")
-        return Response(encode_proof(proof), TEXT)
+        return Response(encode_proof(proof), TEXT, headers=OPEN)
 
     def _get_status(self, request: Request) -> Response:
         published, folder = self.log.published, self.log.store.folder
@@ -1963,12 +2147,12 @@ class LogServer:
             "vkey": encode_vkey(self.log.key),
             "read_only": self._read_only,
             "trouble": self.log.trouble,
-        })
+        }, OPEN)
 
     def _get_health(self, request: Request) -> Response:
         if self.log.trouble:
             raise Unavailable(f"the log can't publish: {self.log.trouble}")
-        return Response.json({"status": "ok", "tree_size": self.log.published.tree.size})
+        return Response.json({"status": "ok", "tree_size": self.log.published.tree.size}, OPEN)
 
 
 def _bulk_result(entry: bytes | None, outcome: int | Error, proofs: dict[int, str]) -> str:
@@ -2207,12 +2391,15 @@ def cmd_serve(args: argparse.Namespace) -> int:
     try:
         signer = None if args.read_only else claim_store(store, args)
         log = Log(store, signer, args.allow_replacement, args.add_timeout)
-        answer = LogServer(log, token, args.bulk_append_max_entries, args.read_only).answer
-        server = Server(args.host, args.port, answer)
+        routes = LogServer(log, token, args.bulk_append_max_entries, args.read_only)
+        server = Server(args.host, args.port, routes.answer, share_port=args.read_only)
         if signer:
             log.start()
-        ready = f"serves the log {encode_vkey(log.key)}, {log.published.tree.size} entries"
-        return run_server(server, ready, log.failed, log.stop)
+        try:
+            what = f"serves the log {encode_vkey(log.key)} of {log.published.tree.size} entries"
+            return run_server(server, what, log.failed)
+        finally:
+            log.stop()
     finally:
         store.close()
 
@@ -2247,20 +2434,9 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def run_server(server: Server, ready: str, failed: threading.Event, stop: Callable[[], None]) -> int:
+def run_server(server: Server, what: str, failed: threading.Event) -> int:
     """Serves until SIGTERM or SIGINT (exit code 0), or until `failed` is set (3)."""
-    ended = threading.Event()
-    for number in signal.SIGTERM, signal.SIGINT:
-        signal.signal(number, lambda *_: ended.set())
-    threading.Thread(target=server.serve_forever, args=(0.1,), daemon=True).start()
-    print(f"{server.url} {ready}", flush=True)
-    while not ended.is_set() and not failed.is_set():
-        ended.wait(0.2)
-    server.stopping = True
-    server.shutdown()
-    stop()
-    server.drain(5)
-    server.server_close()
+    asyncio.run(server.run(lambda: print(f"{server.url} {what}", flush=True), failed.is_set))
     return 3 if failed.is_set() else 0
 
 
