@@ -97,7 +97,7 @@ MAX_BATCH = 50_000  # entries that are sequenced together
 MAX_BULK = 1 << 26  # the body of a bulk
 MAX_UNREAD = 1 << 18  # of a body, before the client has to wait
 MAX_CONNECTIONS = 4096  # of a server; beyond, those that ask for nothing are closed
-# Of a connection, in seconds: between requests, for a request's head, for a piece of an answer, to see it before the end.
+# Of a connection, in seconds: between requests, for a head, a piece of an answer, the end.
 IDLE_TIMEOUT, HEAD_TIMEOUT, SEND_TIMEOUT, LINGER_TIMEOUT = 60, 10, 30, 2
 MIN_RATE = 16_384  # bytes a second that a body has to come at, after HEAD_TIMEOUT
 DRAIN_TIMEOUT = 5  # seconds in which a server that ends finishes its answers
@@ -680,7 +680,7 @@ def parse_tile_path(path: str) -> tuple[int | None, int, int]:
         index = parse_decimal(re.sub("[x/]", "", match[2]).lstrip("0") or "0")  # groups of 3 digits are one decimal
         width = 256 if match[3] is None else parse_decimal(match[3])
         # "a decimal ASCII integer between 0 and 63", "between 1 and 255"
-        if (level or 0) <= 63 and 0 < width and tile_path(level, index, width) == path:
+        if (level or 0) <= 63 and width > 0 and tile_path(level, index, width) == path:
             return level, index, width
     raise Malformed(f"not the path of a tile: {path[:80]!r}")
 
@@ -881,6 +881,7 @@ class CommitFailed(Unavailable):
 
 
 Query = Callable[..., list[Any]]  # an SQL query and its values in, all of its rows out
+Outcome = int | Conflict  # of an entry to be logged: its index, or why it has none
 
 
 class Database:
@@ -893,7 +894,7 @@ class Database:
             self._reader = self._connect("ro" if read_only else "rw")
             for name, wanted in ("application_id", application_id), ("user_version", 1):
                 if (found := self._reader.execute(f"PRAGMA {name}").fetchone()[0]) != wanted:
-                    raise Corrupt(f"{path} is not a file of this version of btlog: its {name} is {found}, not {wanted}")
+                    raise Corrupt(f"{path} is not of this version of btlog: its {name} is {found}, not {wanted}")
             if not read_only:
                 self._writer = self._connect("rw")
                 _make_durable(self._writer)
@@ -991,8 +992,8 @@ CHECKSUM, FILENAME = 1, 2  # the fields' places among the lines of an entry
 LOOK_UP = """
     WITH RECURSIVE
       part(p) AS (SELECT 0 UNION ALL SELECT p + 1 FROM part WHERE p < ?1 >> 17),
-      wanted(first, hash) AS (SELECT (?2 << 14 | p) << 48 | value << 17, value FROM part CROSS JOIN json_each(?3))
-    SELECT hash, (key >> 48 & 16383) << 17 | key & 131071
+      wanted(first) AS (SELECT (?2 << 62) + (p << 48) + (value << 17) FROM part CROSS JOIN json_each(?3))
+    SELECT (((key >> 48) & 16383) << 17) + (key & 131071)
     FROM wanted CROSS JOIN lookup ON key BETWEEN first AND first + 131071
 """
 
@@ -1045,7 +1046,7 @@ class LogRows:
     def look_up(self, field_: int, values: Iterable[bytes], size: int) -> list[tuple[int, bytes]]:
         """Of the first `size` entries those, by index, whose field is one of `values`, and perhaps others."""
         hashes = json.dumps(sorted({self.hash(value) for value in values}))
-        found = sorted({index for _, index in self.query(LOOK_UP, size, field_ - 1, hashes) if index < size})
+        found = sorted({index for index, in self.query(LOOK_UP, size, field_ - 1, hashes) if index < size})
         return [(index, self.entry(index)) for index in found]
 
 
@@ -1063,7 +1064,7 @@ class LogStore(LogRows):
                 raise Unavailable(f"{folder} holds no log: there is no log.sqlite3 in it")
             strange = set(os.listdir(folder)) - {"private.key", "public.key", "lost+found", "log.sqlite3.new"}
             if strange := {name for name in strange if not name.startswith(".")}:
-                raise Unavailable(f"{folder} holds no log but other things ({min(strange)}): choose a folder of its own")
+                raise Unavailable(f"{folder} holds no log but other things ({min(strange)}): choose another folder")
             Database.create(path, LOG_ID, LOG_SCHEMA)
         self.database = Database(path, LOG_ID, read_only)
         super().__init__(self.database.read)
@@ -1084,7 +1085,9 @@ class LogStore(LogRows):
         with self.database.transaction() as db:
             db.execute("INSERT OR REPLACE INTO checkpoint VALUES ('published', ?)", (note,))
 
-    def append(self, entries: list[bytes], seal: Callable[[Tree], bytes], publish: bool, replace: bool = False) -> list[int | Conflict]:
+    def append(
+        self, entries: list[bytes], seal: Callable[[Tree], bytes], publish: bool, replace: bool = False
+    ) -> list[Outcome]:
         """Adds what is new of `entries`, at most MAX_ENTRY bytes each, and says for each of them where it is.
 
         `seal` gets the new tree and returns the note to store as signed, and to `publish` where that is asked for;
@@ -1126,13 +1129,15 @@ def lock_folder(folder: Path) -> int:
     return descriptor
 
 
-def _deduplicate(rows: LogRows, size: int, entries: list[bytes], replace: bool) -> tuple[list[int | Conflict], list[bytes]]:
+def _deduplicate(
+    rows: LogRows, size: int, entries: list[bytes], replace: bool
+) -> tuple[list[Outcome], list[bytes]]:
     """Where each entry is or will be in a log of `size`, or why it can't be; and those of them that are new."""
     names = [entry.split(b"\n", 3)[FILENAME] for entry in entries]
     known: dict[bytes, list[tuple[int, bytes]]] = {}
     for index, entry in rows.look_up(FILENAME, names, size):
         known.setdefault(entry.split(b"\n", 3)[FILENAME], []).append((index, entry))
-    outcomes: list[int | Conflict] = []
+    outcomes: list[Outcome] = []
     fresh: list[bytes] = []
     for name, entry in zip(names, entries, strict=True):
         same_name = known.setdefault(name, [])
@@ -1152,7 +1157,7 @@ def _deduplicate(rows: LogRows, size: int, entries: list[bytes], replace: bool) 
 
 
 def _extend(rows: LogRows, db: sqlite3.Connection, old: Tree, entries: list[bytes]) -> Tree:
-    """Stores new entries behind tree `old`, and all that follows from them; returns a tree that is proved to follow it."""
+    """Stores new entries behind tree `old`, and all that follows from them; returns a tree that is proved to follow."""
     leaves = [leaf_hash(entry) for entry in entries]
     for level, index, data in grow(old.size, rows.tile, leaves):
         db.execute("INSERT OR REPLACE INTO tile VALUES (?, ?)", (level << 56 | index, data))
@@ -1202,9 +1207,9 @@ def check_store(rows: LogRows, key: VerifierKey, progress: Callable[[int, int], 
             yield f"the {kind} checkpoint of size {tree.size}: {error}"
     counts = {"bundle": (size + 255) // 256, "tile": sum(-(-(size >> 8 * level) // 256) for level in range(8))}
     for table, count in counts.items():
-        if (stored := rows.query(f"SELECT count(*) FROM {table}")[0][0]) != count:
+        if (stored := rows.query(f"SELECT count(*) FROM {table}")[0][0]) != count:  # noqa: S608 (our own names)
             yield f"{stored} {table}s are stored where a tree of size {size} has {count}"
-    if rows.query("SELECT 1 FROM lookup WHERE key >> 48 & 16383 > ? LIMIT 1", max(size - 1, 0) >> 17):
+    if rows.query("SELECT 1 FROM lookup WHERE ((key >> 48) & 16383) > ? LIMIT 1", max(size - 1, 0) >> 17):
         yield "look-up keys beyond the end of the log"
 
 
@@ -1220,10 +1225,13 @@ def _check_bundle(rows: LogRows, index: int, width: int, keys: list[int]) -> tup
 
 
 def _check_keys(rows: LogRows, part: int, keys: list[int]) -> Iterator[str]:
-    stored = {key for field_ in (0, 1) for key, in rows.query(
-        "SELECT key FROM lookup WHERE key BETWEEN ? AND ?", (field_ << 14 | part) << 48, ((field_ << 14 | part) + 1 << 48) - 1)}
+    stored: set[int] = set()
+    for first in part << 48, part << 48 | 1 << 62:
+        rows_ = rows.query("SELECT key FROM lookup WHERE key BETWEEN ? AND ?", first, first + (1 << 48) - 1)
+        stored.update(key for key, in rows_)
     for key in sorted(stored.symmetric_difference(keys))[:20]:
-        yield f"the look-up key of entry {part << 17 | key & 131071} is {'not its own' if key in stored else 'missing'}"
+        what = "is stored but not its own" if key in stored else "is missing"
+        yield f"lookup: a key of entry {part << 17 | key & 131071} {what}"
 
 
 def _check_tiles(rows: LogRows, size: int, hashes: list[bytes]) -> Iterator[str]:
@@ -1240,7 +1248,8 @@ def _check_tiles(rows: LogRows, size: int, hashes: list[bytes]) -> Iterator[str]
                 stored = b"".join(part)
             for place in range(len(part)):
                 if stored[32 * place : 32 * place + 32] != part[place]:
-                    what = f"entry {256 * index + place}" if level == 0 else f"the tile {tile_path(level - 1, 256 * index + place)}"
+                    below = 256 * index + place
+                    what = f"entry {below}" if level == 0 else tile_path(level - 1, below)
                     yield f"{tile_path(level, index, len(part))}, hash {place}: not the hash of {what}"
             if len(part) == 256:
                 above.append(expand_tile(b"".join(part))[8][0])
@@ -1500,7 +1509,8 @@ class Connection(asyncio.Protocol):
         end = self._buffer.find(b"\r\n\r\n") + 4
         if end < 4 or end > MAX_HEAD:
             if len(self._buffer) > MAX_HEAD:
-                self._refuse(HttpError(431 if b"\r\n" in self._buffer[:MAX_HEAD] else 414, "the request's head is too long"))
+                status = 431 if b"\r\n" in self._buffer[:MAX_HEAD] else 414
+                self._refuse(HttpError(status, "the head of the request is too long"))
             elif re.search(rb"(?<!\r)\n", self._buffer):
                 self._refuse(HttpError(400, "a line that does not end in CR LF"))
             elif self._eof:
@@ -1547,7 +1557,8 @@ class Connection(asyncio.Protocol):
 
     def _trouble(self, request: Request, error: Exception) -> Response:
         if not isinstance(error, Error) or error.status == 500:
-            logger.error("%s %s: %s", request.method, request.target[:200], error, exc_info=not isinstance(error, Error))
+            traceback = None if isinstance(error, Error) else error
+            logger.error("%s %s: %s", request.method, request.target[:200], error, exc_info=traceback)
         return Response.error(error if isinstance(error, Error) else Error())
 
     def _head(self, request: Request, response: Response) -> tuple[bytes, bool]:
@@ -1604,7 +1615,8 @@ class Connection(asyncio.Protocol):
     def _refuse(self, error: HttpError) -> None:
         self._discarding, self._buffer = True, b""
         response = Response.error(error)
-        self._transport.write(response.head + self._server.date + b"Connection: close\r\n\r\n" + cast(bytes, response.body))
+        end = b"Connection: close\r\n\r\n" + cast(bytes, response.body)
+        self._transport.write(response.head + self._server.date + end)
         if self._transport.can_write_eof() and not self._eof:
             self._transport.write_eof()
             self._wait(LINGER_TIMEOUT)
@@ -1753,13 +1765,13 @@ class Published:
 
 
 class Submission:
-    """Entries that wait to be logged, until `done`, where `outcomes` and perhaps `proofs` are those at `published`."""
+    """Entries that wait to be logged, until `done`: then `outcomes`, and perhaps `proofs`, hold at `published`."""
 
     def __init__(self, entries: list[bytes], prove: bool) -> None:
         self.entries, self.prove = entries, prove
         self.loop = asyncio.get_running_loop()
         self.done: asyncio.Future[None] = self.loop.create_future()
-        self.outcomes: list[int | Conflict] = []
+        self.outcomes: list[Outcome] = []
         self.proofs: dict[int, str] = {}
         self.published: Published
 
@@ -1863,7 +1875,8 @@ class Log:
         try:
             await asyncio.wait_for(submission.done, self.timeout)
         except TimeoutError:
-            raise Unavailable(f"not logged in {self.timeout:g} s: {self.trouble or 'the log is busy'}; try again") from None
+            why = self.trouble or "the log is busy"
+            raise Unavailable(f"not logged in {self.timeout:g} s: {why}; try again") from None
         return submission
 
     def _run(self) -> None:
@@ -2052,7 +2065,7 @@ class LogServer:
         start = time.monotonic()
         parsed = await self._read_bulk(body)
         entries = [entry for entry in parsed if isinstance(entry, bytes)]
-        published, outcomes = self.log.published, iter(list[int | Conflict]())
+        published, outcomes = self.log.published, iter(list[Outcome]())
         if entries:
             try:
                 submission = await self.log.submit(entries, prove=False)
@@ -2117,7 +2130,7 @@ class LogServer:
         except Malformed as error:
             raise HttpError(404, str(error)) from None
         if number >= published.tree.size or rest not in ("", "proof") or request.target.endswith("/"):
-            raise HttpError(404, f"there is no {request.target[1:80]} in the published tree of {published.tree.size} entries")
+            raise HttpError(404, f"there is no {request.target[:80]}: the published size is {published.tree.size}")
         data = self.log.store.entry(number)
         entry = Entry.parse(data)
         if not rest:
@@ -2170,7 +2183,7 @@ def _bulk_result(entry: bytes | None, outcome: int | Error, proofs: dict[int, st
 # --- The client ----------------------------------------------------------------------------------------------
 
 class Client:
-    """Talks to a log or witness at `url` over one connection that is kept; raises Unavailable, and what it answers."""
+    """Talks to a log or witness at `url`, over one connection that is kept. Raises Unavailable."""
 
     def __init__(self, url: str, timeout: float = 30) -> None:
         parts = urllib.parse.urlsplit(url)
@@ -2408,7 +2421,7 @@ def claim_store(store: LogStore, args: argparse.Namespace) -> Signer:
     """The key of this log: the one that it was founded with or, where it is new, that it is founded with now."""
     known = store.key()
     private = Path(args.private_key or store.folder / "private.key")
-    public = Path(args.public_key or private.with_name("public.key") if not args.private_key else args.public_key or "")
+    public = Path(args.public_key or store.folder / "public.key")
     if known is None and not args.private_key and not private.exists():
         origin = args.origin or f"{re.sub(r'[^a-z0-9.-]', '', socket.gethostname().lower()) or 'localhost'}/btlog"
         check_name(origin)
@@ -2416,7 +2429,7 @@ def claim_store(store: LogStore, args: argparse.Namespace) -> Signer:
         logger.info("made a key pair for the new log %s in %s: keep a copy of private.key", origin, store.folder)
     else:
         signer = read_signer(str(private))
-    if str(public) != "." and public.exists() and read_vkey(str(public)) != signer.key:
+    if (args.public_key or public.exists()) and read_vkey(str(public)) != signer.key:
         raise Malformed(f"{public} is not the public key of {private}")
     if args.origin and args.origin != signer.name:
         raise Malformed(f"{private} is the key of {signer.name}, not of {args.origin}")
@@ -2516,7 +2529,7 @@ def find_proof(path: Path, checksum: str, args: argparse.Namespace, client: Clie
         except Malformed as error:
             raise Unavailable(str(error)) from None
     if client is None:
-        raise Unavailable(f"there is no {beside.name} beside it: give --proof, --log-url or a policy with the log's URL")
+        raise Unavailable(f"no {beside.name} beside it: give --proof, --log-url or a policy with the log's URL")
     return fetch_proof(client, path.name, checksum)
 
 
@@ -2530,7 +2543,7 @@ def fetch_proof(client: Client, filename: str, checksum: str) -> bytes:
     same = [entry.get("index") for entry in same_name if entry.get("checksum") == checksum]
     if not same:
         others = ", ".join(str(entry.get("index"))[:20] for entry in same_name[:5])
-        raise BadProof(f"not logged: the log has it with another checksum, at index {others}" if others else "not logged")
+        raise BadProof(f"not logged, but with another checksum at index {others}" if others else "not logged")
     return client.get(f"/entry/{parse_decimal(str(same[-1]))}/proof")
 
 
@@ -2580,8 +2593,9 @@ class _Parser(argparse.ArgumentParser):
 
 def parser() -> argparse.ArgumentParser:
     top = _Parser(prog="btlog", description="A transparency log for Python package indexes.", formatter_class=_Help,
-                  epilog="Start with:  btlog serve          (a log in ./btlog-data on http://127.0.0.1:8080)\n"
-                         "       then  btlog add some.whl   and  btlog verify some.whl --public-key btlog-data/public.key")
+                  epilog="start with:\n  btlog serve              (a log in ./btlog-data, on http://127.0.0.1:8080)\n"
+                         "  btlog add some.whl       (logs a file, and keeps its proof beside it)\n"
+                         "  btlog verify some.whl --public-key btlog-data/public.key")
     top.add_argument("--version", action="version", version=f"btlog {__version__}")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
@@ -2597,18 +2611,20 @@ def parser() -> argparse.ArgumentParser:
     add("--private-key-path", default="private.key", metavar="F", help="where the private key goes")
     add("--public-key-path", default="public.key", metavar="F", help="where the public key goes")
 
-    add = command(cmd_vkey, "print the vkey of an Ed25519 public key", "--origin log.example.com/pypi --public-key-path key.pem")
+    example = "--origin log.example.com/pypi --public-key-path key.pem"
+    add = command(cmd_vkey, "print the vkey of an Ed25519 public key", example)
     add("--origin", required=True, metavar="NAME", help="the name that the key signs under")
     add("--public-key-path", required=True, metavar="F", help="the key, in PEM or base64 DER")
 
-    add = command(cmd_serve, "serve a log; a first start makes its folder, key pair and database", "--origin log.example.com/pypi")
+    what = "serve a log; a first start makes its folder, key pair and database"
+    add = command(cmd_serve, what, "--origin log.example.com/pypi")
     add("--storage-dir", default="btlog-data", metavar="D", help="the folder of the log")
     add("--host", default="127.0.0.1", help="the address to listen on")
     add("--port", default=8080, type=int, help="the port to listen on, 0 for any")
     add("--private-key", metavar="F", help="the private key (default: private.key in the folder)")
     add("--public-key", metavar="F", help="the public key, to make sure that it is this one")
     add("--origin", metavar="NAME", help="the name of a new log (default: of this host)")
-    add("--add-timeout", default=30.0, type=float, metavar="S", help="seconds after which an add that waits is given up")
+    add("--add-timeout", default=30.0, type=float, metavar="S", help="seconds after which an add is given up")
     add("--bulk-append-max-entries", default=50_000, type=int, metavar="N", help="lines that a bulk may have")
     add("--write-token-file", metavar="F", help="a file with the token that writing needs (Authorization: Bearer)")
     add("--allow-replacement", action="store_true", help="log a filename again with another checksum")
@@ -2622,17 +2638,18 @@ def parser() -> argparse.ArgumentParser:
     add("--write-token-file", metavar="F", help="a file with the log's write token")
     _add_policy(add)
 
-    add = command(cmd_verify, "check that files are logged", "some.whl --public-key public.key --log-url http://127.0.0.1:8080")
+    example = "some.whl --public-key public.key --log-url http://127.0.0.1:8080"
+    add = command(cmd_verify, "check that files are logged", example)
     add("targets", nargs="+", metavar="TARGET", help="a file as it was installed")
-    add("--log-url", metavar="U", help="ask this log (default: FILE.tlog-proof beside the file, else the policy's URL)")
+    add("--log-url", metavar="U", help="ask this log (default: FILE.tlog-proof beside the file, or the policy's URL)")
     add("--proof", metavar="F", help="check against this .tlog-proof, offline")
     _add_policy(add)
 
-    add = command(cmd_fsck, "recompute and check everything that a log's folder holds", "--storage-dir btlog-data")
+    add = command(cmd_fsck, "recompute and check all that a log's folder holds", "--storage-dir btlog-data")
     add("--storage-dir", default="btlog-data", metavar="D", help="the folder of the log")
 
     add = command(cmd_health, "ask servers whether they can do their work", "http://127.0.0.1:8080")
-    add("urls", nargs="*", metavar="URL", default=["http://127.0.0.1:8080"], help="servers, of which one has to be healthy")
+    add("urls", nargs="*", metavar="URL", default=["http://127.0.0.1:8080"], help="servers, one of them healthy")
     return top
 
 
