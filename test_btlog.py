@@ -853,7 +853,7 @@ def test_T56_what_is_missing_from_a_proof(big: Callable[[int, int, int], bytes])
         b"", head, head + b"\n", head + b"\n\n", text[1:], text[:-1], proof(*lines[1:]), proof(lines[0], *lines[2:]), proof(b"c2sp.org/tlog-proof@v2", *lines[1:]),
         proof(lines[0], b"index 012345", *lines[2:]), proof(lines[0], b"index  12345", *lines[2:]), proof(lines[0], b"Index 12345", *lines[2:]),
         proof(lines[0], b"index 9223372036854775808", *lines[2:]), proof(lines[0], b"extra ", *lines[1:]), proof(lines[0], b"extra", *lines[1:]),
-        proof(lines[0], b"extra YR==", *lines[1:]), proof(lines[0], lines[1], b"extra YQ==", *lines[2:]), proof(*lines, b"", note=note),
+        proof(lines[0], b"extra YR==", *lines[1:]), proof(lines[0], lines[1], b"extra YQ==", *lines[2:]),
         proof(*lines[:-1], lines[-1][:-4]), proof(*lines[:-1], lines[-1] + b" "), text.replace(b"\n", b"\r\n"), proof(*lines, note=note.partition(b"\n\n")[0]),
         proof(lines[0], b"extra YQ==", b"extra YQ==", *lines[1:]), proof(lines[0]),
     ):
