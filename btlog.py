@@ -1007,8 +1007,7 @@ class LogRows:
 
     def checkpoint(self, kind: str) -> bytes | None:
         """The note of the checkpoint that was "signed" last or is "published", None where there is none yet."""
-        rows = self.query("SELECT note FROM checkpoint WHERE kind = ?", kind)
-        return rows[0][0] if rows else None
+        return self._blob(f"{kind} checkpoint", "SELECT note FROM checkpoint WHERE kind = ?", kind)
 
     def tree(self, kind: str) -> Tree:
         note = self.checkpoint(kind)
@@ -1016,20 +1015,28 @@ class LogRows:
 
     def tile(self, level: int, index: int, width: int) -> bytes:
         """The first `width` hashes of a tile, 32 bytes each."""
-        rows = self.query("SELECT data FROM tile WHERE key = ?", level << 56 | index)
-        if not rows or len(rows[0][0]) < 32 * width:
-            raise Corrupt(f"the stored {tile_path(level, index, width)} is missing or too short")
-        data: bytes = rows[0][0]
+        path = tile_path(level, index, width)
+        data = self._blob(path, "SELECT data FROM tile WHERE key = ?", level << 56 | index)
+        if data is None or len(data) < 32 * width:
+            raise Corrupt(f"the stored {path} is missing or too short")
         return data[: 32 * width]
 
     def bundle(self, index: int, width: int) -> bytes:
         """The bundle of the first `width` entries of entry bundle `index`."""
-        rows = self.query("SELECT data FROM bundle WHERE n = ?", index)
+        path = tile_path(None, index, width)
+        data = self._blob(path, "SELECT data FROM bundle WHERE n = ?", index)
+        if data is None:
+            raise Corrupt(f"the stored {path} is missing")
         try:
-            data: bytes = rows[0][0] if rows else b""
             return encode_bundle(parse_bundle(data, width, exactly=False)) if width < 256 else data
         except Malformed as error:
-            raise Corrupt(f"the stored {tile_path(None, index, width)}: {error}") from None
+            raise Corrupt(f"the stored {path}: {error}") from None
+
+    def _blob(self, what: str, sql: str, *values: Any) -> bytes | None:
+        rows = self.query(sql, *values)
+        if rows and type(rows[0][0]) is not bytes:
+            raise Corrupt(f"the stored {what} is not a blob")
+        return rows[0][0] if rows else None
 
     def entry(self, index: int) -> bytes:
         return parse_bundle(self.bundle(index // 256, index % 256 + 1), index % 256 + 1)[-1]
@@ -1679,7 +1686,9 @@ class Server:
         """A new connection. Beyond the bound, the one that has had no request for the longest time makes room."""
         self.connections[connection] = None
         if len(self.connections) > self._bound:
-            next((c for c in self.connections if not c.answering()), connection).close()
+            out = next((c for c in self.connections if not c.answering()), connection)
+            del self.connections[out]
+            out.close()
 
     def touch(self, connection: Connection) -> None:
         if self.connections.pop(connection, True) is None:
@@ -1832,8 +1841,8 @@ class Log:
     def _check(self) -> None:
         """Raises Corrupt unless what is stored fits the signed checkpoint and the key."""
         for kind in ("signed", "published"):
-            note = self.store.checkpoint(kind) or b""
             try:
+                note = self.store.checkpoint(kind) or b""
                 tree = open_checkpoint(note, simple_policy([self.key])).tree
                 if Tiles(tree.size, self.store.tile).hash(0, tree.size) != tree.root:
                     raise Corrupt(f"the tiles do not lead to the root of the tree of size {tree.size}")
@@ -2456,7 +2465,11 @@ def run_server(server: Server, what: str, failed: threading.Event) -> int:
 # --- Adding and verifying ------------------------------------------------------------------------------------
 
 def cmd_add(args: argparse.Namespace) -> int:
-    client = Client(args.log_url)
+    with contextlib.closing(Client(args.log_url)) as client:
+        return add_files(args, client)
+
+
+def add_files(args: argparse.Namespace, client: Client) -> int:
     if args.policy or args.public_key:
         policy = read_policy(args)
     else:
@@ -2490,9 +2503,9 @@ def add_file(client: Client, path: Path, policy: Policy, headers: dict[str, str]
         answer = parse_object(parse_json(data), "index", "checkpoint", "inclusionProof")
         hashes = tuple(parse_base64(text, 32) for text in answer["inclusionProof"])
         proof = Proof(parse_decimal(str(answer["index"])), hashes, parse_base64(answer["checkpoint"]))
+        check_logged(entry, encode_proof(proof), policy)
     except (Malformed, KeyError, TypeError) as error:
         raise BadProof(f"the log's answer does not have the form that it should have: {error}") from None
-    check_logged(entry, encode_proof(proof), policy)
     return proof
 
 
@@ -2501,7 +2514,11 @@ def cmd_verify(args: argparse.Namespace) -> int:
     if args.proof and len(args.targets) > 1:
         raise Malformed("--proof is the proof of one file")
     url = args.log_url or next((url for key, url in policy.urls if key in policy.logs), None)
-    client = Client(url) if url else None
+    with contextlib.closing(Client(url)) if url else contextlib.nullcontext() as client:
+        return verify_files(args, policy, client)
+
+
+def verify_files(args: argparse.Namespace, policy: Policy, client: Client | None) -> int:
     code = 0
     for path in map(Path, args.targets):
         try:
@@ -2570,7 +2587,8 @@ def cmd_health(args: argparse.Namespace) -> int:
     errors = []
     for url in args.urls:
         try:
-            Client(url, timeout=5).get("/healthz")
+            with contextlib.closing(Client(url, timeout=5)) as client:
+                client.get("/healthz")
             return 0
         except Unavailable as error:
             errors.append(str(error))
@@ -2620,7 +2638,7 @@ def parser() -> argparse.ArgumentParser:
     add = command(cmd_serve, what, "--origin log.example.com/pypi")
     add("--storage-dir", default="btlog-data", metavar="D", help="the folder of the log")
     add("--host", default="127.0.0.1", help="the address to listen on")
-    add("--port", default=8080, type=int, help="the port to listen on, 0 for any")
+    add("--port", default=8080, type=port, help="the port to listen on, 0 for any")
     add("--private-key", metavar="F", help="the private key (default: private.key in the folder)")
     add("--public-key", metavar="F", help="the public key, to make sure that it is this one")
     add("--origin", metavar="NAME", help="the name of a new log (default: of this host)")
@@ -2651,6 +2669,12 @@ def parser() -> argparse.ArgumentParser:
     add = command(cmd_health, "ask servers whether they can do their work", "http://127.0.0.1:8080")
     add("urls", nargs="*", metavar="URL", default=["http://127.0.0.1:8080"], help="servers, one of them healthy")
     return top
+
+
+def port(text: str) -> int:
+    if (number := parse_decimal(text)) > 65_535:
+        raise Malformed(f"{number} is no port")
+    return number
 
 
 def _add_policy(add: Callable[..., Any]) -> None:

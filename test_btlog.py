@@ -12,6 +12,7 @@ Slow tests run with `-m slow`.
 from __future__ import annotations
 
 import ast
+import asyncio
 import base64
 import contextlib
 import gzip
@@ -103,9 +104,7 @@ o5IPun8jmgcam9EHIfE0Gt3vuu3ttBx+JEN6nRa98Ao=
 
 — log.example/vectors /au0+CC/opq+hZM30zVXlyT67sYBkN1+OwMLAAQx+RuDez02yMrvNIehnNxjaNLpiBqlll5PZ7Hb3ytKykwQelIULgY=
 """
-COSIGNATURE = (
-    "— witness.example/w1 N94kJgAAAABqsTuAzQRMu3OerpUMXbtCT1iOJS6zz0EdLgUuklV2j1LRxDLiQaQ2V3R6OHw2DXMrwcuvLgrgYvbBeJ2togkvWoECAQ==\n"
-)
+COSIGNATURE = "— witness.example/w1 N94kJgAAAABqsTuAzQRMu3OerpUMXbtCT1iOJS6zz0EdLgUuklV2j1LRxDLiQaQ2V3R6OHw2DXMrwcuvLgrgYvbBeJ2togkvWoECAQ==\n"
 COSIGNED = SIGNED + COSIGNATURE
 COSIGNED_AT = 1790000000
 ROOTS = {  # of the first n of the entries "entry 0", "entry 1", …
@@ -146,12 +145,46 @@ ROOTS = {  # of the first n of the entries "entry 0", "entry 1", …
     70000: "o5IPun8jmgcam9EHIfE0Gt3vuu3ttBx+JEN6nRa98Ao=",
 }
 INCLUSION = [
-    (0, 1), (0, 2), (1, 2), (2, 3), (0, 7), (3, 7), (6, 7), (5, 8), (99, 256), (255, 257), (256, 257), (511, 513), (512, 513),
-    (12345, 65536), (65535, 65537), (65536, 65537), (0, 70000), (69999, 70000), (65791, 70000),
+    (0, 1),
+    (0, 2),
+    (1, 2),
+    (2, 3),
+    (0, 7),
+    (3, 7),
+    (6, 7),
+    (5, 8),
+    (99, 256),
+    (255, 257),
+    (256, 257),
+    (511, 513),
+    (512, 513),
+    (12345, 65536),
+    (65535, 65537),
+    (65536, 65537),
+    (0, 70000),
+    (69999, 70000),
+    (65791, 70000),
 ]
 CONSISTENCY = [
-    (1, 1), (1, 2), (1, 3), (2, 3), (3, 7), (4, 7), (6, 7), (6, 8), (7, 8), (8, 8), (255, 256), (255, 257), (256, 257),
-    (257, 512), (4096, 65537), (65535, 65536), (65536, 70000), (65537, 70000), (69999, 70000),
+    (1, 1),
+    (1, 2),
+    (1, 3),
+    (2, 3),
+    (3, 7),
+    (4, 7),
+    (6, 7),
+    (6, 8),
+    (7, 8),
+    (8, 8),
+    (255, 256),
+    (255, 257),
+    (256, 257),
+    (257, 512),
+    (4096, 65537),
+    (65535, 65536),
+    (65536, 70000),
+    (65537, 70000),
+    (69999, 70000),
 ]
 PROOFS_DIGEST = "f84c9d333d17b3eb60bc9b219ac07b0be8b1ece2387a57793999fa3a4887b282"  # of those proofs as JSON
 TILE_DIGESTS = {  # level, index, width: SHA-256 of the tile of the tree of 70,000
@@ -166,12 +199,21 @@ PROOF_DIGESTS = {  # of the .tlog-proof of entry 12345 under COSIGNED, without a
     b"extra data": "d09d9fc2597e0309bc280c4822a4e41083aa17124b21af78f3f98c65c9dc8f65",
 }
 PATHS = {
-    (None, 0, 256): "tile/entries/000", (None, 0, 5): "tile/entries/000.p/5",
-    (None, 1234067, 256): "tile/entries/x001/x234/067", (None, 273, 112): "tile/entries/273.p/112",
-    (0, 0, 256): "tile/0/000", (0, 0, 1): "tile/0/000.p/1", (0, 1000, 256): "tile/0/x001/000",
-    (0, 1234067, 256): "tile/0/x001/x234/067", (0, 1234067, 8): "tile/0/x001/x234/067.p/8", (0, 273, 112): "tile/0/273.p/112",
-    (1, 0, 256): "tile/1/000", (1, 1, 17): "tile/1/001.p/17", (2, 0, 1): "tile/2/000.p/1",
-    (5, 1000000, 3): "tile/5/x001/x000/000.p/3", (7, 999, 255): "tile/7/999.p/255",
+    (None, 0, 256): "tile/entries/000",
+    (None, 0, 5): "tile/entries/000.p/5",
+    (None, 1234067, 256): "tile/entries/x001/x234/067",
+    (None, 273, 112): "tile/entries/273.p/112",
+    (0, 0, 256): "tile/0/000",
+    (0, 0, 1): "tile/0/000.p/1",
+    (0, 1000, 256): "tile/0/x001/000",
+    (0, 1234067, 256): "tile/0/x001/x234/067",
+    (0, 1234067, 8): "tile/0/x001/x234/067.p/8",
+    (0, 273, 112): "tile/0/273.p/112",
+    (1, 0, 256): "tile/1/000",
+    (1, 1, 17): "tile/1/001.p/17",
+    (2, 0, 1): "tile/2/000.p/1",
+    (5, 1000000, 3): "tile/5/x001/x000/000.p/3",
+    (7, 999, 255): "tile/7/999.p/255",
 }
 # The key pair in the README of trailofbits/bt-log.
 BT_LOG_SKEY = "PRIVATE+KEY+binarytransparency.log/example+5de0f997+AXNNv9racVtMynH7oHIogZ4xS5sAIHBl47hlrcf6vsfu"
@@ -217,6 +259,15 @@ def tiles_of(entries: list[bytes]) -> dict[tuple[int, int], bytes]:
     """All tiles of a tree, grown at once."""
     grown = btlog.grow(0, lambda *_: b"", [leaf_hash(entry) for entry in entries])
     return {(level, index): data for level, index, data in grown}
+
+
+def root_of(entries: list[bytes]) -> bytes:
+    """The root of a tree, bottom up and level by level: RFC 6962 in another order than mth."""
+    hashes = [hashlib.sha256(b"\0" + entry).digest() for entry in entries]
+    while len(hashes) > 1:  # an odd one out moves up as it is
+        pairs = [hashlib.sha256(b"\1" + a + b).digest() for a, b in zip(hashes[::2], hashes[1::2], strict=False)]
+        hashes = pairs + hashes[len(hashes) & ~1 :]
+    return hashes[0] if hashes else hashlib.sha256(b"").digest()
 
 
 @pytest.fixture(scope="session")
@@ -267,13 +318,36 @@ def test_decimal(text: str) -> None:
     assert btlog.parse_decimal(text) == int(text)
 
 
-@pytest.mark.parametrize("text", ["", "+7", "-0", "-1", " 7", "7 ", "7\n", "1_000", "٧", "²", "00", "007", "0x1", "1e3", "1.0",
-                                  str(2**63), "9" * 19, "9" * 5000])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "+7",
+        "-0",
+        "-1",
+        " 7",
+        "7 ",
+        "7\n",
+        "1_000",
+        "٧",
+        "²",
+        "00",
+        "007",
+        "0x1",
+        "1e3",
+        "1.0",
+        str(2**63),
+        "9" * 19,
+        "9" * 5000,
+    ],
+)
 def test_T42_decimals_have_one_form(text: str) -> None:
     refuses(Malformed, btlog.parse_decimal, text)
 
 
-@pytest.mark.parametrize("text", ["Kjh=", "YQ", "YQ=", "YQ===", "YQ==\n", " YQ==", "Y Q==", "YR==", "YWI", "YWJ=", "é", "_-8=", "="])
+@pytest.mark.parametrize(
+    "text", ["Kjh=", "YQ", "YQ=", "YQ===", "YQ==\n", " YQ==", "Y Q==", "YR==", "YWI", "YWJ=", "é", "_-8=", "="]
+)
 def test_T41_T51_base64_has_one_form(text: str) -> None:
     refuses(Malformed, btlog.parse_base64, text)
 
@@ -290,7 +364,9 @@ def test_base64_roundtrip(data: bytes) -> None:
     assert btlog.parse_base64(b64(data)) == data == btlog.parse_base64(btlog.to_base64(data))
 
 
-@pytest.mark.parametrize("data", [b"", b"a", b"a\r\n", b"a\x0bb\n", b"\x00\n", b"\x1f\n", b"\xff\n", b"\xed\xa0\x80\n", b"\xc0\x80\n"])
+@pytest.mark.parametrize(
+    "data", [b"", b"a", b"a\r\n", b"a\x0bb\n", b"\x00\n", b"\x1f\n", b"\xff\n", b"\xed\xa0\x80\n", b"\xc0\x80\n"]
+)
 def test_T43_text_is_whole_lines_of_clean_utf8(data: bytes) -> None:
     refuses(Malformed, btlog.parse_text, data)
 
@@ -378,13 +454,19 @@ def test_T31_the_empty_tree() -> None:
     empty = Tree(0, hashlib.sha256(b"").digest())
     check_consistency(empty, empty, [])
     check_consistency(empty, Tree(5, MTH[5]), [])
-    for old, new in (Tree(0, bytes(32)), Tree(5, MTH[5])), (empty, Tree(0, bytes(32))), (Tree(0, bytes(32)), Tree(0, bytes(32))):
+    for old, new in (
+        (Tree(0, bytes(32)), Tree(5, MTH[5])),
+        (empty, Tree(0, bytes(32))),
+        (Tree(0, bytes(32)), Tree(0, bytes(32))),
+    ):
         refuses(BadProof, check_consistency, old, new, [])
     refuses(BadProof, check_consistency, empty, Tree(5, MTH[5]), [MTH[5]])
     refuses(BadProof, check_inclusion, leaf_hash(b""), 0, empty, [])
 
 
-@pytest.mark.parametrize(("size", "root"), [(-1, bytes(32)), (2**63, bytes(32)), (1, bytes(31)), (1, bytes(33)), (0, b"")])
+@pytest.mark.parametrize(
+    ("size", "root"), [(-1, bytes(32)), (2**63, bytes(32)), (1, bytes(31)), (1, bytes(33)), (0, b"")]
+)
 def test_a_tree_is_a_size_and_a_hash(size: int, root: bytes) -> None:
     refuses(Malformed, Tree, size, root)
 
@@ -408,8 +490,8 @@ def test_vectors_of_go(big: Callable[[int, int, int], bytes]) -> None:
         digest.update(json.dumps([index, size, [b64(h) for h in proof]]).encode())
     for old, new in CONSISTENCY:
         proof = btlog.prove_consistency(btlog.Tiles(new, big), old)
-        roots = [Tree(n, btlog.Tiles(n, big).hash(0, n)) for n in (old, new)]
-        check_consistency(*roots, proof)
+        before, after = (Tree(n, btlog.Tiles(n, big).hash(0, n)) for n in (old, new))
+        check_consistency(before, after, proof)
         digest.update(json.dumps([old, new, [b64(h) for h in proof]]).encode())
     assert digest.hexdigest() == PROOFS_DIGEST
     for (level, index, width), sha in TILE_DIGESTS.items():
@@ -480,8 +562,16 @@ def new_key(name: str) -> btlog.Signer:
 
 
 def test_T46_keys_of_go() -> None:
-    assert [btlog.encode_vkey(VerifierKey.parse(k)) for k in (LOG_VKEY, WITNESS_VKEY_4, PQ_VKEY)] == [LOG_VKEY, WITNESS_VKEY_4, PQ_VKEY]
-    assert btlog.as_witness(WITNESS) == VerifierKey.parse(WITNESS_VKEY_4) == btlog.as_witness(VerifierKey.parse(WITNESS_VKEY_4))
+    assert [btlog.encode_vkey(VerifierKey.parse(k)) for k in (LOG_VKEY, WITNESS_VKEY_4, PQ_VKEY)] == [
+        LOG_VKEY,
+        WITNESS_VKEY_4,
+        PQ_VKEY,
+    ]
+    assert (
+        btlog.as_witness(WITNESS)
+        == VerifierKey.parse(WITNESS_VKEY_4)
+        == btlog.as_witness(VerifierKey.parse(WITNESS_VKEY_4))
+    )
     assert (SIGNER.key, COSIGNER.key) == (LOG, WITNESS)
     assert (SIGNER.encode(), COSIGNER.encode()) == (LOG_SKEY, WITNESS_SKEY)
     assert btlog.encode_vkey(btlog.Signer.parse(BT_LOG_SKEY).key) == BT_LOG_VKEY
@@ -490,16 +580,35 @@ def test_T46_keys_of_go() -> None:
 
 def test_T46_base64_of_a_key_may_hold_plus_signs() -> None:
     seeds = (hashlib.sha256(b"%d" % i).digest() for i in itertools.count())
-    signer = next(s for s in (btlog.Signer("plus.example", seed) for seed in seeds) if btlog.encode_vkey(s.key).count("+") > 3)
+    signer = next(
+        s for s in (btlog.Signer("plus.example", seed) for seed in seeds) if btlog.encode_vkey(s.key).count("+") > 3
+    )
     assert VerifierKey.parse(btlog.encode_vkey(signer.key)) == signer.key
 
 
-@pytest.mark.parametrize("vkey", [
-    "", "a", "a+b", "a+b+c", "+" + LOG_VKEY.partition("+")[2], LOG_VKEY + "\n", " " + LOG_VKEY, LOG_VKEY + "+", LOG_VKEY.upper(),
-    LOG_VKEY.replace("fdabb4f8", "FDABB4F8"), LOG_VKEY.replace("fdabb4f8", "fdabb4f9"), LOG_VKEY.replace("fdabb4f8", "0fdabb4f8"),
-    LOG_VKEY.replace("log.example", "log example"), LOG_VKEY.replace("log.example", "log\u00a0example"), LOG_VKEY[:-4],
-    "x+" + hashlib.sha256(b"x\n").hexdigest()[:8] + "+", LOG_SKEY, LOG_VKEY.replace("log.example", "log\udc80"),
-])
+@pytest.mark.parametrize(
+    "vkey",
+    [
+        "",
+        "a",
+        "a+b",
+        "a+b+c",
+        "+" + LOG_VKEY.partition("+")[2],
+        LOG_VKEY + "\n",
+        " " + LOG_VKEY,
+        LOG_VKEY + "+",
+        LOG_VKEY.upper(),
+        LOG_VKEY.replace("fdabb4f8", "FDABB4F8"),
+        LOG_VKEY.replace("fdabb4f8", "fdabb4f9"),
+        LOG_VKEY.replace("fdabb4f8", "0fdabb4f8"),
+        LOG_VKEY.replace("log.example", "log example"),
+        LOG_VKEY.replace("log.example", "log\u00a0example"),
+        LOG_VKEY[:-4],
+        "x+" + hashlib.sha256(b"x\n").hexdigest()[:8] + "+",
+        LOG_SKEY,
+        LOG_VKEY.replace("log.example", "log\udc80"),
+    ],
+)
 def test_T46_what_is_no_vkey(vkey: str) -> None:
     refuses(Malformed, VerifierKey.parse, vkey)
 
@@ -525,10 +634,20 @@ def test_T38_names_of_at_most_255_bytes() -> None:
         refuses(Malformed, Checkpoint.parse, f"{name}\n0\n{ROOTS[0]}\n")
 
 
-@pytest.mark.parametrize("skey", [
-    "", LOG_VKEY, LOG_SKEY + "\n", LOG_SKEY.replace("fdabb4f8", "fdabb4f9"), LOG_SKEY.replace("PRIVATE", "PUBLIC"), LOG_SKEY[:-4],
-    LOG_SKEY.replace("+AY", "+BI"), LOG_SKEY.replace("log.example", "log example"), "PRIVATE+KEY+x",
-])
+@pytest.mark.parametrize(
+    "skey",
+    [
+        "",
+        LOG_VKEY,
+        LOG_SKEY + "\n",
+        LOG_SKEY.replace("fdabb4f8", "fdabb4f9"),
+        LOG_SKEY.replace("PRIVATE", "PUBLIC"),
+        LOG_SKEY[:-4],
+        LOG_SKEY.replace("+AY", "+BI"),
+        LOG_SKEY.replace("log.example", "log example"),
+        "PRIVATE+KEY+x",
+    ],
+)
 def test_what_is_no_private_key_is_not_quoted(skey: str) -> None:
     with pytest.raises(Malformed) as caught:
         btlog.Signer.parse(skey)
@@ -567,7 +686,13 @@ def test_T45_signatures_in_any_order_and_number() -> None:
     log, witness = signature_line(SIGNER, text), signature_line(COSIGNER, text, 5)
     later = signature_line(COSIGNER, text, 9)
     unknown = [signature_line(new_key(f"unknown{i}.example"), text) for i in range(97)]
-    for lines in [log, witness], [witness, log], [log, log, witness], [log, *unknown[:15], witness], [*unknown, log, witness]:
+    for lines in (
+        [log, witness],
+        [witness, log],
+        [log, log, witness],
+        [log, *unknown[:15], witness],
+        [*unknown, log, witness],
+    ):
         assert open_checkpoint(note_of(text, *lines), POLICY).cosigned[0][1] == 5
     assert open_checkpoint(note_of(text, later, log, witness), POLICY).cosigned == ((btlog.as_witness(WITNESS), 9),)
     refuses(BadSignature, open_checkpoint, note_of(text, log, *unknown), POLICY)
@@ -612,7 +737,9 @@ def test_the_ml_dsa_witness_parses_and_never_counts() -> None:
     refuses(BadSignature, open_checkpoint, note, btlog.simple_policy([LOG], [PQ]))
     refuses(BadSignature, open_checkpoint, note, btlog.simple_policy([LOG], [WITNESS, PQ], 1))
     refuses(BadSignature, PQ.verify, text, bytes(64))
-    assert open_checkpoint(COSIGNED.encode(), btlog.simple_policy([LOG], [WITNESS, PQ], 1)).cosigned[0][1] == COSIGNED_AT
+    assert (
+        open_checkpoint(COSIGNED.encode(), btlog.simple_policy([LOG], [WITNESS, PQ], 1)).cosigned[0][1] == COSIGNED_AT
+    )
 
 
 def test_T57_the_key_of_one_origin_does_not_speak_for_another() -> None:
@@ -636,13 +763,42 @@ def test_T44_only_the_last_empty_line_separates() -> None:
 LINE = SIGNED.split("\n")[4]
 
 
-@pytest.mark.parametrize("note", [
-    "", "\n", "\n\n", "a\n", "a\n\n", SIGNED[:-1], SIGNED.replace("\n\n", "\n"), SIGNED + "\n", "\n" + LINE + "\n", SIGNED.replace("\n", "\r\n"),
-    SIGNED.replace("— ", "- "), SIGNED.replace("— ", "—  "), SIGNED.replace("— ", "—"), SIGNED.replace("— ", "– "), SIGNED + " \n", SIGNED + "x\n",
-    SIGNED + LINE, SIGNED.replace("=\n", "=  \n"), SIGNED + LINE + " x\n", SIGNED + "— a\n", SIGNED + "— a \n", SIGNED + "— a YWJjZA==\n",
-    SIGNED + "—  YWJjZGU=\n", SIGNED + "— a+b YWJjZGU=\n", SIGNED + "— a YWJjZGV=\n", SIGNED + "— a YWJjZGU\n", SIGNED + "— a\u2003b YWJjZGU=\n",
-    SIGNED.replace("\n\n", "\n \n"), "\ufeff" + SIGNED[:30], SIGNED.replace("log", "l\0g"), SIGNED.replace("log", "l\tg"),
-])
+@pytest.mark.parametrize(
+    "note",
+    [
+        "",
+        "\n",
+        "\n\n",
+        "a\n",
+        "a\n\n",
+        SIGNED[:-1],
+        SIGNED.replace("\n\n", "\n"),
+        SIGNED + "\n",
+        "\n" + LINE + "\n",
+        SIGNED.replace("\n", "\r\n"),
+        SIGNED.replace("— ", "- "),
+        SIGNED.replace("— ", "—  "),
+        SIGNED.replace("— ", "—"),
+        SIGNED.replace("— ", "– "),
+        SIGNED + " \n",
+        SIGNED + "x\n",
+        SIGNED + LINE,
+        SIGNED.replace("=\n", "=  \n"),
+        SIGNED + LINE + " x\n",
+        SIGNED + "— a\n",
+        SIGNED + "— a \n",
+        SIGNED + "— a YWJjZA==\n",
+        SIGNED + "—  YWJjZGU=\n",
+        SIGNED + "— a+b YWJjZGU=\n",
+        SIGNED + "— a YWJjZGV=\n",
+        SIGNED + "— a YWJjZGU\n",
+        SIGNED + "— a\u2003b YWJjZGU=\n",
+        SIGNED.replace("\n\n", "\n \n"),
+        "\ufeff" + SIGNED[:30],
+        SIGNED.replace("log", "l\0g"),
+        SIGNED.replace("log", "l\tg"),
+    ],
+)
 def test_T43_what_is_no_note(note: str) -> None:
     refuses(Malformed, btlog.split_note, note.encode())
 
@@ -657,11 +813,31 @@ def test_limits_of_notes() -> None:
     refuses(Malformed, btlog.split_note, note_of("a" * 1_000_000 + "\n", many[0]))
 
 
-@pytest.mark.parametrize("text", [
-    "", "\n", "a\n", "a\n1\n", f"a\n1\n{ROOTS[1]}", f"\n1\n{ROOTS[1]}\n", f"a\n01\n{ROOTS[1]}\n", f"a\n-1\n{ROOTS[1]}\n", f"a\n1 \n{ROOTS[1]}\n",
-    f"a\n{2**63}\n{ROOTS[1]}\n", f"a\n1\n{ROOTS[1][:-1]}\n", f"a\n1\n{b64(bytes(31))}\n", f"a\n1\n{b64(bytes(33))}\n", f"a\n1\n{ROOTS[1]}\n\n",
-    f"a\n1\n{ROOTS[1]}\n\nx\n", f"a b\n1\n{ROOTS[1]}\n", f"a\n\n{ROOTS[1]}\n", f"a\n1\n\n{ROOTS[1]}\n", f"a\n1\n{ROOTS[1]}=\n", f"a\n\n1\n{ROOTS[1]}\n",
-])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "\n",
+        "a\n",
+        "a\n1\n",
+        f"a\n1\n{ROOTS[1]}",
+        f"\n1\n{ROOTS[1]}\n",
+        f"a\n01\n{ROOTS[1]}\n",
+        f"a\n-1\n{ROOTS[1]}\n",
+        f"a\n1 \n{ROOTS[1]}\n",
+        f"a\n{2**63}\n{ROOTS[1]}\n",
+        f"a\n1\n{ROOTS[1][:-1]}\n",
+        f"a\n1\n{b64(bytes(31))}\n",
+        f"a\n1\n{b64(bytes(33))}\n",
+        f"a\n1\n{ROOTS[1]}\n\n",
+        f"a\n1\n{ROOTS[1]}\n\nx\n",
+        f"a b\n1\n{ROOTS[1]}\n",
+        f"a\n\n{ROOTS[1]}\n",
+        f"a\n1\n\n{ROOTS[1]}\n",
+        f"a\n1\n{ROOTS[1]}=\n",
+        f"a\n\n1\n{ROOTS[1]}\n",
+    ],
+)
 def test_what_is_no_checkpoint(text: str) -> None:
     refuses(Malformed, Checkpoint.parse, text)
 
@@ -688,7 +864,9 @@ def policy_file(text: str) -> bytes:
 
 def test_policy_of_the_specification() -> None:
     """The example of tlog-policy: two of three X and any of three Y."""
-    policy = parse_policy(policy_file("group X 2 W0 W1 W2\n group\tY any W3  W4 W5 \ngroup both all X Y\nquorum both\n"))
+    policy = parse_policy(
+        policy_file("group X 2 W0 W1 W2\n group\tY any W3  W4 W5 \ngroup both all X Y\nquorum both\n")
+    )
     assert policy.logs == (LOG,)
     assert policy.witnesses == tuple(W)
     assert policy.quorum == Quorum(2, (Quorum(2, (W[0], W[1], W[2])), Quorum(1, (W[3], W[4], W[5]))))
@@ -702,9 +880,13 @@ def test_simple_quorums() -> None:
     assert parse_policy(b"quorum none\n").quorum.met([])
     assert parse_policy(policy_file("quorum W1\n")).quorum == Quorum(1, (W[1],))
     assert parse_policy(policy_file("quorum none\n")).quorum == Quorum(0, ())
-    assert parse_policy(f"log {LOG_VKEY}\nwitness a {WITNESS_VKEY}\nquorum a\n".encode()) == POLICY  # type 0x01 as Go hands it out
+    assert (
+        parse_policy(f"log {LOG_VKEY}\nwitness a {WITNESS_VKEY}\nquorum a\n".encode()) == POLICY
+    )  # type 0x01 as Go hands it out
     assert parse_policy(f"log {LOG_VKEY}\nwitness a {WITNESS_VKEY_4}\nquorum a\n".encode()) == POLICY
-    pq = parse_policy(f"log {LOG_VKEY}\nwitness a {WITNESS_VKEY}\nwitness b {PQ_VKEY}\ngroup g any a b\nquorum g\n".encode())
+    pq = parse_policy(
+        f"log {LOG_VKEY}\nwitness a {WITNESS_VKEY}\nwitness b {PQ_VKEY}\ngroup g any a b\nquorum g\n".encode()
+    )
     assert open_checkpoint(COSIGNED.encode(), pq).cosigned[0][0].name == "witness.example/w1"
 
 
@@ -718,18 +900,58 @@ def test_policies_of_the_recommended_size_and_deep_ones() -> None:
     assert not policy.quorum.met(keys[1:])
 
 
-@pytest.mark.parametrize("text", [
-    "", "# quorum none\n", "quorum none", "quorum none\nquorum none\n", "quorum W0\nquorum W0\n", "quorum W9\n", "quorum\n", "quorum W0 W1\n",
-    "group g 0 W0 W1\nquorum g\n", "group g 3 W0 W1\nquorum g\n", "group g 01 W0\nquorum g\n", "group g +1 W0\nquorum g\n", "group g -1 W0\nquorum g\n",
-    "group g\nquorum g\n", "group g any\nquorum g\n", "group g all\nquorum g\n", "group g 1\nquorum g\n", "group g any W0 W0\nquorum g\n",
-    "group g any W0\ngroup h any W0\nquorum h\n", "group g any h\ngroup h any W0\nquorum g\n", "group g any g\nquorum g\n", "group g any none\nquorum g\n",
-    "group none any W0\nquorum none\n", "group W0 any W1\nquorum W0\n", "quorum g\ngroup g any W0\n", "quorum none # comment\n",
-    f"witness W0 {PQ_VKEY}\nquorum none\n", f"witness none {PQ_VKEY}\nquorum none\n", f"witness X {VKEYS[0]}\nquorum none\n", "other\nquorum none\n",
-    f"log {LOG_VKEY}\nquorum none\n", f"log {PQ_VKEY}\nquorum none\n", f"log {VKEYS[0]}\nquorum none\n", "log\nquorum none\n", "log x\nquorum none\n",
-    f"witness X {VKEYS[0].replace('w0', 'other')}\nquorum none\n", f"witness X {PQ_VKEY} u v\nquorum none\n", "quorum none\r\n", "quorum none\x0b\n",
-    "quorum none\x00\n", "quorum none\x7f\n", "quorum n\u00f6ne\n", "group g all W0 W1\nquorum G\n", "Quorum none\n", "quorum None\n",
-    "group g \u0661 W0\nquorum g\n", "quorum\u00a0none\n",
-])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "# quorum none\n",
+        "quorum none",
+        "quorum none\nquorum none\n",
+        "quorum W0\nquorum W0\n",
+        "quorum W9\n",
+        "quorum\n",
+        "quorum W0 W1\n",
+        "group g 0 W0 W1\nquorum g\n",
+        "group g 3 W0 W1\nquorum g\n",
+        "group g 01 W0\nquorum g\n",
+        "group g +1 W0\nquorum g\n",
+        "group g -1 W0\nquorum g\n",
+        "group g\nquorum g\n",
+        "group g any\nquorum g\n",
+        "group g all\nquorum g\n",
+        "group g 1\nquorum g\n",
+        "group g any W0 W0\nquorum g\n",
+        "group g any W0\ngroup h any W0\nquorum h\n",
+        "group g any h\ngroup h any W0\nquorum g\n",
+        "group g any g\nquorum g\n",
+        "group g any none\nquorum g\n",
+        "group none any W0\nquorum none\n",
+        "group W0 any W1\nquorum W0\n",
+        "quorum g\ngroup g any W0\n",
+        "quorum none # comment\n",
+        f"witness W0 {PQ_VKEY}\nquorum none\n",
+        f"witness none {PQ_VKEY}\nquorum none\n",
+        f"witness X {VKEYS[0]}\nquorum none\n",
+        "other\nquorum none\n",
+        f"log {LOG_VKEY}\nquorum none\n",
+        f"log {PQ_VKEY}\nquorum none\n",
+        f"log {VKEYS[0]}\nquorum none\n",
+        "log\nquorum none\n",
+        "log x\nquorum none\n",
+        f"witness X {VKEYS[0].replace('w0', 'other')}\nquorum none\n",
+        f"witness X {PQ_VKEY} u v\nquorum none\n",
+        "quorum none\r\n",
+        "quorum none\x0b\n",
+        "quorum none\x00\n",
+        "quorum none\x7f\n",
+        "quorum n\u00f6ne\n",
+        "group g all W0 W1\nquorum G\n",
+        "Quorum none\n",
+        "quorum None\n",
+        "group g \u0661 W0\nquorum g\n",
+        "quorum\u00a0none\n",
+    ],
+)
 def test_T47_what_is_no_policy(text: str) -> None:
     """Some of these would always be satisfied, or by one witness under two names."""
     refuses(Malformed, parse_policy, policy_file(text))
@@ -737,7 +959,12 @@ def test_T47_what_is_no_policy(text: str) -> None:
 
 def test_T47_names_are_bytes_and_comments_whole_lines() -> None:
     kelvin, k = "\u212a".encode(), b"K"
-    file = policy_file("").replace(b" W0 ", b" " + kelvin + b" ").replace(b" W1 ", b" " + k + b" ").replace(b" W2 ", b" \xff# ")
+    file = (
+        policy_file("")
+        .replace(b" W0 ", b" " + kelvin + b" ")
+        .replace(b" W1 ", b" " + k + b" ")
+        .replace(b" W2 ", b" \xff# ")
+    )
     policy = parse_policy(file + b"\t # a comment \xff\n \t \ngroup g all \xff# " + k + b"\nquorum g\n")
     assert policy.quorum == Quorum(2, (W[2], W[1]))
     assert parse_policy(policy_file("quorum W0\n").replace(VKEYS[0].encode(), PQ_VKEY.encode())).quorum.members == (PQ,)
@@ -748,15 +975,24 @@ def test_T47_names_are_bytes_and_comments_whole_lines() -> None:
 
 def test_policies_as_values_hold_the_same_rules() -> None:
     for make in (
-        lambda: Quorum(0, (W[0],)), lambda: Quorum(2, (W[0],)), lambda: Quorum(1, ()), lambda: Quorum(-1, ()),
-        lambda: Policy((LOG, LOG)), lambda: Policy((LOG,), (W[0], W[0])), lambda: Policy((W[0],)), lambda: Policy((PQ,)),
-        lambda: Policy((LOG,), (WITNESS,)), lambda: Policy((LOG,), (), Quorum(1, (W[0],))),
-        lambda: Policy((LOG,), (W[0],), Quorum(1, (W[0], W[0]))), lambda: Policy((LOG, VerifierKey("x", 1, LOG.key))),
+        lambda: Quorum(0, (W[0],)),
+        lambda: Quorum(2, (W[0],)),
+        lambda: Quorum(1, ()),
+        lambda: Quorum(-1, ()),
+        lambda: Policy((LOG, LOG)),
+        lambda: Policy((LOG,), (W[0], W[0])),
+        lambda: Policy((W[0],)),
+        lambda: Policy((PQ,)),
+        lambda: Policy((LOG,), (WITNESS,)),
+        lambda: Policy((LOG,), (), Quorum(1, (W[0],))),
+        lambda: Policy((LOG,), (W[0],), Quorum(1, (W[0], W[0]))),
+        lambda: Policy((LOG, VerifierKey("x", 1, LOG.key))),
         lambda: Policy((LOG,), (W[0], W[1]), Quorum(2, (W[0], Quorum(1, (W[0], W[1]))))),
-        lambda: btlog.simple_policy([LOG], [WITNESS], 2), lambda: btlog.simple_policy([LOG], [WITNESS], 0),
+        lambda: btlog.simple_policy([LOG], [WITNESS], 2),
+        lambda: btlog.simple_policy([LOG], [WITNESS], 0),
     ):
         refuses(Malformed, make)
-    assert POLICY == Policy((LOG,), (btlog.as_witness(WITNESS),), Quorum(1, (btlog.as_witness(WITNESS),)))
+    assert Policy((LOG,), (btlog.as_witness(WITNESS),), Quorum(1, (btlog.as_witness(WITNESS),))) == POLICY
 
 
 # --- Entries -------------------------------------------------------------------------------------------------------------
@@ -773,25 +1009,76 @@ def test_entries_as_bt_log_encodes_them() -> None:
     assert [Entry.parse(e.encode()) for e in (plain, signed)] == [plain, signed]
 
 
-@pytest.mark.parametrize("name", ["a", "a b", "é.whl", "a+b-1.0.tar.gz", "a" * 255, "é" * 127, "a\u2028b", "publisher x y", "..", "#"])
+@pytest.mark.parametrize(
+    "name", ["a", "a b", "é.whl", "a+b-1.0.tar.gz", "a" * 255, "é" * 127, "a\u2028b", "publisher x y", "..", "#"]
+)
 def test_filenames(name: str) -> None:
     assert Entry.parse(Entry(name, SUM).encode()).filename == name
 
 
-@pytest.mark.parametrize("name", ["", " a", "a ", "a/b", "a\\b", "a\nb", "a\tb", "a\0", "a\x7f", "a\x85b", "\u00a0a", "a\u3000", "a" * 256, "é" * 128,
-                                  "\ud800", "a\npublisher b c", "a\n", "\n", "a\x1cb"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        " a",
+        "a ",
+        "a/b",
+        "a\\b",
+        "a\nb",
+        "a\tb",
+        "a\0",
+        "a\x7f",
+        "a\x85b",
+        "\u00a0a",
+        "a\u3000",
+        "a" * 256,
+        "é" * 128,
+        "\ud800",
+        "a\npublisher b c",
+        "a\n",
+        "\n",
+        "a\x1cb",
+    ],
+)
 def test_T50_what_is_no_filename(name: str) -> None:
     refuses(Malformed, Entry, name, SUM)
 
 
-@pytest.mark.parametrize("checksum", ["", SUM[7:], SUM[:-1], SUM + "0", SUM.upper(), "sha256:" + SUM[7:].upper(), SUM + "\n", " " + SUM, "md5:" + "0" * 32,
-                                      "sha512:" + SUM[7:], "sha256:" + "٧" * 64])
+@pytest.mark.parametrize(
+    "checksum",
+    [
+        "",
+        SUM[7:],
+        SUM[:-1],
+        SUM + "0",
+        SUM.upper(),
+        "sha256:" + SUM[7:].upper(),
+        SUM + "\n",
+        " " + SUM,
+        "md5:" + "0" * 32,
+        "sha512:" + SUM[7:],
+        "sha256:" + "٧" * 64,
+    ],
+)
 def test_what_is_no_checksum(checksum: str) -> None:
     refuses(Malformed, Entry, NAME, checksum)
 
 
-@pytest.mark.parametrize(("issuer", "subject"), [("", "x"), ("x", ""), ("a b", "c"), ("a\u00a0b", "c"), ("a", "b\nc"), ("a\n", "b"), ("a", "b\x85"),
-                                                 ("a\tb", "c"), ("\ud800", "x"), ("x", "\udfff")])
+@pytest.mark.parametrize(
+    ("issuer", "subject"),
+    [
+        ("", "x"),
+        ("x", ""),
+        ("a b", "c"),
+        ("a\u00a0b", "c"),
+        ("a", "b\nc"),
+        ("a\n", "b"),
+        ("a", "b\x85"),
+        ("a\tb", "c"),
+        ("\ud800", "x"),
+        ("x", "\udfff"),
+    ],
+)
 def test_T50_what_is_no_publisher(issuer: str, subject: str) -> None:
     """An issuer with a space would make two publishers encode alike."""
     refuses(Malformed, Entry, NAME, SUM, Publisher(issuer, subject))
@@ -813,11 +1100,24 @@ def test_T49_the_largest_entry() -> None:
     refuses(Malformed, Entry, NAME, SUM, Publisher("i", "é" * (room // 2 + 1)))
 
 
-@pytest.mark.parametrize("data", [b"", b"\n\n", b"pypi-transparency/v2\n" + SUM.encode() + b"\na", b"x" + Entry("a", SUM).encode(),
-                                  Entry("a", SUM).encode() + b"\n", Entry("a", SUM).encode() + b"\n\n", Entry("a", SUM).encode() + b"\npublisher a",
-                                  Entry("a", SUM).encode() + b"\npublisher  a", Entry("a", SUM).encode() + b"\nPublisher a b",
-                                  Entry("a", SUM).encode() + b"\npublisher a b\n", Entry("a", SUM).encode()[:-1] + b"\xff",
-                                  Entry("a", SUM).encode()[:-1] + b"\xed\xa0\x80", b"x" * 70_000])
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\n\n",
+        b"pypi-transparency/v2\n" + SUM.encode() + b"\na",
+        b"x" + Entry("a", SUM).encode(),
+        Entry("a", SUM).encode() + b"\n",
+        Entry("a", SUM).encode() + b"\n\n",
+        Entry("a", SUM).encode() + b"\npublisher a",
+        Entry("a", SUM).encode() + b"\npublisher  a",
+        Entry("a", SUM).encode() + b"\nPublisher a b",
+        Entry("a", SUM).encode() + b"\npublisher a b\n",
+        Entry("a", SUM).encode()[:-1] + b"\xff",
+        Entry("a", SUM).encode()[:-1] + b"\xed\xa0\x80",
+        b"x" * 70_000,
+    ],
+)
 def test_what_is_no_entry(data: bytes) -> None:
     refuses(Malformed, Entry.parse, data)
 
@@ -850,17 +1150,39 @@ def test_T56_what_is_missing_from_a_proof(big: Callable[[int, int, int], bytes])
 
     assert check_logged(b"entry 12345", proof(*lines), POLICY)
     for bad in (
-        b"", head, head + b"\n", head + b"\n\n", text[1:], text[:-1], proof(*lines[1:]), proof(lines[0], *lines[2:]), proof(b"c2sp.org/tlog-proof@v2", *lines[1:]),
-        proof(lines[0], b"index 012345", *lines[2:]), proof(lines[0], b"index  12345", *lines[2:]), proof(lines[0], b"Index 12345", *lines[2:]),
-        proof(lines[0], b"index 9223372036854775808", *lines[2:]), proof(lines[0], b"extra ", *lines[1:]), proof(lines[0], b"extra", *lines[1:]),
-        proof(lines[0], b"extra YR==", *lines[1:]), proof(lines[0], lines[1], b"extra YQ==", *lines[2:]),
-        proof(*lines[:-1], lines[-1][:-4]), proof(*lines[:-1], lines[-1] + b" "), text.replace(b"\n", b"\r\n"), proof(*lines, note=note.partition(b"\n\n")[0]),
-        proof(lines[0], b"extra YQ==", b"extra YQ==", *lines[1:]), proof(lines[0]),
+        b"",
+        head,
+        head + b"\n",
+        head + b"\n\n",
+        text[1:],
+        text[:-1],
+        proof(*lines[1:]),
+        proof(lines[0], *lines[2:]),
+        proof(b"c2sp.org/tlog-proof@v2", *lines[1:]),
+        proof(lines[0], b"index 012345", *lines[2:]),
+        proof(lines[0], b"index  12345", *lines[2:]),
+        proof(lines[0], b"Index 12345", *lines[2:]),
+        proof(lines[0], b"index 9223372036854775808", *lines[2:]),
+        proof(lines[0], b"extra ", *lines[1:]),
+        proof(lines[0], b"extra", *lines[1:]),
+        proof(lines[0], b"extra YR==", *lines[1:]),
+        proof(lines[0], lines[1], b"extra YQ==", *lines[2:]),
+        proof(*lines[:-1], lines[-1][:-4]),
+        proof(*lines[:-1], lines[-1] + b" "),
+        text.replace(b"\n", b"\r\n"),
+        proof(*lines, note=note.partition(b"\n\n")[0]),
+        proof(lines[0], b"extra YQ==", b"extra YQ==", *lines[1:]),
+        proof(lines[0]),
     ):
         refuses(Malformed, check_logged, b"entry 12345", bad, POLICY)
     for bad in (
-        proof(*lines[:-1]), proof(*lines, lines[-1]), proof(*lines[:2], lines[2], *lines[2:]), proof(*lines[:2], *lines[3:]),
-        proof(lines[0], b"index 12346", *lines[2:]), proof(lines[0], b"index 70000", *lines[2:]), proof(*lines[:2], lines[3], lines[2], *lines[4:]),
+        proof(*lines[:-1]),
+        proof(*lines, lines[-1]),
+        proof(*lines[:2], lines[2], *lines[2:]),
+        proof(*lines[:2], *lines[3:]),
+        proof(lines[0], b"index 12346", *lines[2:]),
+        proof(lines[0], b"index 70000", *lines[2:]),
+        proof(*lines[:2], lines[3], lines[2], *lines[4:]),
         proof(lines[0], b"index 12345", *[lines[2]] * 70),
     ):
         refuses(BadProof, check_logged, b"entry 12345", bad, POLICY)
@@ -869,7 +1191,13 @@ def test_T56_what_is_missing_from_a_proof(big: Callable[[int, int, int], bytes])
     refuses(BadSignature, check_logged, b"entry 12345", proof(*lines, note=SIGNED.encode()), POLICY)
     refuses(BadSignature, check_logged, b"entry 12345", proof(*lines, note=b"\n" + note), POLICY)
     smaller = f"{LOG.name}\n{69_999}\n{ROOTS[69_999]}\n"
-    refuses(BadProof, check_logged, b"entry 12345", proof(*lines, note=note_of(smaller, signature_line(SIGNER, smaller))), UNWITNESSED)
+    refuses(
+        BadProof,
+        check_logged,
+        b"entry 12345",
+        proof(*lines, note=note_of(smaller, signature_line(SIGNER, smaller))),
+        UNWITNESSED,
+    )
 
 
 def proof_of_one(entry: Entry, extra: bytes = b"") -> bytes:
@@ -886,7 +1214,9 @@ def test_T54_T55_extra_data_adds_a_publisher_and_changes_no_file() -> None:
     assert check_logged(claimed, proof, UNWITNESSED)
     refuses(BadProof, check_logged, plain, proof, UNWITNESSED)
     for other in Entry(NAME + "x", SUM, PUBLISHER), Entry(NAME, SUM[:-1] + "0", PUBLISHER), Entry(NAME[:-1], SUM):
-        refuses(BadProof, Proof.parse(proof_of_one(other, other.encode())).entry, NAME, SUM)  # a valid proof of something else
+        refuses(
+            BadProof, Proof.parse(proof_of_one(other, other.encode())).entry, NAME, SUM
+        )  # a valid proof of something else
     invented = Entry(NAME, SUM, Publisher("https://issuer.example", "mallory"))
     proof = proof_of_one(plain, invented.encode())
     refuses(BadProof, check_logged, Proof.parse(proof).entry(NAME, SUM), proof, UNWITNESSED)
@@ -903,11 +1233,12 @@ def as_text(parse: Callable[[str], Any]) -> Callable[[bytes], Any]:
 
 def test_every_byte_of_a_key_counts() -> None:
     for data, parse, encode in (
-        (LOG_VKEY, VerifierKey.parse, btlog.encode_vkey), (WITNESS_VKEY_4, VerifierKey.parse, btlog.encode_vkey),
+        (LOG_VKEY, VerifierKey.parse, btlog.encode_vkey),
+        (WITNESS_VKEY_4, VerifierKey.parse, btlog.encode_vkey),
         (LOG_SKEY, btlog.Signer.parse, btlog.Signer.encode),
     ):
         cases = list(mutations(data.encode(), every=True))
-        assert survives(as_text(parse), lambda key, encode=encode: encode(key).encode(), iter(cases)) == len(cases)
+        assert survives(as_text(parse), lambda key: encode(key).encode(), iter(cases))  # noqa: B023 == len(cases)
 
 
 def test_every_byte_of_a_note_and_checkpoint_counts() -> None:
@@ -916,7 +1247,14 @@ def test_every_byte_of_a_note_and_checkpoint_counts() -> None:
 
     assert survives(btlog.split_note, encode, mutations(SIGNED.encode())) > 500
     text = SIGNED.partition("\n\n")[0].encode() + b"\n"
-    assert survives(as_text(Checkpoint.parse), lambda c: btlog.encode_checkpoint(c).encode("utf-8", "surrogateescape"), mutations(text)) > 200
+    assert (
+        survives(
+            as_text(Checkpoint.parse),
+            lambda c: btlog.encode_checkpoint(c).encode("utf-8", "surrogateescape"),
+            mutations(text),
+        )
+        > 200
+    )
     for case in mutations(SIGNED.encode()):
         try:
             opened = open_checkpoint(case, UNWITNESSED)
@@ -945,7 +1283,11 @@ def test_every_byte_of_an_entry_counts() -> None:
 
 def test_every_byte_of_a_tile_path_counts() -> None:
     for path_ in PATHS.values():
-        survives(as_text(btlog.parse_tile_path), lambda parts: btlog.tile_path(*parts).encode(), mutations(path_.encode(), every=True))
+        survives(
+            as_text(btlog.parse_tile_path),
+            lambda parts: btlog.tile_path(*parts).encode(),
+            mutations(path_.encode(), every=True),
+        )
 
 
 def test_every_byte_of_a_policy_counts() -> None:
@@ -975,8 +1317,24 @@ def test_every_byte_of_a_bundle_counts() -> None:
 @given(st.binary(max_size=200))
 def test_T64_no_parser_raises_anything_else(data: bytes) -> None:
     for parse in (
-        btlog.split_note, Proof.parse, Entry.parse, parse_policy, btlog.parse_text, lambda d: btlog.parse_bundle(d, 2), btlog.parse_json,
-        *map(as_text, (VerifierKey.parse, btlog.Signer.parse, Checkpoint.parse, btlog.parse_tile_path, btlog.parse_decimal, btlog.parse_base64)),
+        btlog.split_note,
+        Proof.parse,
+        Entry.parse,
+        parse_policy,
+        btlog.parse_text,
+        lambda d: btlog.parse_bundle(d, 2),
+        btlog.parse_json,
+        *map(
+            as_text,
+            (
+                VerifierKey.parse,
+                btlog.Signer.parse,
+                Checkpoint.parse,
+                btlog.parse_tile_path,
+                btlog.parse_decimal,
+                btlog.parse_base64,
+            ),
+        ),
     ):
         with contextlib.suppress(Error):
             parse(data)
@@ -992,14 +1350,61 @@ def test_tile_paths() -> None:
         assert btlog.parse_tile_path(text) == parts
 
 
-@pytest.mark.parametrize("text", [
-    "", "tile", "tile/", "tile/0", "tile/0/", "tile/0/0", "tile/0/00", "tile/0/0000", "tile/00/000", "tile/01/000", "tile/64/000", "tile/-1/000", "tile/+1/000",
-    "tile/0/x000/000", "tile/0/x000/001", "tile/0/001/000", "tile/0/x001/x000", "tile/0/x001/0", "tile/0/x001", "tile/0/000.p", "tile/0/000.p/", "tile/0/000.p/0",
-    "tile/0/000.p/00", "tile/0/000.p/01", "tile/0/000.p/256", "tile/0/000.p/999", "tile/0/000.p/1/", "tile/0/000/", "/tile/0/000", "tile//000", "tile/0//000",
-    "tile/0/../0/000", "tile/./0/000", "tile/0/%30%30%30", "tile/0/000%00", "tile/0/000\0", "tile/0/000\n", "tile/entries", "tile/entries/", "tile/entries/0",
-    "tile/Entries/000", "tile/0/000.P/1", "tile/0/٠٠٠", "tile/²/000", "tile/data/000", "tile/0/x009/x223/x372/x036/x854/x775/808", "tile/0/" + "x999/" * 50 + "999",
-    "tile/0/000.p/1.p/1", "tile/0/000.p/255 ", "tile/0/X001/000",
-])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "tile",
+        "tile/",
+        "tile/0",
+        "tile/0/",
+        "tile/0/0",
+        "tile/0/00",
+        "tile/0/0000",
+        "tile/00/000",
+        "tile/01/000",
+        "tile/64/000",
+        "tile/-1/000",
+        "tile/+1/000",
+        "tile/0/x000/000",
+        "tile/0/x000/001",
+        "tile/0/001/000",
+        "tile/0/x001/x000",
+        "tile/0/x001/0",
+        "tile/0/x001",
+        "tile/0/000.p",
+        "tile/0/000.p/",
+        "tile/0/000.p/0",
+        "tile/0/000.p/00",
+        "tile/0/000.p/01",
+        "tile/0/000.p/256",
+        "tile/0/000.p/999",
+        "tile/0/000.p/1/",
+        "tile/0/000/",
+        "/tile/0/000",
+        "tile//000",
+        "tile/0//000",
+        "tile/0/../0/000",
+        "tile/./0/000",
+        "tile/0/%30%30%30",
+        "tile/0/000%00",
+        "tile/0/000\0",
+        "tile/0/000\n",
+        "tile/entries",
+        "tile/entries/",
+        "tile/entries/0",
+        "tile/Entries/000",
+        "tile/0/000.P/1",
+        "tile/0/٠٠٠",
+        "tile/²/000",
+        "tile/data/000",
+        "tile/0/x009/x223/x372/x036/x854/x775/808",
+        "tile/0/" + "x999/" * 50 + "999",
+        "tile/0/000.p/1.p/1",
+        "tile/0/000.p/255 ",
+        "tile/0/X001/000",
+    ],
+)
 def test_T27_what_is_no_tile_path(text: str) -> None:
     refuses(Malformed, btlog.parse_tile_path, text)
 
@@ -1062,7 +1467,7 @@ def test_T52_every_corrupt_tile_is_found(big: Callable[[int, int, int], bytes]) 
                     data[at] ^= 1
                 return bytes(data)
 
-            refuses(BadProof, lambda: use(btlog.AuthenticTiles(tree, corrupt)))  # noqa: B023
+            refuses(BadProof, lambda: use(btlog.AuthenticTiles(tree, corrupt)))
     for cut in b"", big(0, 255, 254), big(0, 0, 256):
         refuses(BadProof, lambda: use(btlog.AuthenticTiles(tree, lambda level, index, width: cut)))  # noqa: B023
     refuses(BadProof, btlog.AuthenticTiles, Tree(65_535, bytes(32)), big)
@@ -1080,3 +1485,1965 @@ def test_a_cache_has_a_bound() -> None:
     assert [i for i in range(21) if cache.get(i)] == [17, 19, 20]
     cache.put(21, b"x" * 100)  # larger than the cache: not kept
     assert cache.get(21) is None
+
+
+# --- The store ------------------------------------------------------------------------------------------------------------------
+
+
+def entry(i: int, tag: str = "") -> bytes:
+    """The i-th of endlessly many entries."""
+    name = f"pkg{tag}-{i}-py3-none-any.whl"
+    return Entry(
+        name, "sha256:" + hashlib.sha256(name.encode()).hexdigest(), PUBLISHER if i % 7 == 0 else None
+    ).encode()
+
+
+def found(folder: Path, key: btlog.Signer = SIGNER) -> btlog.LogStore:
+    """A store in `folder`, new unless there is one."""
+    folder.mkdir(exist_ok=True)
+    store = btlog.LogStore(folder)
+    if store.key() is None:
+        store.found(key.key, key.sign(Checkpoint(key.name, Tree(0, btlog.EMPTY_ROOT))))
+    return store
+
+
+def seal(tree: Tree) -> bytes:
+    return SIGNER.sign(Checkpoint(LOG.name, tree))
+
+
+def fill(store: btlog.LogStore, *counts: int) -> list[bytes]:
+    """Appends in batches of `counts`; all entries of the log thereafter."""
+    size = store.tree("signed").size
+    for count in counts:
+        batch = [entry(i) for i in range(size, size + count)]
+        assert store.append(batch, seal, True) == list(range(size, size + count))
+        size += count
+    return [entry(i) for i in range(size)]
+
+
+def findings(store: btlog.LogStore) -> list[str]:
+    return list(btlog.check_store(store, LOG, lambda done, total: None))
+
+
+def holds(store: btlog.LogStore, entries: list[bytes]) -> None:
+    """The store has just these entries, and all that follows from them: by oracles, not by its own readers."""
+    tree = Tree(len(entries), root_of(entries))
+    for kind in "signed", "published":
+        note = store.checkpoint(kind)
+        assert note is not None
+        assert open_checkpoint(note, UNWITNESSED).tree == tree
+    with contextlib.closing(sqlite3.connect(store.database.path)) as db:
+        stored = {(key >> 56, key & (1 << 56) - 1): data for key, data in db.execute("SELECT key, data FROM tile")}
+        assert stored == tiles_of(entries)
+        bundles = [data for _, data in db.execute("SELECT n, data FROM bundle ORDER BY n")]
+    decoded = []
+    for bundle in bundles:  # T28: by a decoder of its own
+        stream = io.BytesIO(bundle)
+        while length := stream.read(2):
+            decoded.append(stream.read(int.from_bytes(length, "big")))
+    assert decoded == entries
+    assert findings(store) == []
+
+
+@pytest.mark.parametrize(
+    "counts", [(1,), (1, 1, 1), (255,), (256,), (257,), (255, 1, 1), (100, 156, 256, 1), (513, 300), (7, 1000)]
+)
+def test_T28_what_is_stored_is_what_the_specification_says(tmp_path: Path, counts: tuple[int, ...]) -> None:
+    with contextlib.closing(found(tmp_path / "log")) as store:
+        holds(store, fill(store, *counts))
+
+
+def test_an_append_is_proved_to_follow_before_it_is_signed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """T10: a wrong tile, or a tree that does not begin with the last one, is never signed."""
+    with contextlib.closing(found(tmp_path)) as store:
+        fill(store, 300)
+        with sqlite3.connect(store.database.path) as db:
+            data = bytearray(db.execute("SELECT data FROM tile WHERE key = 1").fetchone()[0])
+            data[5] ^= 1
+            db.execute("UPDATE tile SET data = ? WHERE key = 1", (bytes(data),))
+        db.close()
+        signed: list[Tree] = []
+        with pytest.raises(BadProof):
+            store.append([entry(300)], lambda tree: signed.append(tree) or b"", True)  # type: ignore[func-returns-value]
+        assert signed == []
+        assert store.tree("signed").size == 300
+
+
+def test_T16_a_failed_add_is_not_remembered(tmp_path: Path) -> None:
+    def fail(tree: Tree) -> bytes:
+        raise Unavailable("no")
+
+    with contextlib.closing(found(tmp_path)) as store:
+        entries = fill(store, 5)
+        for count in 1, 300:
+            batch = [entry(i) for i in range(5, 5 + count)]
+            refuses(Unavailable, store.append, batch, fail, True)
+            holds(store, entries)
+        assert store.append([entry(5), entry(6)], seal, True) == [5, 6]
+        assert store.append([entry(5), entry(6)], seal, True) == [5, 6]
+        holds(store, [*entries, entry(5), entry(6)])
+
+
+def other_sum(data: bytes) -> bytes:
+    parsed = Entry.parse(data)
+    return Entry(parsed.filename, "sha256:" + "0" * 64, parsed.publisher).encode()
+
+
+def test_T17_one_filename_one_checksum(tmp_path: Path) -> None:
+    with contextlib.closing(found(tmp_path)) as store:
+        fill(store, 300)
+        batch = [
+            entry(3),
+            other_sum(entry(4)),
+            entry(300),
+            entry(300),
+            other_sum(entry(300)),
+            other_sum(entry(299)),
+            entry(301),
+        ]
+        outcomes = store.append(batch, seal, True)
+        assert [o if isinstance(o, int) else (type(o), o.index) for o in outcomes] == [
+            3,
+            (Conflict, 4),
+            300,
+            300,
+            (Conflict, 300),
+            (Conflict, 299),
+            301,
+        ]
+        assert store.append([other_sum(entry(4))], seal, True, replace=True) == [302]
+        assert store.append([other_sum(entry(4)), entry(4)], seal, True, replace=True) == [302, 4]
+        assert store.append([other_sum(entry(4)), entry(4)], seal, True) == [302, 4]
+        name, checksum = Entry.parse(entry(1)).filename, Entry.parse(entry(1)).checksum
+        signed = Entry(name, checksum, Publisher("https://new.example", "someone")).encode()
+        assert store.append([signed, entry(1), signed], seal, True) == [
+            303,
+            1,
+            303,
+        ]  # the same file, now with its publisher
+        assert findings(store) == []
+
+
+def test_look_up_finds_what_is_there_and_no_more(tmp_path: Path) -> None:
+    with contextlib.closing(found(tmp_path)) as store:
+        entries = fill(store, 600)
+        for i in 0, 255, 256, 599:
+            parsed = Entry.parse(entries[i])
+            assert (i, entries[i]) in store.look_up(btlog.FILENAME, [parsed.filename.encode()], 600)
+            assert (i, entries[i]) in store.look_up(btlog.CHECKSUM, [parsed.checksum.encode()], 600)
+            assert (i, entries[i]) not in store.look_up(
+                btlog.FILENAME, [parsed.filename.encode()], i
+            )  # beyond what is published
+        names = [Entry.parse(e).filename.encode() for e in entries]
+        assert store.look_up(btlog.FILENAME, names, 600) == list(enumerate(entries))
+        assert [i for i, _ in store.look_up(btlog.FILENAME, [names[5][:-1], names[5] + b"x", b""], 600)] == []
+
+
+def test_look_up_keys_across_parts() -> None:
+    """Keys of an entry far up in the log, where a key has all its bits."""
+    rows = btlog.LogRows(lambda sql, *values: [(b"salt",)])
+    for index in 0, 131_071, 131_072, 17_000_000, 2**31 - 1:
+        keys = rows.keys(index, entry(1))
+        assert len(keys) == 2
+        for kind, key in enumerate(keys):
+            assert 0 <= key < 2**63
+            assert (key >> 62, (key >> 48 & 16383) << 17 | key & 131071) == (kind, index)
+
+
+def test_T2_T14_commits_are_synchronous(tmp_path: Path) -> None:
+    with contextlib.closing(found(tmp_path)) as store:
+        for name, value in ("journal_mode", "wal"), ("synchronous", 2), ("busy_timeout", 10_000):
+            assert store.database._writer.execute(f"PRAGMA {name}").fetchone() == (value,)
+    with contextlib.closing(sqlite3.connect(":memory:")) as memory:  # which can have no WAL
+        refuses(Corrupt, btlog._make_durable, memory)
+
+
+class Faulty:
+    """A connection whose n-th statement fails, and perhaps is carried out nevertheless."""
+
+    def __init__(self, connection: sqlite3.Connection, n: int, persist: bool) -> None:
+        self._connection, self.left, self._persist = connection, n, persist
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._connection, name)
+
+    def _run(self, run: Callable[..., Any], *args: Any) -> Any:
+        self.left -= 1
+        if self.left == 0:
+            if self._persist:
+                run(*args)
+            raise sqlite3.OperationalError("disk I/O error")
+        return run(*args)
+
+    def execute(self, *args: Any) -> Any:
+        return self._run(self._connection.execute, *args)
+
+    def executemany(self, *args: Any) -> Any:
+        return self._run(self._connection.executemany, *args)
+
+
+@pytest.mark.parametrize("persist", [False, True], ids=["not persisted", "persisted"])
+def test_T4_every_statement_failed_once(tmp_path: Path, persist: bool) -> None:
+    """Each as "failed, not persisted" and "failed, but persisted": all of the batch is there, or nothing."""
+    with contextlib.closing(found(tmp_path / "whole")) as store:
+        fill(store, 250)
+        store.database._writer = counting = Faulty(store.database._writer, 10**9, False)  # type: ignore[assignment]
+        fill(store, 20)
+        statements = 10**9 - counting.left
+    assert statements > 12
+    commits = 0
+    for n in range(1, statements + 1):
+        folder = tmp_path / f"{n}"
+        with contextlib.closing(found(folder)) as store:
+            entries = fill(store, 250)
+            store.database._writer = Faulty(store.database._writer, n, persist)  # type: ignore[assignment]
+            batch = [entry(i) for i in range(250, 270)]
+            with pytest.raises(Unavailable) as caught:
+                store.append(batch, seal, True)
+            commits += isinstance(caught.value, btlog.CommitFailed)
+            if isinstance(caught.value, btlog.CommitFailed) and not persist:
+                store.database._writer.execute("ROLLBACK")
+        with contextlib.closing(btlog.LogStore(folder)) as store:  # read again from disk
+            if isinstance(caught.value, btlog.CommitFailed) and persist:
+                entries = entries + batch
+            holds(store, entries)
+            assert store.append(batch, seal, True) == list(range(250, 270))
+        shutil.rmtree(folder)
+    assert commits == 1
+
+
+def test_T8_a_second_writer_is_refused(tmp_path: Path) -> None:
+    with contextlib.closing(found(tmp_path)) as store:
+        fill(store, 3)
+        with pytest.raises(Unavailable, match="one writer"):
+            btlog.LogStore(tmp_path)
+        done = run_btlog("serve", "--storage-dir", str(tmp_path), "--port", "0")
+        assert (done.returncode, done.stdout) == (3, "")
+        assert "one writer" in done.stderr
+        with contextlib.closing(btlog.LogStore(tmp_path, read_only=True)) as reader:
+            assert reader.tree("published").size == 3
+    found(tmp_path).close()  # once it is closed, the next one is let in
+
+
+def test_T13_a_folder_is_of_one_log(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text(new_key("a.example").encode())
+    (tmp_path / "b").write_text(new_key("b.example").encode())
+    with contextlib.closing(found(tmp_path / "log", new_key("a.example"))) as store:
+        assert store.key() == new_key("a.example").key
+        refuses(Error, store.found, LOG, b"")  # a second founding
+    done = run_btlog(
+        "serve", "--storage-dir", str(tmp_path / "log"), "--private-key", str(tmp_path / "b"), "--port", "0"
+    )
+    assert done.returncode == 2
+    assert "is the log of a.example+" in done.stderr
+
+
+def test_T7_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint").write_text("something else's")
+    done = run_btlog("serve", "--storage-dir", str(tmp_path), "--port", "0")
+    assert done.returncode == 3
+    assert "holds no log but other things" in done.stderr
+    assert os.listdir(tmp_path) == ["checkpoint"]
+    for data in b"", b"\0" * 8192, b"SQLite format 3\0" + bytes(4080):  # T1: truncated or zeroed
+        (tmp_path / "x").mkdir(exist_ok=True)
+        (tmp_path / "x" / "log.sqlite3").write_bytes(data)
+        done = run_btlog("serve", "--storage-dir", str(tmp_path / "x"), "--port", "0")
+        assert done.returncode == 3
+        assert "log.sqlite3" in done.stderr
+        assert "Traceback" not in done.stderr
+        assert not (tmp_path / "x" / "private.key").exists()
+    path = tmp_path / "x" / "log.sqlite3"
+    path.unlink()
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.execute("CREATE TABLE tlog (origin)")
+    before = path.read_bytes()
+    refuses(Corrupt, btlog.LogStore, tmp_path / "x")
+    assert path.read_bytes() == before  # nothing of another program's file is changed
+
+
+def test_T7_many_first_starts_make_one_log(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        str(SOURCE),
+        "serve",
+        "--storage-dir",
+        str(tmp_path / "log"),
+        "--port",
+        "0",
+        "--origin",
+        "log.example",
+    ]
+    starts = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(8)]
+    alive: list[subprocess.Popen[str]] = []
+    try:
+        for start in starts:  # seven end by themselves, one answers
+            assert start.stdout
+            line = start.stdout.readline()
+            if line:
+                alive.append(start)
+            else:
+                assert start.wait(20) == 3
+        assert len(alive) == 1
+    finally:
+        for start in starts:
+            start.kill()
+            start.communicate()
+    with contextlib.closing(btlog.LogStore(tmp_path / "log")) as store:
+        assert store.key() == VerifierKey.parse((tmp_path / "log" / "public.key").read_text().strip())
+
+
+def test_T18_a_folder_that_cant_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere
+    with pytest.raises(Unavailable, match="not writable"):
+        btlog.LogStore(tmp_path)
+    assert os.listdir(tmp_path) == []
+    folder = tmp_path / "file" / "log"
+    (tmp_path / "file").write_text("")
+    start = time.perf_counter()
+    done = run_btlog("serve", "--storage-dir", str(folder), "--port", "0")
+    assert done.returncode == 3
+    assert "can't make" in done.stderr
+    assert time.perf_counter() - start < 5
+
+
+def corruptions(path: Path) -> Iterator[tuple[str, str, tuple[Any, ...]]]:
+    """One changed byte in each kind of row: which, the SQL that does it, and its values."""
+
+    def flipped(data: bytes, at: int) -> bytes:
+        return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        for table, key in ("bundle", "n"), ("tile", "key"):
+            for number, data in db.execute(f"SELECT {key}, data FROM {table}").fetchall():
+                for at in {0, 1, 2, len(data) // 2, len(data) - 1}:
+                    yield (
+                        f"{table} {number} {at}",
+                        f"UPDATE {table} SET data = ? WHERE {key} = ?",
+                        (flipped(data, at), number),
+                    )
+        for kind, note in db.execute("SELECT kind, note FROM checkpoint").fetchall():
+            for at in {0, len(LOG.name) + 1, len(LOG.name) + 6, len(note) - 90, len(note) - 60, len(note) - 5}:
+                yield (
+                    f"checkpoint {kind} {at}",
+                    "UPDATE checkpoint SET note = ? WHERE kind = ?",
+                    (flipped(note, at), kind),
+                )
+        keys = [key for (key,) in db.execute("SELECT key FROM lookup ORDER BY key")]
+    for key in keys[0], keys[len(keys) // 2], keys[-1]:
+        for bit in 0, 17, 40, 48, 62:
+            yield f"lookup {key} {bit}", "UPDATE lookup SET key = ? WHERE key = ?", (key ^ 1 << bit, key)
+        yield f"lookup {key}", "DELETE FROM lookup WHERE key = ?", (key,)
+
+
+def test_T11_fsck_finds_any_changed_byte(tmp_path: Path) -> None:
+    with contextlib.closing(found(tmp_path / "log")) as store:
+        fill(store, 700)
+        assert findings(store) == []
+    tried: dict[str, int] = {}
+    for what, sql, values in list(corruptions(tmp_path / "log" / "log.sqlite3")):
+        shutil.copytree(tmp_path / "log", tmp_path / "copy")
+        with contextlib.closing(sqlite3.connect(tmp_path / "copy" / "log.sqlite3")) as db, db:
+            db.execute(sql, values)
+        with contextlib.closing(btlog.LogStore(tmp_path / "copy", read_only=True)) as store:
+            lines = findings(store)
+        assert lines, what
+        table, number = what.split()[:2]
+        place = {
+            "bundle": f"{int(number):03d}" if table == "bundle" else "",
+            "tile": "tile/",
+            "checkpoint": number,
+            "lookup": "look",
+        }[table]
+        assert any(place in line for line in lines), (what, lines)
+        tried[table] = tried.get(table, 0) + 1
+        shutil.rmtree(tmp_path / "copy")
+    assert tried == {"bundle": 15, "tile": 20, "checkpoint": 12, "lookup": 18}
+
+
+def test_T11_a_log_with_a_broken_right_edge_does_not_start(tmp_path: Path) -> None:
+    with contextlib.closing(found(tmp_path / "log")) as store:
+        fill(store, 700)
+    (tmp_path / "log" / "private.key").write_text(LOG_SKEY)
+    for sql in (
+        "UPDATE checkpoint SET note = CAST(replace(note, '700', '699') AS BLOB)",
+        "UPDATE tile SET data = CAST(data AS TEXT)",
+        "UPDATE tile SET data = zeroblob(length(data)) WHERE key = 2",
+        "DELETE FROM tile WHERE key = 1 << 56",
+        "UPDATE tile SET data = x'00' WHERE key = 2",
+        "UPDATE checkpoint SET note = replace(note, '700', '699')",
+        "DELETE FROM checkpoint",
+        "UPDATE checkpoint SET note = x'ff'",
+    ):
+        shutil.copytree(tmp_path / "log", tmp_path / "copy")
+        with contextlib.closing(sqlite3.connect(tmp_path / "copy" / "log.sqlite3")) as db, db:
+            db.execute(sql)
+        done = run_btlog("serve", "--storage-dir", str(tmp_path / "copy"), "--port", "0")
+        assert (done.returncode, done.stdout) == (3, ""), sql
+        assert "corrupt" in done.stderr
+        assert "Traceback" not in done.stderr
+        shutil.rmtree(tmp_path / "copy")
+
+
+# --- Servers, in this process and in others ------------------------------------------------------------------------------------
+
+
+def run_btlog(*args: str, cwd: Path | None = None, **more: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(SOURCE), *args], cwd=cwd, capture_output=True, text=True, timeout=60, check=False, **more
+    )
+
+
+class Running:
+    """btlog.py as a process that serves."""
+
+    def __init__(self, *args: str, cwd: Path | None = None) -> None:
+        command = [sys.executable, str(SOURCE), *args, "--port", "0"]
+        self.process = subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert self.process.stdout
+        self.line = self.process.stdout.readline()
+        if not self.line:
+            raise AssertionError(f"{args} did not start: {self.process.communicate()[1]}")
+        self.url = self.line.split()[0]
+
+    def stop(self, number: int = signal.SIGTERM) -> tuple[int, str]:
+        """The exit code, and what it wrote to stderr."""
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        try:
+            error = self.process.communicate(timeout=15)[1]
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            raise
+        return self.process.returncode, error
+
+
+@contextlib.contextmanager
+def running(*args: str, cwd: Path | None = None) -> Iterator[Running]:
+    server = Running(*args, cwd=cwd)
+    try:
+        yield server
+    finally:
+        if server.process.poll() is None:
+            server.process.kill()
+        server.process.communicate()
+
+
+class Local:
+    """A server in a thread of this process."""
+
+    def __init__(self, answer: btlog.Answer) -> None:
+        self.server = btlog.Server("127.0.0.1", 0, answer)
+        self.url, self.port = self.server.url, int(self.server.url.rpartition(":")[2])
+        ready, self._end = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self.server.run(ready.set, self._end.is_set)))
+        self._thread.start()
+        assert ready.wait(10)
+
+    def close(self) -> None:
+        self._end.set()
+        self._thread.join(15)
+        assert not self._thread.is_alive()
+
+
+class LocalLog(Local):
+    """A log in this process, over a store in `folder`."""
+
+    def __init__(self, folder: Path, **more: Any) -> None:
+        self.store = found(folder)
+        self.log = btlog.Log(self.store, SIGNER, timeout=more.pop("timeout", 20), replace=more.pop("replace", False))
+        self.routes = btlog.LogServer(self.log, **more)
+        super().__init__(self.routes.answer)
+        self.log.start()
+
+    def close(self) -> None:
+        super().close()
+        self.log.stop()
+        self.store.close()
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Iterator[LocalLog]:
+    with contextlib.closing(LocalLog(tmp_path / "log")) as server:
+        yield server
+
+
+def ask(
+    url: str, path_: str, method: str = "GET", body: bytes | None = None, **headers: str
+) -> tuple[int, dict[str, str], bytes]:
+    """Status, headers (by lowercase name) and body of an answer."""
+    parts = urllib.parse.urlsplit(url)
+    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=30)
+    with contextlib.closing(connection):
+        connection.request(method, path_, body, {name.replace("_", "-"): value for name, value in headers.items()})
+        answer = connection.getresponse()
+        return answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read()
+
+
+def add(url: str, data: bytes, **headers: str) -> tuple[int, dict[str, Any]]:
+    parsed = Entry.parse(data)
+    body = {
+        "filename": parsed.filename,
+        "checksum": parsed.checksum,
+        **({"publisher": parsed.publisher._asdict()} if parsed.publisher else {}),
+    }
+    status, _, answer = ask(url, "/add", "POST", json.dumps(body).encode(), **headers)
+    return status, json.loads(answer)
+
+
+def as_line(data: bytes) -> bytes:
+    parsed = Entry.parse(data)
+    return (
+        json.dumps(
+            {
+                "filename": parsed.filename,
+                "checksum": parsed.checksum,
+                **({"publisher": parsed.publisher._asdict()} if parsed.publisher else {}),
+            }
+        ).encode()
+        + b"\n"
+    )
+
+
+def bulk(url: str, body: bytes, **headers: str) -> tuple[int, list[dict[str, Any]]]:
+    status, _, answer = ask(
+        url, "/admin/bulk/append", "POST", body, **{"Content_Type": "application/x-ndjson", **headers}
+    )
+    return status, [json.loads(line) for line in answer.splitlines()]
+
+
+def acknowledged(data: bytes, answer: dict[str, Any]) -> int:
+    """The index at which an answer to /add proves the entry to be logged."""
+    hashes = tuple(base64.b64decode(h, validate=True) for h in answer["inclusionProof"])
+    proof = btlog.encode_proof(Proof(answer["index"], hashes, base64.b64decode(answer["checkpoint"], validate=True)))
+    check_logged(data, proof, UNWITNESSED)
+    return int(answer["index"])
+
+
+def walk(url: str, policy: Policy = UNWITNESSED) -> list[bytes]:
+    """All entries of a served log, after checking over HTTP all of it that the specification speaks of."""
+    status, headers, note = ask(url, "/checkpoint")
+    assert (status, headers["content-type"], headers["cache-control"]) == (200, "text/plain; charset=utf-8", "no-cache")
+    tree = open_checkpoint(note, policy).tree
+    entries: list[bytes] = []
+    for index in range((tree.size + 255) // 256):
+        path_ = btlog.tile_path(None, index, min(256, tree.size - 256 * index))
+        status, headers, data = ask(url, f"/{path_}")
+        assert (status, headers["content-type"]) == (200, "application/octet-stream"), path_
+        assert "immutable" in headers["cache-control"]
+        entries += btlog.parse_bundle(data, min(256, tree.size - 256 * index))
+    assert len(entries) == tree.size
+    grown = tiles_of(entries)
+    for (level, index), data in grown.items():
+        status, headers, served = ask(url, f"/{btlog.tile_path(level, index, len(data) // 32)}")
+        assert (status, headers["content-type"], served) == (200, "application/octet-stream", data)
+    assert root_of(entries) == tree.root
+    return entries
+
+
+# --- HTTP: the routes of the log ---------------------------------------------------------------------------------------------------
+
+
+def test_an_add_is_answered_with_index_checkpoint_and_proof(log: LocalLog) -> None:
+    for i in range(20):
+        status, answer = add(log.url, entry(i))
+        assert status == 200
+        assert list(answer) == ["index", "checkpoint", "inclusionProof"]
+        assert acknowledged(entry(i), answer) == i
+    status, again = add(log.url, entry(3))
+    assert (status, acknowledged(entry(3), again)) == (200, 3)
+    status, conflict = add(log.url, other_sum(entry(4)))
+    assert (status, conflict["index"]) == (409, 4)
+    assert Entry.parse(entry(4)).filename in conflict["error"]
+    assert walk(log.url) == [entry(i) for i in range(20)]
+
+
+def test_the_command_of_the_readme_of_bt_log(log: LocalLog) -> None:
+    """curl sends a form's content type with -d; nobody has to say that it is JSON."""
+    body = b'{"filename":"pkgname-1.2.3-py3-none-any.whl","checksum":"' + SUM.encode() + b'"}'
+    for content in "application/x-www-form-urlencoded", "application/json", "text/plain":
+        status, _, answer = ask(log.url, "/add", "POST", body, Content_Type=content)
+        assert (status, acknowledged(Entry(NAME, SUM).encode(), json.loads(answer))) == (200, 0)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b"1",
+        b'"a"',
+        b"{}",
+        b'{"filename":"a"}',
+        b'{"checksum":"%b"}',
+        b'{"filename":1,"checksum":"%b"}',
+        b'{"filename":["a"],"checksum":"%b"}',
+        b'{"filename":"a","checksum":"%b","filename":"a"}',
+        b'{"filename":"a","checksum":NaN}',
+        b'{"filename":"a","checksum":"%b","x":1}',
+        b"\xff",
+        b"\xef\xbb\xbf{}",
+        b'{"filename":"\\ud800","checksum":"%b"}',
+        b'{"filename":"a","checksum":"%b","publisher":1}',
+        b'{"filename":"a","checksum":"%b","publisher":{}}',
+        b'{"filename":"a","checksum":"%b","publisher":{"issuer":"i"}}',
+        b'{"filename":"a","checksum":"%b","publisher":{"issuer":"i","subject":"s","issuer":"i"}}',
+        b'{"filename":"a","checksum":"%b","publisher":{"issuer":"i j","subject":"s"}}',
+        b'{"filename":"a","checksum":"%b"} x',
+        b"[" * 100_000,
+        b'{"a":' * 100_000,
+        b'{"filename":"a/b","checksum":"%b"}',
+        b'{"filename":"a","checksum":"%b","publisher":["i","s"]}',
+        b"1" * 5000,
+        b"Infinity",
+        b"-Infinity",
+        b'{"filename":"a","checksum":"%b","publisher":[["issuer","i"],["subject","s"]]}',
+        '{"filename":"a","checksum":"%b"}'.encode("utf-16"),
+    ],
+)
+def test_T50_what_is_no_entry_in_json(log: LocalLog, body: bytes) -> None:
+    status, headers, answer = ask(log.url, "/add", "POST", body.replace(b"%b", SUM.encode()))
+    assert (status, headers["content-type"]) == (400, "application/json")
+    assert list(json.loads(answer)) == ["error"]
+    assert log.log.published.tree.size == 0
+
+
+def test_json_that_means_an_entry(log: LocalLog) -> None:
+    for body in (
+        '{"filename":"a","checksum":"%s"}',
+        ' { "checksum" : "%s",\n "filename" : "\\u0061" } ',
+        '{"filename":"a","checksum":"%s","publisher":null}',
+    ):
+        status, _, answer = ask(log.url, "/add", "POST", (body % SUM).encode())
+        assert (status, acknowledged(Entry("a", SUM).encode(), json.loads(answer))) == (200, 0)
+
+
+def test_T49_the_largest_entry_over_http(log: LocalLog) -> None:
+    room = 65_535 - len(Entry("a", SUM, Publisher("i", "s")).encode()) + 1
+    largest = Entry("a", SUM, Publisher("i", "s" * room)).encode()
+    assert acknowledged(largest, add(log.url, largest)[1]) == 0
+    escaped = json.dumps({"filename": "a", "checksum": SUM, "publisher": {"issuer": "i", "subject": "s"}}).replace(
+        '"s"', '"' + "\\u0073" * room + '"'
+    )
+    assert ask(log.url, "/add", "POST", escaped.encode())[0] == 200
+    assert ask(log.url, "/add", "POST", escaped.replace("\\u0073", "\\u0073" * 2, 1).encode())[0] == 400
+    assert ask(log.url, "/add", "POST", b" " * (btlog.MAX_ADD + 1))[0] == 413
+    assert walk(log.url) == [largest]
+
+
+def test_a_bulk_is_answered_line_by_line(log: LocalLog) -> None:
+    add(log.url, entry(0))
+    wrong = [
+        b"{}\n",
+        b"\n",
+        b"x\n",
+        b"  \r\n",
+        b'{"filename":"a"\n',
+        b'"checksum":"x"}\n',
+        b'{"filename":"a","checksum":"' + SUM.encode() + b'"},{}\n',
+        b"\xff\n",
+    ]
+    lines = [
+        as_line(entry(1)),
+        wrong[0],
+        as_line(entry(0)),
+        wrong[1],
+        as_line(entry(2)),
+        wrong[2],
+        as_line(other_sum(entry(2))),
+        wrong[3],
+        as_line(entry(1)),
+        *wrong[4:],
+        as_line(entry(3))[:-1],
+    ]
+    status, answer = bulk(log.url, b"".join(lines))
+    assert status == 200
+    head, *results, end = answer
+    note = base64.b64decode(head["checkpoint"], validate=True)
+    tree = open_checkpoint(note, UNWITNESSED).tree
+    assert (head["type"], head["tree_size"], end) == ("checkpoint", tree.size, {"type": "complete", "count": 12})
+    assert tree.size == 4
+    said = [(r["result"]["status"], r["result"].get("index")) for r in results]
+    assert said == [
+        ("logged", 1),
+        ("error", None),
+        ("logged", 0),
+        ("logged", 2),
+        ("error", None),
+        ("error", 2),
+        ("logged", 1),
+        ("error", None),
+        ("error", None),
+        ("error", None),
+        ("error", None),
+        ("logged", 3),
+    ]
+    for result in results:
+        assert result["type"] == "result"
+        if result["result"]["status"] == "logged":
+            index = result["result"]["index"]
+            assert result["result"]["filename"] == Entry.parse(entry(index)).filename
+            check_inclusion(
+                leaf_hash(entry(index)), index, tree, [base64.b64decode(h) for h in result["result"]["inclusionProof"]]
+            )
+        else:
+            assert result["result"]["error"]
+            assert "inclusionProof" not in result["result"]
+    assert walk(log.url) == [entry(i) for i in range(4)]
+
+
+@pytest.mark.parametrize("count", [255, 256, 257, 3000])
+def test_a_large_bulk(log: LocalLog, count: int) -> None:
+    entries = [entry(i) for i in range(count)]
+    for first in 0, 100:  # the second overlaps the first
+        status, (head, *results, end) = bulk(
+            log.url, b"".join(as_line(e) for e in [entry(i) for i in range(first, first + count)])
+        )
+        assert (status, end["count"], len(results)) == (200, count, count)
+        tree = open_checkpoint(base64.b64decode(head["checkpoint"]), UNWITNESSED).tree
+        for index, result in enumerate(results, first):
+            assert result["result"]["index"] == index
+            check_inclusion(
+                leaf_hash(entry(index)), index, tree, [base64.b64decode(h) for h in result["result"]["inclusionProof"]]
+            )
+    assert walk(log.url) == entries + [entry(i) for i in range(count, count + 100)]
+
+
+def test_bulk_limits(tmp_path: Path) -> None:
+    with contextlib.closing(LocalLog(tmp_path / "log", max_bulk=10)) as log:
+        for content in "application/json", "", "text/plain; charset=application/x-ndjson":
+            assert bulk(log.url, as_line(entry(0)), Content_Type=content)[0] == 415
+        assert bulk(log.url, as_line(entry(0)), Content_Type="application/x-ndjson; charset=utf-8")[0] == 200
+        assert bulk(log.url, b"".join(as_line(entry(i)) for i in range(11)))[0] == 413
+        assert bulk(log.url, b"{}\n" * 11)[0] == 413
+        assert log.log.published.tree.size == 1  # nothing is logged of what is too much
+        assert bulk(log.url, b"".join(as_line(entry(i)) for i in range(10)) + b"\n\n")[0] == 200
+        assert bulk(log.url, b"x" * (btlog.MAX_ADD + 2))[0] == 413
+        assert bulk(log.url, b"")[1][1:] == [{"type": "complete", "count": 0}]
+        status, answer = bulk(log.url, b"{}\n")
+        assert [line["type"] for line in answer] == ["checkpoint", "result", "complete"]
+        assert (status, answer[0]["tree_size"]) == (200, 10)
+
+
+def test_T17_the_same_at_once(log: LocalLog) -> None:
+    """Many clients add the same files, some with other checksums, by add and by bulk."""
+    got: list[tuple[int, int, int]] = []  # entry, status, index
+
+    def client(seed: int) -> None:
+        order = list(range(40))
+        random.Random(seed).shuffle(order)
+        for i in order:
+            data = entry(i) if (seed + i) % 4 else other_sum(entry(i))
+            if seed % 3:
+                status, answer = add(log.url, data)
+                got.append((i, status, answer["index"]))
+            else:
+                result = bulk(log.url, as_line(data))[1][1]["result"]
+                got.append((i, 200 if result["status"] == "logged" else 409, result["index"]))
+
+    threads = [threading.Thread(target=client, args=(seed,)) for seed in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(got) == 480
+    for i in range(40):
+        assert len({index for j, _, index in got if j == i}) == 1
+    assert sum(status == 409 for _, status, _ in got) >= 40
+    entries = walk(log.url)
+    assert len(entries) == len({Entry.parse(e).filename for e in entries}) == 40
+
+
+def test_entries_by_filename_and_checksum(log: LocalLog) -> None:
+    odd = Entry("torch-2.0+cu118 é%.whl", SUM, PUBLISHER).encode()
+    for data in odd, entry(1), entry(2):
+        add(log.url, data)
+    for query, index in (
+        ("filename=torch-2.0+cu118%20%C3%A9%25.whl", 0),
+        ("filename=torch-2.0%2Bcu118%20%c3%a9%25.whl", 0),
+        (f"checksum={SUM}", 0),
+        (f"checksum={SUM.replace(':', '%3A')}", 0),
+        ("filename=" + Entry.parse(entry(1)).filename, 1),
+        ("checksum=" + Entry.parse(entry(2)).checksum, 2),
+    ):
+        status, headers, body = ask(log.url, f"/entries?{query}")
+        assert (status, headers["content-type"]) == (200, "application/json")
+        [found_] = json.loads(body)["entries"]
+        parsed = Entry.parse([odd, entry(1), entry(2)][index])
+        assert found_ == {
+            "index": index,
+            "filename": parsed.filename,
+            "checksum": parsed.checksum,
+            **({"publisher": parsed.publisher._asdict()} if parsed.publisher else {}),
+        }
+        assert json.loads(ask(log.url, f"/entry/{index}")[2]) == found_
+    for query in (
+        "filename=",
+        "filename=pkg",
+        "filename=" + Entry.parse(entry(1)).filename[:-1],
+        "checksum=x",
+        "filename=a%00b",
+        "filename=" + "x" * 5000,
+    ):
+        assert ask(log.url, f"/entries?{query}")[::2] == (200, b'{"entries": []}\n')
+    for query in (
+        "",
+        "?",
+        "?filename",
+        "?other=x",
+        "?filename=a&checksum=b",
+        "?filename=a&filename=a",
+        "?filename=%ff",
+        "?file%6eame=a",
+    ):
+        status = ask(log.url, f"/entries{query}")[0]
+        assert status == (200 if query == "?filename" else 400), query
+
+
+def test_proofs_of_entries(log: LocalLog) -> None:
+    for i in range(10):
+        add(log.url, entry(i))
+    for i in range(10):
+        status, headers, proof = ask(log.url, f"/entry/{i}/proof")
+        assert (status, headers["content-type"]) == (200, "text/plain; charset=utf-8")
+        parsed = Entry.parse(entry(i))
+        assert Proof.parse(proof).entry(parsed.filename, parsed.checksum) == parsed
+        assert check_logged(parsed, proof, UNWITNESSED).tree.size == 10
+        assert (Proof.parse(proof).extra == entry(i)) is (parsed.publisher is not None)
+    for bad in (
+        "/entry",
+        "/entry/",
+        "/entry/10",
+        "/entry/10/proof",
+        "/entry/-1",
+        "/entry/00",
+        "/entry/1/",
+        "/entry/1/proof/",
+        "/entry/1/x",
+        "/entry/1//proof",
+        "/entry/٧",
+        "/entry/1%30",
+        "/entry/9223372036854775808",
+    ):
+        assert ask(log.url, urllib.parse.quote(bad, safe="/%"))[0] == 404, bad
+
+
+def test_T19_T20_T21_only_what_the_checkpoint_implies_is_there(log: LocalLog) -> None:
+    done = 0
+    for size in 1, 129, 255, 256, 257, 280, 511, 512, 513, 600:
+        bulk(log.url, b"".join(as_line(entry(i)) for i in range(done, size)))
+        done = size
+        for level in None, 0, 1, 2:
+            width = size >> 8 * (level or 0)
+            for index in range(4):
+                for w in (1, 24, 255, 256):
+                    there = index * 256 + w <= width
+                    status, headers, data = ask(log.url, "/" + btlog.tile_path(level, index, w))
+                    assert status == (200 if there else 404), (size, level, index, w)
+                    if there and level is not None:
+                        assert len(data) == 32 * w
+                    assert ("immutable" in headers.get("cache-control", "")) is there  # T25
+        assert walk(log.url) == [entry(i) for i in range(size)]
+    assert ask(log.url, "/tile/0/001.p/24")[0] == 200  # T22: partial tiles stay, also beside the full one
+    assert ask(log.url, "/tile/0/000.p/200")[2] == ask(log.url, "/tile/0/000")[2][: 32 * 200]
+
+
+def test_T21_a_reader_never_sees_a_checkpoint_without_its_tiles(log: LocalLog) -> None:
+    over = threading.Event()
+
+    def write() -> None:
+        for i in range(0, 3000, 37):
+            bulk(log.url, b"".join(as_line(entry(j)) for j in range(i, i + 37)))
+        over.set()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    sizes = set()
+    while not over.is_set():
+        sizes.add(len(walk(log.url)))
+    writer.join()
+    assert len(sizes) > 3
+
+
+@pytest.mark.parametrize(
+    "path_",
+    [
+        "/tile",
+        "/tile/",
+        "/tile/0",
+        "/tile/0/",
+        "/tile/0/../0/000",
+        "/tile/0/%2e%2e/0/000",
+        "/tile/%30/000",
+        "//tile/0/000",
+        "/tile//0/000",
+        "/tile/0/000/",
+        "/tile/0/000?x=1",
+        "/tile/0/000?",
+        "/tile/0/000.p/256",
+        "/tile/0/000.p/01",
+        "/tile/64/000",
+        "/tile/8/000",
+        "/tile/63/000",
+        "/tile/0/x001/000",
+        "/../../etc/passwd",
+        "/%00",
+        "/checkpoint/",
+        "/checkpoint%00",
+        "/Checkpoint",
+        "/log.sqlite3",
+        "/private.key",
+        "/.well-known",
+        "/.well-known/private-key",
+        "/add/",
+        "/admin",
+        "/x",
+        "checkpoint",
+        "http://127.0.0.1/checkpoint",
+        "*",
+        "/tile/entries/../../checkpoint",
+        "/;/checkpoint",
+        "/./checkpoint",
+        "/entry/0/proof?x",
+        "/tile/0/" + "x001/" * 3000 + "000",
+    ],
+)
+def test_T27_paths_that_lead_nowhere(log: LocalLog, path_: str) -> None:
+    bulk(log.url, b"".join(as_line(entry(i)) for i in range(256)))
+    status, headers, body = ask(log.url, path_)
+    assert (status, headers["content-type"]) == (404, "application/json")
+    assert "cache-control" not in headers
+    assert json.loads(body)["error"]
+
+
+def test_bundles_are_zipped_for_those_who_take_it(log: LocalLog) -> None:
+    bulk(log.url, b"".join(as_line(entry(i)) for i in range(300)))
+    for path_ in "/tile/entries/000", "/tile/entries/001.p/44":
+        plain = ask(log.url, path_)
+        zipped = ask(log.url, path_, Accept_Encoding="br, gzip")
+        assert "content-encoding" not in plain[1]
+        assert (plain[1]["vary"], zipped[1]["vary"], zipped[1]["content-encoding"]) == (
+            "Accept-Encoding",
+            "Accept-Encoding",
+            "gzip",
+        )
+        assert gzip.decompress(zipped[2]) == plain[2]
+        assert len(zipped[2]) < len(plain[2])
+        assert btlog._unzip(zipped[2]) == plain[2]
+    assert "content-encoding" not in ask(log.url, "/tile/0/000", Accept_Encoding="gzip")[1]
+
+
+def test_head_is_get_without_a_body(log: LocalLog) -> None:
+    bulk(log.url, b"".join(as_line(entry(i)) for i in range(300)))
+    for path_ in (
+        "/checkpoint",
+        "/tile/0/000",
+        "/tile/entries/001.p/44",
+        "/entry/1",
+        "/entry/1/proof",
+        "/entries?filename=x",
+        "/healthz",
+        "/.well-known/public-key",
+        "/nothing",
+    ):
+        get, head = ask(log.url, path_), ask(log.url, path_, "HEAD")
+        assert (head[0], head[2]) == (get[0], b"")
+        assert head[1]["content-length"] == get[1]["content-length"] == str(len(get[2]))
+
+
+def test_cors_for_reads_alone(log: LocalLog) -> None:
+    add(log.url, entry(0))
+    for path_ in (
+        "/checkpoint",
+        "/tile/0/000.p/1",
+        "/tile/entries/000.p/1",
+        "/entry/0",
+        "/entry/0/proof",
+        "/entries?filename=x",
+        "/status.json",
+        "/healthz",
+        "/.well-known/public-key",
+    ):
+        assert ask(log.url, path_, Origin="https://example.com")[1]["access-control-allow-origin"] == "*"
+    assert "access-control-allow-origin" not in ask(log.url, "/add", "POST", as_line(entry(1)))[1]
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Origin": "https://evil.example"},
+        {"Origin": "null"},
+        {"Sec_Fetch_Site": "cross-site"},
+        {"Sec_Fetch_Site": "same-site"},
+        {"Origin": ""},
+        {"Origin": "http://127.0.0.1:1", "Sec_Fetch_Site": "same-origin"},
+    ],
+)
+def test_pages_of_other_sites_cant_write(log: LocalLog, headers: dict[str, str]) -> None:
+    assert ask(log.url, "/add", "POST", as_line(entry(0)), **headers)[0] == 403
+    assert bulk(log.url, as_line(entry(0)), **headers)[0] == 403
+    assert log.log.published.tree.size == 0
+
+
+def test_pages_of_this_site_can_write(log: LocalLog) -> None:
+    assert ask(log.url, "/add", "POST", as_line(entry(0)), Origin=log.url, Sec_Fetch_Site="same-origin")[0] == 200
+    assert ask(log.url, "/add", "POST", as_line(entry(0)), Sec_Fetch_Site="none")[0] == 200
+
+
+def test_methods(log: LocalLog) -> None:
+    for path_ in (
+        "/checkpoint",
+        "/entries?filename=a",
+        "/tile/0/000",
+        "/entry/0",
+        "/status.json",
+        "/healthz",
+        "/.well-known/public-key",
+    ):
+        for method in "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "get", "FOO":
+            status, headers, _ = ask(log.url, path_, method, b"" if method in ("POST", "PUT", "PATCH") else None)
+            assert (status, headers["allow"]) == (405, "GET, HEAD")
+    for path_ in "/add", "/admin/bulk/append":
+        for method in "GET", "HEAD", "PUT", "OPTIONS":
+            status, headers, _ = ask(log.url, path_, method, b"" if method == "PUT" else None)
+            assert (status, headers["allow"]) == (405, "POST")
+
+
+def test_writing_with_a_token(tmp_path: Path) -> None:
+    with contextlib.closing(LocalLog(tmp_path / "log", token="s3cret")) as log:
+        for headers in (
+            {},
+            {"Authorization": "Bearer other"},
+            {"Authorization": "Basic s3cret"},
+            {"Authorization": "s3cret"},
+            {"Authorization": "Bearer"},
+            {"Authorization": "Bearer s3cret2"},
+        ):
+            status, answer, _ = ask(log.url, "/add", "POST", as_line(entry(0)), **headers)
+            assert (status, answer["www-authenticate"]) == (401, "Bearer")
+            assert bulk(log.url, as_line(entry(0)), **headers)[0] == 401
+        for token in "Bearer s3cret", "bearer  s3cret ":
+            assert add(log.url, entry(0), Authorization=token)[0] == 200
+        assert ask(log.url, "/checkpoint")[0] == 200
+
+
+def test_status_and_health(log: LocalLog) -> None:
+    add(log.url, entry(0))
+    add(log.url, other_sum(entry(0)))
+    bulk(log.url, as_line(entry(1)) + b"x\n")
+    status = json.loads(ask(log.url, "/status.json")[2])
+    assert status["origin"] == LOG.name
+    assert (status["entry_type"], status["witness_configured"], status["vkey"]) == (
+        "pypi-transparency/v1",
+        False,
+        LOG_VKEY,
+    )
+    note = ask(log.url, "/checkpoint")[2].decode()
+    tree = open_checkpoint(note.encode(), UNWITNESSED).tree
+    assert status["checkpoint"] == {
+        "available": True,
+        "tree_size": 2,
+        "root_hash": tree.root.hex(),
+        "raw_checkpoint": note,
+    }
+    assert (status["latency"]["count"], status["latency"]["failures"]) == (1, 1)
+    assert (status["bulk_latency"]["count"], status["bulk_latency"]["failures"]) == (1, 1)
+    assert status["latency"]["min_ms"] <= status["latency"]["average_ms"] <= status["latency"]["max_ms"]
+    assert status["disk"]["bytes"] > 20_000
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", status["generated_at"])
+    assert "XBV0uM3" not in json.dumps(status)
+    assert ask(log.url, "/healthz")[0] == 200
+    log.log.trouble = "no room"
+    answer = ask(log.url, "/healthz")
+    assert (answer[0], "retry-after" in answer[1]) == (503, True)
+    assert ask(log.url, "/.well-known/public-key")[2] == f"{LOG_VKEY}\n".encode()
+
+
+def test_T3_T6_a_commit_that_fails_ends_the_log(tmp_path: Path) -> None:
+    log = LocalLog(tmp_path / "log")
+    try:
+        assert add(log.url, entry(0))[0] == 200
+        faulty = Faulty(log.store.database._writer, 10**9, True)
+        log.store.database._writer = faulty  # type: ignore[assignment]
+        assert add(log.url, entry(1))[0] == 200
+        faulty.left = 10**9 - faulty.left  # the commit of the next add
+        status, answer = add(log.url, entry(2))
+        assert (status, answer["error"]) == (503, "the log has stopped")
+        assert log.log.failed.is_set()
+        assert add(log.url, entry(3))[0] == 503
+        assert ask(log.url, "/healthz")[0] == 503
+        assert log.log.published.tree.size == 2
+        assert len(walk(log.url)) == 2
+    finally:
+        log.close()
+    with contextlib.closing(LocalLog(tmp_path / "log")) as log:
+        assert add(log.url, entry(2))[0] == 200  # once, whether the commit went through or not
+        assert walk(log.url) == [entry(0), entry(1), entry(2)]
+
+
+def test_T68_a_passing_error_fails_nobody(tmp_path: Path) -> None:
+    with contextlib.closing(LocalLog(tmp_path / "log")) as log:
+        log.store.database._writer = faulty = Faulty(log.store.database._writer, 3, False)  # type: ignore[assignment]
+        statuses: list[int] = []
+        threads = [threading.Thread(target=lambda i=i: statuses.append(add(log.url, entry(i))[0])) for i in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert statuses == [200] * 8
+        assert faulty.left < 0
+        assert log.log.trouble == ""
+        assert sorted(walk(log.url)) == sorted(entry(i) for i in range(8))
+
+
+def test_a_disk_that_stays_full_is_said(tmp_path: Path) -> None:
+    with contextlib.closing(LocalLog(tmp_path / "log", timeout=0.6)) as log:
+        add(log.url, entry(0))
+        pages = log.store.database._writer.execute("PRAGMA page_count").fetchone()[0]
+        log.store.database._writer.execute(f"PRAGMA max_page_count = {pages}")
+        status, answer = add(log.url, entry(0))
+        for i in range(1, 400):
+            status, answer = add(log.url, entry(i))
+            if status != 200:
+                break
+        assert status == 503
+        assert "full" in answer["error"]
+        assert ask(log.url, "/healthz")[0] == 503
+        walk(log.url)  # reads go on
+        log.store.database._writer.execute("PRAGMA max_page_count = 1000000")
+        for _ in range(20):
+            if add(log.url, entry(i))[0] == 200:
+                break
+        assert ask(log.url, "/healthz")[0] == 200  # by itself, once there is room
+        assert walk(log.url) == [entry(j) for j in range(i + 1)]
+
+
+# --- HTTP: what is not a request ----------------------------------------------------------------------------------------------------
+
+
+def raw(port: int, data: bytes, end: bool = False) -> bytes:
+    """All that the server sends until it closes, or until it has answered and waits."""
+    with socket.create_connection(("127.0.0.1", port), 10) as connection:
+        with contextlib.suppress(OSError):  # it may have closed before it has read all of it
+            connection.sendall(data)
+        if end:
+            connection.shutdown(socket.SHUT_WR)
+        connection.settimeout(20 if end else 0.4)
+        got = b""
+        with contextlib.suppress(TimeoutError, ConnectionResetError):
+            while part := connection.recv(65536):
+                got += part
+        return got
+
+
+class Oracle(http.server.BaseHTTPRequestHandler):
+    """What http.server says to the same bytes."""
+
+    protocol_version, timeout = "HTTP/1.1", 0.2
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_POST = do_HEAD = do_GET
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+
+def http_server_refuses(data: bytes) -> bool:
+    with http.server.HTTPServer(("127.0.0.1", 0), Oracle) as server:
+        thread = threading.Thread(target=server.handle_request)
+        thread.start()
+        answer = raw(server.server_address[1], data)
+        thread.join()
+    return b" 200 " not in answer.split(b"\r\n")[0]
+
+
+BODY = as_line(entry(0))[:-1]
+REQUESTS = [  # what is sent, and the statuses of the answers
+    (b"GET /checkpoint HTTP/1.1\r\n\r\n", [200]),
+    (b"GET /checkpoint HTTP/1.1\r\nHost: a\r\n\r\n" * 3, [200] * 3),  # pipelined
+    (
+        b"GET /checkpoint HTTP/1.1\r\n\r\nGET /x HTTP/1.1\r\n\r\nHEAD /x HTTP/1.1\r\n\r\nGET /healthz HTTP/1.1\r\n\r\n",
+        [200, 404, 404, 200],
+    ),
+    (b"GET /checkpoint HTTP/1.0\r\n\r\nGET /checkpoint HTTP/1.0\r\n\r\n", [200]),
+    (b"GET /checkpoint HTTP/1.1\r\nConnection: close\r\n\r\nGET /checkpoint HTTP/1.1\r\n\r\n", [200]),
+    (
+        b"POST /add HTTP/1.1\r\nContent-Length: %d\r\n\r\n%bGET /checkpoint HTTP/1.1\r\n\r\n" % (len(BODY), BODY),
+        [200, 200],
+    ),
+    (b"GET /checkpoint HTTP/1.1\r\nContent-Length: 5\r\n\r\nhelloGET /checkpoint HTTP/1.1\r\n\r\n", [200, 200]),
+    (b"POST /add HTTP/1.1\r\nContent-Length: 0\r\n\r\n", [400]),
+    (b"POST /add HTTP/1.1\r\n\r\n", [411]),
+    (b"POST /add HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n", [411]),
+    (b"POST /add HTTP/1.1\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\nhello", [411]),
+    (b"GET /checkpoint HTTP/1.1\r\nTransfer-Encoding: identity\r\n\r\n", [411]),
+    (b"POST /add HTTP/1.1\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello", [400]),
+    (b"POST /add HTTP/1.1\r\nContent-Length: 5\r\nContent-Length: 5\r\n\r\nhello", [400]),
+    (b"POST /add HTTP/1.1\r\nContent-Length: 5, 5\r\n\r\nhello", [400]),
+    (b"POST /add HTTP/1.1\r\nContent-Length: -1\r\n\r\n", [400]),
+    (b"POST /add HTTP/1.1\r\nContent-Length: +5\r\n\r\nhello", [400]),
+    (b"POST /add HTTP/1.1\r\nContent-Length: 5_0\r\n\r\nhello", [400]),
+    (b"POST /add HTTP/1.1\r\nContent-Length: 0x5\r\n\r\nhello", [400]),
+    (b"POST /add HTTP/1.1\r\nContent-Length: \r\n\r\n", [400]),
+    (b"POST /add HTTP/1.1\r\nContent-Length: \xb2\r\n\r\n", [400]),
+    (b"POST /add HTTP/1.1\r\nContent-Length: 99999999999999999999\r\n\r\n", [400]),
+    (b"POST /add HTTP/1.1\r\nContent-Length: 9999999999\r\n\r\n", [413]),
+    (
+        b"POST /admin/bulk/append HTTP/1.1\r\nContent-Type: application/x-ndjson\r\nContent-Length: 9999999999\r\n\r\n",
+        [413],
+    ),
+    (b"GET /checkpoint HTTP/1.1\r\nA: b\r\n c\r\n\r\n", [400]),  # folded
+    (b"GET /checkpoint HTTP/1.1\r\n A: b\r\n\r\n", [400]),
+    (b"GET /checkpoint HTTP/1.1\r\nA : b\r\n\r\n", [400]),
+    (b"GET /checkpoint HTTP/1.1\r\nA\r\n\r\n", [400]),
+    (b"GET /checkpoint HTTP/1.1\r\n: b\r\n\r\n", [400]),
+    (b"GET /checkpoint HTTP/1.1\r\nA: b\0c\r\n\r\n", [400]),
+    (b"GET /checkpoint HTTP/1.1\r\nA: b\rc\r\n\r\n", [400]),
+    (b"GET /checkpoint HTTP/1.1\r\nA: b\nC: d\r\n\r\n", [400]),
+    (b"GET /checkpoint HTTP/1.1\nA: b\n\n", [400]),
+    (b"GET /check\0point HTTP/1.1\r\n\r\n", [400]),
+    (b"GET /check point HTTP/1.1\r\n\r\n", [400]),
+    (b"GET /checkpoint\xff HTTP/1.1\r\n\r\n", [400]),
+    (b"GET  /checkpoint HTTP/1.1\r\n\r\n", [400]),
+    (b" GET /checkpoint HTTP/1.1\r\n\r\n", [400]),
+    (b"GET /checkpoint\r\n\r\n", [400]),
+    (b"GET\r\n\r\n", [400]),
+    (b"\r\n\r\n", [400]),
+    (b"\r\nGET /checkpoint HTTP/1.1\r\n\r\n", [400]),
+    (b"GET /checkpoint HTTP/1\r\n\r\n", [400]),
+    (b"GET /checkpoint HTTP/1.1.1\r\n\r\n", [400]),
+    (b"GET /checkpoint HTTP/1.a\r\n\r\n", [400]),
+    (b"GET /checkpoint HTTP/+1.1\r\n\r\n", [400]),
+    (b"GET /checkpoint http/1.1\r\n\r\n", [400]),
+    (b"GET /checkpoint HTTP/2.0\r\n\r\n", [505]),
+    (b"GET /checkpoint HTTP/0.9\r\n\r\n", [505]),
+    (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", [505]),
+    (b"GET /checkpoint HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", [400]),
+    (b"G\xc3\x89T / HTTP/1.1\r\n\r\n", [400]),
+    (b"GET /" + b"x" * 65_536 + b" HTTP/1.1\r\n\r\n", [414]),
+    (b"GET /" + b"x" * 70_000, [414]),
+    (b"GET / HTTP/1.1\r\nA: " + b"x" * 65_536 + b"\r\n\r\n", [431]),
+    (b"GET / HTTP/1.1\r\n" + b"A: b\r\n" * 101 + b"\r\n", [431]),
+    (b"GET / HTTP/1.1\r\n" + b"A: b\r\n" * 50_000, [431]),
+    (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", [400]),  # TLS
+]
+
+
+@pytest.mark.parametrize(("data", "statuses"), REQUESTS, ids=range(len(REQUESTS)))
+def test_raw_requests(log: LocalLog, data: bytes, statuses: list[int]) -> None:
+    answer = raw(log.port, data)
+    assert [int(s) for s in re.findall(rb"HTTP/1\.1 (\d+) [A-Z]", answer)] == statuses
+    if statuses[0] >= 400:
+        assert b"\r\nContent-Type: application/json\r\n" in answer
+        assert b'\r\n\r\n{"error": "' in answer
+    if http_server_refuses(data):
+        assert statuses[0] >= 400
+    assert ask(log.url, "/checkpoint")[0] == 200
+
+
+def test_T61_half_requests_and_half_closed_sockets(log: LocalLog) -> None:
+    request = b"POST /add HTTP/1.1\r\nContent-Length: %d\r\n\r\n%b" % (len(BODY), BODY)
+    assert raw(log.port, request, end=True).startswith(
+        b"HTTP/1.1 200 "
+    )  # a client that closes its side still gets its answer
+    assert raw(log.port, b"GET /checkpoint HTTP/1.1\r\n\r\n" * 2, end=True).count(b"HTTP/1.1 200 ") == 2
+    for cut in range(1, len(request)):
+        answer = raw(log.port, request[:cut], end=True)
+        assert answer.startswith(b"HTTP/1.1 400 "), cut
+    for _ in range(20):
+        socket.create_connection(("127.0.0.1", log.port)).close()
+    assert log.log.published.tree.size == 1
+
+
+def test_T61_slow_clients_are_cut_off(log: LocalLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in "IDLE_TIMEOUT", "HEAD_TIMEOUT", "LINGER_TIMEOUT":
+        monkeypatch.setattr(btlog, name, 0.3)
+    monkeypatch.setattr(btlog, "MIN_RATE", 10**9)
+    for start, byte, answer in (
+        (b"", b"", b""),
+        (b"G", b"E", b"HTTP/1.1 408 "),
+        (b"GET / HTTP/1.1\r\nA:", b"b", b"HTTP/1.1 408 "),
+        (b"POST /add HTTP/1.1\r\nContent-Length: 1000\r\n\r\n", b"x", b"HTTP/1.1 408 "),
+    ):
+        with socket.create_connection(("127.0.0.1", log.port), 10) as connection:
+            connection.sendall(start)
+            begun, got = time.monotonic(), b""
+            connection.settimeout(0.1)
+            while time.monotonic() < begun + 8:  # a byte now and then does not keep it open
+                with contextlib.suppress(TimeoutError):
+                    if not (part := connection.recv(65536)):
+                        break
+                    got += part
+                with contextlib.suppress(OSError):
+                    connection.sendall(byte)
+            else:
+                pytest.fail("it is still open")
+            assert got.startswith(answer)
+    assert add(log.url, entry(0))[0] == 200
+
+
+def test_a_client_that_expects_to_be_asked_on(log: LocalLog) -> None:
+    with socket.create_connection(("127.0.0.1", log.port), 10) as connection:
+        connection.sendall(b"POST /add HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: %d\r\n\r\n" % len(BODY))
+        assert connection.recv(65536) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        connection.sendall(BODY)
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
+        connection.sendall(b"POST /add HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 999999999\r\n\r\n")
+        assert connection.recv(65536).startswith((b"HTTP/1.1 413 ", b"HTTP/1.1 100 "))
+
+
+def test_a_bulk_over_http_1_0(log: LocalLog) -> None:
+    """As nginx asks by default: without chunks, to the end of the connection."""
+    body = b"".join(as_line(entry(i)) for i in range(600))
+    answer = raw(
+        log.port,
+        b"POST /admin/bulk/append HTTP/1.0\r\nContent-Type: application/x-ndjson\r\nContent-Length: %d\r\n\r\n%b"
+        % (len(body), body),
+    )
+    head, _, rest = answer.partition(b"\r\n\r\n")
+    assert b"chunked" not in head
+    assert b"Content-Length" not in head
+    assert [json.loads(line)["type"] for line in rest.splitlines()] == ["checkpoint", *["result"] * 600, "complete"]
+
+
+def test_a_bulk_that_comes_byte_by_byte(log: LocalLog) -> None:
+    body = b"".join(as_line(entry(i)) for i in range(5))
+    with socket.create_connection(("127.0.0.1", log.port), 10) as connection:
+        for byte in (
+            b"POST /admin/bulk/append HTTP/1.1\r\nConnection: close\r\nContent-Type: application/x-ndjson\r\nContent-Length: %d\r\n\r\n%b"
+            % (len(body), body)
+        ):
+            connection.sendall(bytes([byte]))
+        connection.settimeout(10)
+        got = b""
+        while part := connection.recv(65536):
+            got += part
+    assert got.count(b'"status":"logged"') == 5
+    assert got.endswith(b"\r\n0\r\n\r\n")
+
+
+def test_errors_of_our_own_say_nothing_of_the_inside(
+    log: LocalLog, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    add(log.url, entry(0))
+    with contextlib.closing(sqlite3.connect(log.store.database.path)) as db, db:
+        db.execute("DELETE FROM bundle")
+    status, _, body = ask(log.url, "/tile/entries/000.p/1")
+    assert (status, body) == (500, b'{"error": "internal error"}\n')
+    assert "is missing" in caplog.text
+    monkeypatch.setattr(log.routes, "_gets", {"/checkpoint": lambda request: 1 // 0})
+    assert ask(log.url, "/checkpoint")[::2] == (500, b'{"error": "internal error"}\n')
+    assert "ZeroDivisionError" in caplog.text
+
+
+def test_connections_have_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(btlog, "MAX_CONNECTIONS", 20)
+    with contextlib.closing(LocalLog(tmp_path / "log")) as log, contextlib.ExitStack() as stack:
+        for i in range(100):
+            connection = stack.enter_context(socket.create_connection(("127.0.0.1", log.port), 10))
+            connection.sendall(b"GET /" if i % 2 else b"")
+        assert add(log.url, entry(0))[0] == 200  # those that ask for nothing make room
+        assert len(log.server.connections) <= 20
+
+
+# --- Commands ------------------------------------------------------------------------------------------------------------------------
+
+
+def test_keygen(tmp_path: Path) -> None:
+    done = run_btlog("keygen", "--origin", "log.example/pypi", cwd=tmp_path)
+    assert done.returncode == 0
+    private, public = tmp_path / "private.key", tmp_path / "public.key"
+    assert done.stdout == public.read_text()
+    signer = btlog.Signer.parse(private.read_text().removesuffix("\n"))
+    assert signer.key == VerifierKey.parse(public.read_text().removesuffix("\n"))
+    assert signer.name == "log.example/pypi"
+    assert private.stat().st_mode & 0o777 == 0o600  # T66
+    before = private.read_bytes(), public.read_bytes()
+    again = run_btlog("keygen", "--origin", "log.example/pypi", cwd=tmp_path)
+    assert (again.returncode, again.stdout) == (2, "")
+    assert "never overwritten" in again.stderr
+    private.rename(tmp_path / "elsewhere")
+    assert run_btlog("keygen", "--origin", "log.example/pypi", cwd=tmp_path).returncode == 2
+    assert not private.exists()  # both files or none
+    assert ((tmp_path / "elsewhere").read_bytes(), public.read_bytes()) == before
+    for origin in "", "a b", "a+b", "a" * 256, "a\nb":  # T38
+        done = run_btlog(
+            "keygen", "--origin", origin, "--private-key-path", "p", "--public-key-path", "q", cwd=tmp_path
+        )
+        assert (done.returncode, (tmp_path / "p").exists()) == (2, False)
+        assert done.stderr.startswith("btlog: ")
+
+
+def test_vkey_of_pem_and_der(tmp_path: Path) -> None:
+    der = bytes.fromhex("302a300506032b6570032100") + LOG.key
+    lines = "\n".join(b64(der)[i : i + 64] for i in range(0, 60, 64))
+    for text in f"-----BEGIN PUBLIC KEY-----\n{lines}\n-----END PUBLIC KEY-----\n", b64(der), b64(der) + "\n":
+        (tmp_path / "key").write_text(text)
+        done = run_btlog("vkey", "--origin", LOG.name, "--public-key-path", "key", cwd=tmp_path)
+        assert (done.returncode, done.stdout) == (0, LOG_VKEY + "\n")
+    for text in (
+        "",
+        "x",
+        b64(der[:-1]),
+        b64(LOG.key),
+        "-----BEGIN PUBLIC KEY-----\n",
+        b64(der.replace(b"\x70", b"\x71")),
+    ):
+        (tmp_path / "key").write_text(text)
+        done = run_btlog("vkey", "--origin", LOG.name, "--public-key-path", "key", cwd=tmp_path)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.count("\n") == 1
+
+
+def test_a_first_start_needs_nothing(tmp_path: Path) -> None:
+    with running("serve", cwd=tmp_path) as server:
+        url, serves, the, log_, vkey, *_ = server.line.split()
+        assert re.fullmatch(r"http://127\.0\.0\.1:\d+", url)
+        assert (serves, the, log_) == ("serves", "the", "log")
+        assert (
+            ask(url, "/.well-known/public-key")[2].decode()
+            == vkey + "\n"
+            == (tmp_path / "btlog-data" / "public.key").read_text()
+        )
+        policy = btlog.simple_policy([VerifierKey.parse(vkey)])
+        assert open_checkpoint(ask(url, "/checkpoint")[2], policy).tree == Tree(0, btlog.EMPTY_ROOT)
+        assert add(url, entry(0))[0] == 200
+        assert server.stop()[0] == 0
+    folder = tmp_path / "btlog-data"
+    assert sorted(os.listdir(folder)) == ["log.sqlite3", "private.key", "public.key"]
+    assert (folder / "private.key").stat().st_mode & 0o777 == 0o600
+    with running("serve", "--storage-dir", str(folder)) as server:
+        assert server.line.split()[4] == vkey
+        assert walk(server.url, policy) == [entry(0)]
+        assert add(server.url, entry(0))[1]["index"] == 0
+        assert server.stop(signal.SIGINT) == (0, "")  # no traceback
+
+
+def test_the_keys_of_bt_log_load(tmp_path: Path) -> None:
+    (tmp_path / "private.key").write_text(BT_LOG_SKEY)
+    (tmp_path / "public.key").write_text(BT_LOG_VKEY)
+    (tmp_path / "private.key").chmod(0o644)
+    with running(
+        "serve", "--storage-dir", "log", "--private-key", "private.key", "--public-key", "public.key", cwd=tmp_path
+    ) as server:
+        assert server.line.split()[4] == BT_LOG_VKEY
+        assert add(server.url, entry(0))[0] == 200
+        assert "can be read by other users" in server.stop()[1]  # T66
+    (tmp_path / "public.key").write_text(LOG_VKEY)
+    done = run_btlog(
+        "serve",
+        "--storage-dir",
+        "log",
+        "--private-key",
+        "private.key",
+        "--public-key",
+        "public.key",
+        "--port",
+        "0",
+        cwd=tmp_path,
+    )
+    assert done.returncode == 2
+    assert "is not the public key of" in done.stderr
+    done = run_btlog(
+        "serve",
+        "--storage-dir",
+        "log",
+        "--private-key",
+        "private.key",
+        "--origin",
+        "other.example",
+        "--port",
+        "0",
+        cwd=tmp_path,
+    )
+    assert done.returncode == 2
+    done = run_btlog("serve", "--storage-dir", "log", "--port", "0", cwd=tmp_path)
+    assert done.returncode == 2  # it has no private.key of its own, and makes none for a log that has a key
+    assert not (tmp_path / "log" / "private.key").exists()
+
+
+def test_a_server_that_is_only_read(tmp_path: Path) -> None:
+    with running("serve", "--storage-dir", "log", cwd=tmp_path) as writer:
+        for i in range(3):
+            add(writer.url, entry(i))
+        with running("serve", "--storage-dir", "log", "--read-only", "--host", "127.0.0.1", cwd=tmp_path) as reader:
+            policy = btlog.simple_policy([VerifierKey.parse(reader.line.split()[4])])
+            assert walk(reader.url, policy) == [entry(0), entry(1), entry(2)]
+            assert add(reader.url, entry(9))[0] == 405
+            add(writer.url, entry(3))  # what is published later is seen
+            assert walk(reader.url, policy) == [entry(0), entry(1), entry(2), entry(3)]
+            assert (
+                json.loads(ask(reader.url, f"/entries?filename={Entry.parse(entry(3)).filename}")[2])["entries"][0][
+                    "index"
+                ]
+                == 3
+            )
+            assert reader.stop() == (0, "")
+        assert writer.stop()[0] == 0
+    with running("serve", "--storage-dir", "log", "--read-only", cwd=tmp_path) as reader:  # without a writer
+        assert len(walk(reader.url, policy)) == 4
+    done = run_btlog("serve", "--storage-dir", "nothing", "--read-only", cwd=tmp_path)
+    assert (done.returncode, (tmp_path / "nothing").exists()) == (3, False)
+
+
+def test_on_other_addresses_writing_needs_a_word(tmp_path: Path) -> None:
+    done = run_btlog("serve", "--host", "0.0.0.0", "--port", "0", cwd=tmp_path)
+    assert (done.returncode, os.listdir(tmp_path)) == (2, [])
+    assert "--write-token-file, --read-only or --open-writes" in done.stderr
+    (tmp_path / "empty").write_text("\n")
+    assert (
+        run_btlog("serve", "--host", "0.0.0.0", "--port", "0", "--write-token-file", "empty", cwd=tmp_path).returncode
+        == 2
+    )
+    for host, loopback in (
+        ("127.0.0.1", True),
+        ("127.1.2.3", True),
+        ("::1", True),
+        ("localhost", True),
+        ("0.0.0.0", False),
+        ("::", False),
+        ("10.0.0.1", False),
+        ("log.example", False),
+    ):
+        assert btlog.is_loopback(host) is loopback
+
+
+def test_one_port_one_server(tmp_path: Path) -> None:
+    with running("serve", "--storage-dir", "a", cwd=tmp_path) as server:
+        done = run_btlog("serve", "--storage-dir", "b", "--port", server.url.rpartition(":")[2], cwd=tmp_path)
+        assert done.returncode == 2
+        assert "can't listen" in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def wheel(path_: Path, text: str = "x") -> Path:
+    path_.write_bytes(hashlib.sha256(text.encode()).digest() * 10_000)
+    return path_
+
+
+def test_add_and_verify_online_and_offline(tmp_path: Path) -> None:
+    file, other = wheel(tmp_path / "some-1.0-py3-none-any.whl"), wheel(tmp_path / "other-1.0+local é.tar.gz", "y")
+    with running("serve", cwd=tmp_path) as server:
+        key, at = ("--public-key", "btlog-data/public.key"), ("--log-url", server.url)
+        done = run_btlog("add", file.name, other.name, *at, *key, cwd=tmp_path)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.count("logged at index") == 2
+        done = run_btlog("add", file.name, *at, "--proof-dir", "proofs", cwd=tmp_path)
+        assert done.returncode == 3
+        (tmp_path / "proofs").mkdir()
+        done = run_btlog("add", file.name, *at, "--proof-dir", "proofs", cwd=tmp_path)
+        assert (done.returncode, os.listdir(tmp_path / "proofs")) == (0, [f"{file.name}.tlog-proof"])
+        assert "hold it to that with --public-key" in done.stderr
+        for more in at, (), ("--proof", f"proofs/{file.name}.tlog-proof"):
+            done = run_btlog("verify", file.name, *key, *more, cwd=tmp_path)
+            assert (done.returncode, done.stderr) == (0, "")
+            assert "logged at index 0 of" in done.stdout
+        assert run_btlog("verify", file.name, other.name, *key, *at, cwd=tmp_path).returncode == 0
+        (tmp_path / "policy").write_text(
+            f"log {(tmp_path / 'btlog-data/public.key').read_text().strip()} {server.url}\nquorum none\n"
+        )
+        (tmp_path / f"{other.name}.tlog-proof").unlink()
+        assert (
+            run_btlog("verify", file.name, other.name, "--policy", "policy", cwd=tmp_path).returncode == 0
+        )  # the policy knows the log's URL
+        done = run_btlog("verify", other.name, *key, cwd=tmp_path)
+        assert done.returncode == 3
+        assert "--log-url" in done.stderr
+
+        def fails(code: int, says: str, *args: str) -> None:
+            done = run_btlog("verify", *args, cwd=tmp_path)
+            assert (done.returncode, done.stdout) == (code, "")
+            assert done.stderr.count("\n") == 1
+            assert says in done.stderr
+
+        renamed = tmp_path / "some-1.1-py3-none-any.whl"
+        shutil.copy(file, renamed)
+        fails(1, "not logged", renamed.name, *key, *at)  # T54
+        fails(1, "the proof does not show", renamed.name, *key, "--proof", f"{file.name}.tlog-proof")  # T55
+        data = bytearray(file.read_bytes())
+        data[5000] ^= 1
+        file.write_bytes(data)
+        fails(1, "with another checksum at index 0", file.name, *key, *at)
+        fails(1, "the proof does not show", file.name, *key)
+        done = run_btlog("add", file.name, *at, cwd=tmp_path)
+        assert done.returncode == 1
+        assert "is logged with another checksum, at index 0" in done.stderr
+        wheel(file)
+        (tmp_path / "wrong.key").write_text(LOG_VKEY)
+        fails(1, "no signature of a trusted key", file.name, "--public-key", "wrong.key", *at)
+        fails(1, "no signature of a trusted key", file.name, "--public-key", "wrong.key")
+        (tmp_path / "garbage").write_bytes(b"garbage")
+        fails(1, "not a c2sp.org/tlog-proof@v1", file.name, *key, "--proof", "garbage")
+        fails(3, "can't read", "missing.whl", *key, *at)
+        fails(3, "can't read", file.name, *key, "--proof", "missing")
+        fails(2, "can't read", file.name, "--public-key", "missing", *at)
+        fails(2, "give --policy F or --public-key F", file.name, *at)
+        fails(2, "give --policy F or --public-key F", file.name, *key, "--policy", "policy")
+        fails(2, "the proof of one file", file.name, other.name, *key, "--proof", "garbage")
+        server.stop()
+        fails(3, "is not reached", file.name, *key, *at)
+        done = run_btlog("add", file.name, *at, cwd=tmp_path)
+        assert (done.returncode, done.stderr.count("\n")) == (3, 1)
+        assert run_btlog("verify", file.name, *key, cwd=tmp_path).returncode == 0  # offline it still holds
+
+
+def test_verify_with_a_publisher(tmp_path: Path) -> None:
+    file = wheel(tmp_path / "signed-1.0.whl")
+    with running("serve", cwd=tmp_path) as server:
+        data = Entry(file.name, btlog.checksum_of(file), PUBLISHER).encode()
+        assert add(server.url, data)[0] == 200
+        done = run_btlog(
+            "verify", file.name, "--public-key", "btlog-data/public.key", "--log-url", server.url, cwd=tmp_path
+        )
+        assert done.returncode == 0
+        assert "published by https://example.com/a b" in done.stdout
+
+
+class Liar:
+    """A log that answers as it is told."""
+
+    def __init__(self, **answers: Any) -> None:
+        self.answers = answers
+
+    def answer(self, request: btlog.Request, body: btlog.Body) -> btlog.Response:
+        key = request.path.strip("/").replace("/", "_").replace(".", "").replace("-", "")
+        value = self.answers.get(key, self.answers.get("else_"))
+        if value is None:
+            raise btlog.HttpError(404, "nothing")
+        return value if isinstance(value, btlog.Response) else btlog.Response(value)
+
+
+@pytest.mark.parametrize(
+    ("answers", "code"),
+    [
+        ({}, 3),
+        ({"entries": b"x"}, 3),
+        ({"entries": b"[]"}, 3),
+        ({"entries": b'{"entries":1}'}, 3),
+        ({"entries": b'{"entries":[1]}'}, 3),
+        ({"entries": b"[" * 100_000}, 3),
+        ({"entries": b'{"entries":[]}'}, 1),
+        ({"entries": b'{"entries":[{"index":0,"filename":"%b","checksum":"x"}]}'}, 1),
+        ({"entries": b'{"entries":[{"index":0,"filename":"%bx","checksum":"%c"}]}'}, 1),  # T54: only starts alike
+        ({"entries": b'{"entries":[{"index":0,"filename":"%b","checksum":"%c"}]}'}, 3),
+        ({"entries": b'{"entries":[{"index":"../x","filename":"%b","checksum":"%c"}]}'}, 1),
+        ({"entries": b'{"entries":[{"index":0,"filename":"%b","checksum":"%c"}]}', "entry_0_proof": b"x"}, 1),
+        ({"entries": b'{"entries":[{"index":0,"filename":"%b","checksum":"%c"}]}', "entry_0_proof": b"OTHER"}, 1),
+        ({"else_": btlog.Response(b"", status=302, headers={"Location": "/x"})}, 3),
+        ({"else_": btlog.Response(b"", status=500)}, 3),
+        ({"entries": btlog.Response(b"x", headers={"Content-Encoding": "gzip"})}, 3),
+        ({"entries": btlog.Response(gzip.compress(bytes(1 << 27)), headers={"Content-Encoding": "gzip"})}, 3),
+    ],
+)
+def test_T53_T54_logs_that_lie(
+    tmp_path: Path, answers: dict[str, Any], code: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What a log says beside the proof is believed for nothing."""
+    file = wheel(tmp_path / "some-1.0.whl")
+    (tmp_path / "key").write_text(LOG_VKEY)
+    other = proof_of_one(Entry("other", SUM))  # a valid proof, of something else
+    filled = {
+        key: value.replace(b"%b", file.name.encode())
+        .replace(b"%c", btlog.checksum_of(file).encode())
+        .replace(b"OTHER", other)
+        if isinstance(value, bytes)
+        else value
+        for key, value in answers.items()
+    }
+    with contextlib.closing(Local(Liar(**filled).answer)) as liar:
+        assert btlog.main(["verify", str(file), "--public-key", str(tmp_path / "key"), "--log-url", liar.url]) == code
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda a: {**a, "index": a["index"] + 1},
+        lambda a: {**a, "index": -1},
+        lambda a: {**a, "index": 0.0},
+        lambda a: {**a, "index": None},
+        lambda a: {**a, "checkpoint": ""},
+        lambda a: {**a, "checkpoint": b64(SIGNED.encode())},
+        lambda a: {**a, "inclusionProof": [b64(bytes(32))]},
+        lambda a: {**a, "inclusionProof": 5},
+        lambda a: {**a, "inclusionProof": None},
+        lambda a: {**a, "more": 1},
+        lambda a: {k: v for k, v in a.items() if k != "index"},
+        lambda a: [a],
+        lambda a: {},
+    ],
+)
+def test_add_believes_nothing(tmp_path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    file = wheel(tmp_path / "some-1.0.whl")
+    (tmp_path / "key").write_text(LOG_VKEY)
+    data = Entry(file.name, btlog.checksum_of(file)).encode()
+    honest = {
+        "index": 0,
+        "checkpoint": b64(SIGNER.sign(Checkpoint(LOG.name, Tree(1, leaf_hash(data))))),
+        "inclusionProof": [],
+    }
+    for answer, code in (honest, 0), (change(honest), 1):
+        with contextlib.closing(Local(Liar(add=json.dumps(answer).encode()).answer)) as liar:
+            assert btlog.main(["add", str(file), "--public-key", str(tmp_path / "key"), "--log-url", liar.url]) == code
+        assert (tmp_path / f"{file.name}.tlog-proof").exists() is (code == 0)
+        (tmp_path / f"{file.name}.tlog-proof").unlink(missing_ok=True)
+
+
+def test_T26_a_redirect_is_not_followed(tmp_path: Path) -> None:
+    file = wheel(tmp_path / "some-1.0.whl")
+    (tmp_path / "key").write_text(LOG_VKEY)
+    for status in 301, 302, 303, 307, 308:
+        redirect = btlog.Response(b"", status=status, headers={"Location": "/elsewhere"})
+        with contextlib.closing(Local(Liar(add=redirect, elsewhere=b"{}").answer)) as liar:
+            assert btlog.main(["add", str(file), "--public-key", str(tmp_path / "key"), "--log-url", liar.url]) == 3
+
+
+def test_fsck_as_a_command(tmp_path: Path) -> None:
+    with contextlib.closing(found(tmp_path / "log")) as store:
+        fill(store, 300)
+        done = run_btlog("fsck", "--storage-dir", "log", cwd=tmp_path)  # also while it is open elsewhere
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "all 300 entries" in done.stdout
+    with contextlib.closing(sqlite3.connect(tmp_path / "log" / "log.sqlite3")) as db, db:
+        db.execute("UPDATE tile SET data = zeroblob(8192) WHERE key = 0")
+    done = run_btlog("fsck", "--storage-dir", "log", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "tile/0/000, hash 0: not the hash of entry 0" in done.stdout
+    (tmp_path / "log" / "log.sqlite3").write_bytes(b"\0" * 8192)  # T1: an accident, not a finding
+    done = run_btlog("fsck", "--storage-dir", "log", cwd=tmp_path)
+    assert done.returncode == 3
+    assert run_btlog("fsck", "--storage-dir", "nothing", cwd=tmp_path).returncode == 3
+
+
+def test_health_as_a_command(log: LocalLog) -> None:
+    assert run_btlog("health", log.url).returncode == 0
+    assert run_btlog("health", "http://127.0.0.1:1", log.url).returncode == 0
+    log.log.trouble = "x"
+    done = run_btlog("health", log.url, "http://127.0.0.1:1")
+    assert (done.returncode, done.stderr.count("\n")) == (3, 1)
+
+
+COMMANDS = ["keygen", "vkey", "serve", "add", "verify", "fsck", "health"]
+
+
+def test_help_reads_well() -> None:
+    top = run_btlog("--help")
+    assert (top.returncode, top.stderr) == (0, "")
+    assert all(re.search(rf"^    {name} ", top.stdout, re.MULTILINE) for name in COMMANDS)
+    bare = run_btlog()
+    assert (bare.returncode, bare.stdout) == (2, top.stdout)
+    for name in COMMANDS:
+        done = run_btlog(name, "--help")
+        assert done.returncode == 0
+        example = re.search(rf"example:\n  btlog ({name} .*)", done.stdout)
+        assert example
+        assert btlog.parser().parse_args(example[1].split())
+        for line in re.findall(r"^  (--\S+.*)$", done.stdout, re.MULTILINE):
+            assert line.split()[0] in done.stdout
+        assert "None" not in done.stdout
+    assert run_btlog("--version").stdout == f"btlog {btlog.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["x"],
+        ["serve", "--port", "x"],
+        ["keygen"],
+        ["add"],
+        ["verify"],
+        ["serve", "--por", "1"],
+        ["--x"],
+        ["fsck", "x"],
+        ["add", "f", "--log-url", "x"],
+        ["add", "f", "--log-url", "ftp://x"],
+        ["add", "f", "--log-url", "http://x:y"],
+        ["serve", "--port", "70000"],
+    ],
+)
+def test_wrong_usage(args: list[str], tmp_path: Path) -> None:
+    done = run_btlog(*args, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("btlog: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_output_that_nobody_reads(tmp_path: Path) -> None:
+    with contextlib.closing(found(tmp_path / "log")) as store:
+        fill(store, 3)
+    process = subprocess.Popen(
+        [sys.executable, str(SOURCE), "fsck", "--storage-dir", "log"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout
+    process.stdout.close()
+    assert process.stderr
+    assert "Traceback" not in process.stderr.read()
+    process.stderr.close()
+    process.wait()
+
+
+# --- Killed -----------------------------------------------------------------------------------------------------------------------------
+
+
+def test_T4_killed_at_any_moment(tmp_path: Path) -> None:
+    """SIGKILL under load: what was acknowledged is there at its index, and every checkpoint seen is a prefix of the last."""
+    acknowledged_: dict[int, bytes] = {}
+    seen: dict[int, bytes] = {}
+    policy = UNWITNESSED
+    choose = random.Random(1)
+    number = itertools.count()
+
+    def client(url: str) -> None:
+        with contextlib.suppress(OSError, http.client.HTTPException, ValueError):
+            while True:
+                data = entry(next(number))
+                if next(number) % 5:
+                    status, answer = add(url, data)
+                    if status == 200:
+                        acknowledged_[acknowledged_proof(data, answer, policy)] = data
+                else:
+                    batch = [entry(next(number)) for _ in range(40)]
+                    for data, result in zip(batch, bulk(url, b"".join(map(as_line, batch)))[1][1:], strict=False):
+                        if result["type"] == "result" and result["result"]["status"] == "logged":
+                            acknowledged_[result["result"]["index"]] = data
+
+    def acknowledged_proof(data: bytes, answer: dict[str, Any], policy: Policy) -> int:
+        note = base64.b64decode(answer["checkpoint"])
+        seen[open_checkpoint(note, policy).tree.size] = note
+        check_logged(
+            data,
+            btlog.encode_proof(Proof(answer["index"], tuple(map(base64.b64decode, answer["inclusionProof"])), note)),
+            policy,
+        )
+        return int(answer["index"])
+
+    rounds = 8
+    for _ in range(rounds):
+        with running("serve", "--storage-dir", "log", "--origin", "log.example/kill", cwd=tmp_path) as server:
+            policy = btlog.simple_policy([VerifierKey.parse(server.line.split()[4])])
+            threads = [threading.Thread(target=client, args=(server.url,)) for _ in range(8)]
+            for thread in threads:
+                thread.start()
+            time.sleep(choose.uniform(0.05, 0.4))  # a random moment, not a wait for something
+            server.stop(signal.SIGKILL)
+            for thread in threads:
+                thread.join()
+    with running("serve", "--storage-dir", "log", cwd=tmp_path) as server:
+        entries = walk(server.url, policy)
+        assert len(acknowledged_) > 50
+        for index, data in acknowledged_.items():
+            assert entries[index] == data
+        assert len({Entry.parse(e).filename for e in entries}) == len(entries)
+        for size, note in seen.items():
+            assert root_of(entries[:size]) == open_checkpoint(note, policy).tree.root
+        server.stop()
+    assert run_btlog("fsck", "--storage-dir", "log", cwd=tmp_path).returncode == 0
+
+
+# --- The shape of the file ------------------------------------------------------------------------------------------------------------------
+
+TEXT = SOURCE.read_text()
+TREE = ast.parse(TEXT)
+PARTS = {m[1]: TEXT[: m.start()].count("\n") + 1 for m in re.finditer(r"^# === (Part \w+): .*$", TEXT, re.MULTILINE)}
+
+
+def test_part_one_is_small_and_pure() -> None:
+    assert list(PARTS) == ["Part I", "Part II", "Part III", "Part IV", "Part V"]
+    first, end = PARTS["Part I"], PARTS["Part II"]
+    assert end - first <= 400
+    imported = {
+        a.asname or a.name.partition(".")[0] for node in TREE.body if isinstance(node, ast.Import) for a in node.names
+    }
+    imported |= {a.asname or a.name for node in TREE.body if isinstance(node, ast.ImportFrom) for a in node.names}
+    used = {node.id for node in ast.walk(TREE) if isinstance(node, ast.Name) and first <= node.lineno < end}
+    assert used & imported <= {
+        "base64",
+        "dataclass",
+        "dataclasses",
+        "field",
+        "functools",
+        "hashlib",
+        "re",
+        "CryptoError",
+        "VerifyKey",
+        "Collection",
+        "Iterable",
+        "Sequence",
+        "NamedTuple",
+    }
+    calls = {
+        node.func.id
+        for node in ast.walk(TREE)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and first <= node.lineno < end
+    }
+    assert not calls & {"open", "print", "input", "exec", "eval", "__import__", "globals"}
+    ints = [
+        node.lineno
+        for node in ast.walk(TREE)
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id == "int"
+        and first <= node.lineno < end
+    ]
+    [decimal] = [node for node in TREE.body if isinstance(node, ast.FunctionDef) and node.name == "parse_decimal"]
+    assert len(ints) == 2
+    assert all(decimal.lineno < line <= (decimal.end_lineno or 0) for line in ints)  # nothing else calls int()
+
+
+def test_sections_stand_in_dependency_order() -> None:
+    """What runs, uses what stands above it; only annotations and the bodies of a class's own methods look ahead."""
+    defined: dict[str, int] = {}
+    for node in TREE.body:
+        names = [node.name] if isinstance(node, (ast.FunctionDef, ast.ClassDef)) else []
+        names += [t.id for t in getattr(node, "targets", []) if isinstance(t, ast.Name)]
+        defined.update(dict.fromkeys(names, node.lineno))
+
+    def part(line: int) -> int:
+        return max((start for start in PARTS.values() if start <= line), default=0)
+
+    annotations = {
+        id(n)
+        for node in ast.walk(TREE)
+        for a in (getattr(node, "annotation", None), getattr(node, "returns", None))
+        if a
+        for n in ast.walk(a)
+    }
+    wrong = [
+        f"line {node.lineno} uses {node.id} of line {defined[node.id]}"
+        for node in ast.walk(TREE)
+        if isinstance(node, ast.Name)
+        and node.id in defined
+        and id(node) not in annotations
+        and part(defined[node.id]) > part(node.lineno)
+    ]
+    assert wrong == []
+
+
+def test_functions_are_small_and_documented() -> None:
+    for node in ast.walk(TREE):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            doc = ast.get_docstring(node, clean=False)
+            length = (node.end_lineno or 0) - node.lineno + 1 - (len(doc.splitlines()) if doc else 0)
+            assert length <= 50 or node.name == "parser", f"{node.name} has {length} lines"
+        assert not isinstance(node, ast.Assert)
+        if isinstance(node, ast.ExceptHandler):
+            assert node.type is not None
+    for name in btlog.__all__:
+        assert getattr(btlog, name).__doc__, name
+
+
+def test_files_at_the_top() -> None:
+    there = {path_.name for path_ in HERE.iterdir() if not path_.name.startswith(".")} - {"__pycache__"}
+    assert there == {"btlog.py", "test_btlog.py", "README.md", "Dockerfile", "LICENSE"}
+
+
+if __name__ == "__main__":
+    sys.exit(pytest.main([str(HERE), *sys.argv[1:]]))
