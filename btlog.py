@@ -2638,7 +2638,7 @@ def parser() -> argparse.ArgumentParser:
     add = command(cmd_serve, what, "--origin log.example.com/pypi")
     add("--storage-dir", default="btlog-data", metavar="D", help="the folder of the log")
     add("--host", default="127.0.0.1", help="the address to listen on")
-    add("--port", default=8080, type=port, help="the port to listen on, 0 for any")
+    add("--port", default=8080, type=port_number, help="the port to listen on, 0 for any")
     add("--private-key", metavar="F", help="the private key (default: private.key in the folder)")
     add("--public-key", metavar="F", help="the public key, to make sure that it is this one")
     add("--origin", metavar="NAME", help="the name of a new log (default: of this host)")
@@ -2671,7 +2671,7 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def port(text: str) -> int:
+def port_number(text: str) -> int:
     if (number := parse_decimal(text)) > 65_535:
         raise Malformed(f"{number} is no port")
     return number
