@@ -3348,6 +3348,72 @@ def test_T4_killed_at_any_moment(tmp_path: Path) -> None:
     assert run_btlog("fsck", "--storage-dir", "log", cwd=tmp_path).returncode == 0
 
 
+# --- The README -------------------------------------------------------------------------------------------------------
+
+README = (HERE / "README.md").read_text()
+
+
+def test_the_walk_of_the_readme(tmp_path: Path) -> None:
+    """Its commands, one after the other in one shell, on a port that is free."""
+    blocks = re.findall(r"^```sh (walk[^\n]*)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    assert len(blocks) >= 5
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    script = "set -e; trap 'kill $(jobs -p)' EXIT\n"
+    for kind, text in blocks:
+        text = re.sub(
+            r"\bpython btlog\.py (serve .*?) &$",
+            rf"$PYTHON $BTLOG \1 --port {port} > ready & wait_for ready",
+            text,
+            flags=re.MULTILINE,
+        )
+        text = re.sub(
+            r"^(python btlog\.py add .*)$", rf"\1 --log-url http://127.0.0.1:{port}", text, flags=re.MULTILINE
+        )
+        text = text.replace("python btlog.py", "$PYTHON $BTLOG").replace("localhost:8080", f"127.0.0.1:{port}")
+        if "fails" in kind:
+            text = text.rstrip("\n").replace("\n$PYTHON", "\n! $PYTHON") + "\n"
+        script += text
+    script = "wait_for() { while [ ! -s $1 ]; do sleep 0.05; done; }\n" + script
+    environment = {**os.environ, "PYTHON": sys.executable, "BTLOG": str(SOURCE)}
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert '"index":0,' in done.stdout
+    assert done.stdout.count("logged at index 1 of log.example.com/pypi, tree size 2") == 2
+    assert (
+        "demo-1.0-py3-none-any.whl: the proof does not show this entry at index 1 of the tree of size 2" in done.stderr
+    )
+
+
+def test_the_example_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    [code] = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    entry_ = Entry("demo-1.0-py3-none-any.whl", SUM)
+    (tmp_path / "public.key").write_text(LOG_VKEY + "\n")
+    (tmp_path / "demo-1.0-py3-none-any.whl.tlog-proof").write_bytes(proof_of_one(entry_))
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(code.replace("sha256:…", SUM), names)
+    assert names["checkpoint"].tree.size == 1
+
+
+def subparsers() -> dict[str, Any]:
+    actions: list[Any] = list(btlog.parser()._actions)
+    return next(dict(action.choices) for action in actions if isinstance(action.choices, dict))
+
+
+def test_the_readme_names_what_there_is() -> None:
+    flags = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README))
+    known = {flag for sub in subparsers().values() for flag in sub._option_string_actions}
+    assert len(flags) > 12
+    assert flags - known == set()
+    assert set(subparsers()) == set(COMMANDS) == {name for name in COMMANDS if f"| `{name}" in README}
+    for path_ in re.findall(r"`(?:GET|POST) (/[^`?]*)", README):
+        assert path_.split("/")[1].split("?")[0] in TEXT
+
+
 # --- The shape of the file ------------------------------------------------------------------------------------------------------------------
 
 TEXT = SOURCE.read_text()
