@@ -50,6 +50,7 @@ import http.client
 import ipaddress
 import json
 import logging
+import math
 import os
 import re
 import signal
@@ -65,7 +66,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, cast
+from typing import Any, Generic, NamedTuple, NoReturn, TypeVar, cast
 
 from nacl.exceptions import CryptoError
 from nacl.signing import SigningKey, VerifyKey
@@ -100,7 +101,11 @@ MAX_CONNECTIONS = 4096  # of a server; beyond, those that ask for nothing are cl
 # Of a connection, in seconds: between requests, for a head, a piece of an answer, the end.
 IDLE_TIMEOUT, HEAD_TIMEOUT, SEND_TIMEOUT, LINGER_TIMEOUT = 60, 10, 30, 2
 MIN_RATE = 16_384  # bytes a second that a body has to come at, after HEAD_TIMEOUT
-DRAIN_TIMEOUT = 5  # seconds in which a server that ends finishes its answers
+DRAIN_TIMEOUT, WORKER_TIMEOUT = 5, 3  # seconds in which a server that ends finishes its answers, and its commits
+WITNESS_TIMEOUT = 30  # seconds after which a witness gives up a request that it could not store
+
+MAX_ADD_CHECKPOINT = 1 << 16  # the body of a request to a witness, and of its answer
+MAX_EVIDENCE = 1000  # pairs of checkpoints that a witness keeps against a log
 
 TEXT, NDJSON, OCTETS = "text/plain; charset=utf-8", "application/x-ndjson", "application/octet-stream"
 OPEN = {"Access-Control-Allow-Origin": "*"}  # reads are open to the scripts of any web page
@@ -381,8 +386,8 @@ class Quorum:
     def met(self, keys: Collection[VerifierKey]) -> bool:
         return self.threshold <= sum(m.met(keys) if isinstance(m, Quorum) else m in keys for m in self.members)
 
-    def keys(self) -> list[VerifierKey]:
-        return [key for m in self.members for key in (m.keys() if isinstance(m, Quorum) else [m])]
+    def leaves(self) -> list[VerifierKey]:
+        return [key for m in self.members for key in (m.leaves() if isinstance(m, Quorum) else [m])]
 
 
 @dataclass(frozen=True)
@@ -398,7 +403,7 @@ class Policy:
             # "Two vkeys are considered duplicate if they wrap the same underlying public key"
             if not {k.kind for k in keys} <= kinds or not len({k.key for k in keys}) == len(keys):
                 raise Malformed("a policy has the same key twice, or one of a type that can't sign there")
-        members = self.quorum.keys()
+        members = self.quorum.leaves()
         if len(set(members)) < len(members) or not set(members) <= set(self.witnesses):
             raise Malformed("a quorum counts witnesses of the policy, each of them once")
 
@@ -622,6 +627,10 @@ def encode_proof(proof: Proof) -> bytes:
     return "".join(f"{line}\n" for line in lines).encode() + b"\n" + proof.checkpoint
 
 
+def signature_line(name: str, key_id: bytes, signature: bytes) -> str:
+    return f"— {name} {to_base64(key_id + signature)}\n"
+
+
 @dataclass(frozen=True)
 class Signer:
     """An Ed25519 private key (RFC 8032): its 32-byte seed, which no message or repr shows."""
@@ -656,7 +665,16 @@ class Signer:
         """The checkpoint as a note with this key's signature, as a log makes it."""
         text = encode_checkpoint(checkpoint)
         signature = self._key.sign(text.encode()).signature
-        return f"{text}\n— {self.name} {to_base64(self.key.key_id + signature)}\n".encode()
+        return f"{text}\n{signature_line(self.name, self.key.key_id, signature)}".encode()
+
+    @functools.cached_property
+    def witness_key(self) -> VerifierKey:
+        return as_witness(self.key)
+
+    def cosign(self, text: str, seconds: int) -> str:
+        """The line of this key's cosignature over a note's text, as a witness makes it."""
+        signature = self._key.sign(cosigned_message(text, seconds)).signature
+        return signature_line(self.name, self.witness_key.key_id, seconds.to_bytes(8, "big") + signature)
 
 
 # --- Tiles and bundles: tlog-tiles -------------------------------------------------------------------------
@@ -870,6 +888,84 @@ def grow(size: int, edge: Callable[[int, int, int], bytes], leaves: list[bytes])
         level, size = level + 1, size >> 8
 
 
+# --- The witness's step, and what logs and witnesses send each other: tlog-witness ---------------------------
+
+class Stale(Error):
+    """The request builds on another checkpoint than the last one that was cosigned, which is of `size`."""
+    status, exit_code = 409, 1
+
+    def __init__(self, size: int) -> None:
+        super().__init__(f"the last cosigned checkpoint is of size {size}")
+        self.size = size
+
+
+@dataclass(frozen=True)
+class AddCheckpoint:
+    """The body of an add-checkpoint request: the old size, a consistency proof of 32-byte hashes, and a note."""
+    old: int
+    proof: tuple[bytes, ...]
+    note: bytes
+
+    @classmethod
+    def parse(cls, body: bytes) -> AddCheckpoint:
+        """Raises Malformed."""
+        head, _, note = body.partition(b"\n\n")
+        first, *lines = parse_text(head + b"\n").split("\n")[:-1]
+        # "The client MUST NOT send more than 63 consistency proof lines."
+        if not first.startswith("old ") or len(lines) > MAX_PROOF:
+            raise Malformed(f"not a line with the old size and at most {MAX_PROOF} hashes")
+        return cls(parse_decimal(first[4:]), tuple(parse_base64(line, 32) for line in lines), note)
+
+    def encode(self) -> bytes:
+        lines = "".join(f"{to_base64(element)}\n" for element in self.proof)
+        return f"old {self.old}\n{lines}\n".encode() + self.note
+
+
+@dataclass(frozen=True)
+class Witnessed:
+    """What a witness keeps of a log: the last checkpoint that it cosigned, when in seconds, and that note.
+
+    The note has the log's signatures and the witness's, all of them verified, and no others.
+    """
+    tree: Tree
+    seconds: int
+    note: bytes
+
+
+def witness_step(
+    last: Witnessed | None, keys: Collection[VerifierKey], request: AddCheckpoint, signer: Signer, now: int
+) -> tuple[Witnessed, str]:
+    """What to store next for a log with these `keys`, and the line to answer with once it is stored.
+
+    Raises, in this order: Malformed; BadSignature, where no key signed or a signature is false; Malformed, where the
+    old size is above the checkpoint's; Stale; BadProof. Then nothing changes.
+    """
+    text, signed = open_note(request.note, keys)
+    checkpoint = Checkpoint.parse(text)
+    # "The old size MUST be equal to or lower than the checkpoint size."
+    if request.old > checkpoint.tree.size:
+        raise Malformed(f"the old size {request.old} is above the checkpoint's {checkpoint.tree.size}")
+    # "The witness MUST check that the old size matches the size of the latest checkpoint it cosigned … (or zero …)"
+    before = last.tree if last else Tree(0, EMPTY_ROOT)
+    if request.old != before.size:
+        raise Stale(before.size)
+    check_consistency(before, checkpoint.tree, request.proof)
+    # A time that fell would say that an older view is the newer one.
+    seconds = max(now, last.seconds if last else 1)
+    line = signer.cosign(text, seconds)
+    known = {(key.name, key.key_id) for key in signed}
+    lines = dict.fromkeys(signature_line(*parts) for parts in split_note(request.note)[1] if parts[:2] in known)
+    return Witnessed(checkpoint.tree, seconds, f"{text}\n{''.join(lines)}{line}".encode()), line
+
+
+def take_cosignature(text: str, answer: bytes, key: VerifierKey) -> str:
+    """The line of a witness's answer that is the valid cosignature of `key`; raises Malformed, BadSignature."""
+    # "the client MAY concatenate it to the checkpoint, and use a note verification function"
+    note = text.encode() + b"\n" + answer
+    open_note(note, [key])
+    return next(signature_line(*parts) for parts in split_note(note)[1] if parts[:2] == (key.name, key.key_id))
+
+
 # === Part III: storage ==================================================================================
 # What always holds, whatever fails:
 #   - entries, tiles, look-up keys and the checkpoint signed over them are committed in one transaction;
@@ -902,14 +998,15 @@ class Database:
     @staticmethod
     def create(path: Path, application_id: int, schema: str) -> None:
         """Makes the file, whole or not at all: it is filled under another name."""
-        draft = path.with_name(path.name + ".new")
-        draft.unlink(missing_ok=True)
+        draft = path.with_name(f".{path.name}.{os.getpid()}.new")
         try:
+            draft.unlink(missing_ok=True)
             connection = sqlite3.connect(draft, isolation_level=None)
             _make_durable(connection)
             connection.executescript(f"PRAGMA application_id = {application_id}; PRAGMA user_version = 1; {schema}")
             connection.close()
-            os.rename(draft, path)
+            os.link(draft, path)  # which, unlike a rename, never replaces what somebody else made meanwhile
+            draft.unlink()
             sync_folder(path.parent)
         except (OSError, sqlite3.Error) as error:
             raise Unavailable(f"can't make {path}: {error}") from error
@@ -924,9 +1021,9 @@ class Database:
         try:
             yield
         except sqlite3.OperationalError as error:
-            raise Unavailable(f"{self.path}: {error}") from error
+            raise Unavailable(f"{self.path.name}: {error}") from error
         except sqlite3.DatabaseError as error:
-            raise Corrupt(f"{self.path} is corrupt: {error}") from error
+            raise Corrupt(f"{self.path.name} is corrupt: {error}") from error
 
     def read(self, sql: str, *values: Any) -> list[Any]:
         """All rows of a query over what is committed."""
@@ -947,7 +1044,7 @@ class Database:
             try:
                 self._writer.execute("COMMIT")
             except sqlite3.Error as error:
-                raise CommitFailed(f"{self.path}: a commit failed: {error}") from error
+                raise CommitFailed(f"{self.path.name}: a commit failed: {error}") from error
 
     def close(self) -> None:
         with self._lock, self._guarded():
@@ -982,6 +1079,7 @@ LOG_SCHEMA = """
     CREATE TABLE tile (key INTEGER PRIMARY KEY, data BLOB NOT NULL);
     CREATE TABLE bundle (n INTEGER PRIMARY KEY, data BLOB NOT NULL);
     CREATE TABLE lookup (key INTEGER PRIMARY KEY);
+    CREATE TABLE witness (vkey TEXT PRIMARY KEY, size INTEGER NOT NULL);
     INSERT INTO setting VALUES ('salt', randomblob(16));
 """
 
@@ -1069,7 +1167,7 @@ class LogStore(LogRows):
         if not path.exists():
             if read_only:
                 raise Unavailable(f"{folder} holds no log: there is no log.sqlite3 in it")
-            strange = set(os.listdir(folder)) - {"private.key", "public.key", "lost+found", "log.sqlite3.new"}
+            strange = set(os.listdir(folder)) - {"private.key", "public.key", "lost+found"}
             if strange := {name for name in strange if not name.startswith(".")}:
                 raise Unavailable(f"{folder} holds no log but other things ({min(strange)}): choose another folder")
             Database.create(path, LOG_ID, LOG_SCHEMA)
@@ -1088,9 +1186,15 @@ class LogStore(LogRows):
             if note:
                 db.executemany("INSERT INTO checkpoint VALUES (?, ?)", [("signed", note), ("published", note)])
 
-    def publish(self, note: bytes) -> None:
+    def publish(self, note: bytes, sizes: dict[VerifierKey, int]) -> None:
+        """Makes `note` the published checkpoint, and keeps the size of the last one that each witness cosigned."""
+        rows = [(encode_vkey(key), size) for key, size in sizes.items()]
         with self.database.transaction() as db:
             db.execute("INSERT OR REPLACE INTO checkpoint VALUES ('published', ?)", (note,))
+            db.executemany("INSERT OR REPLACE INTO witness VALUES (?, ?)", rows)
+
+    def witnessed(self) -> dict[VerifierKey, int]:
+        return {VerifierKey.parse(vkey): size for vkey, size in self.query("SELECT vkey, size FROM witness")}
 
     def append(
         self, entries: list[bytes], seal: Callable[[Tree], bytes], publish: bool, replace: bool = False
@@ -1261,6 +1365,87 @@ def _check_tiles(rows: LogRows, size: int, hashes: list[bytes]) -> Iterator[str]
             if len(part) == 256:
                 above.append(expand_tile(b"".join(part))[8][0])
         level, hashes = level + 1, above
+
+
+# --- The witness's store -----------------------------------------------------------------------------------
+
+WITNESS_ID = 0x62746C77  # "btlw"
+WITNESS_SCHEMA = """
+    CREATE TABLE setting (name TEXT PRIMARY KEY, value NOT NULL);
+    CREATE TABLE key (vkey TEXT PRIMARY KEY, origin TEXT NOT NULL);
+    CREATE TABLE log (
+        origin TEXT PRIMARY KEY, size INTEGER NOT NULL, root BLOB NOT NULL, seconds INTEGER NOT NULL, note BLOB NOT NULL
+    );
+    CREATE TABLE evidence (
+        origin TEXT NOT NULL, reason TEXT NOT NULL, stored BLOB NOT NULL, offered BLOB NOT NULL,
+        UNIQUE (origin, stored, offered)
+    );
+"""
+
+
+class WitnessStore:
+    """The database of a witness: the logs that it knows, and the last checkpoint of each that it cosigned.
+
+    A log is never forgotten, and its size never falls.
+    """
+
+    def __init__(self, path: Path) -> None:
+        if not path.exists():
+            Database.create(path, WITNESS_ID, WITNESS_SCHEMA)
+        self.path, self.database = path, Database(path, WITNESS_ID)
+
+    def claim(self, key: VerifierKey) -> None:
+        """Makes this, for good, the database of the witness with that key; raises Malformed if it is another's."""
+        with self.database.transaction() as db:
+            db.execute("INSERT OR IGNORE INTO setting VALUES ('vkey', ?)", (encode_vkey(key),))
+            [(vkey,)] = db.execute("SELECT value FROM setting WHERE name = 'vkey'").fetchall()
+            if vkey != encode_vkey(key):
+                raise Malformed(f"{self.path} is the database of the witness {vkey}, not of {encode_vkey(key)}")
+
+    def register(self, key: VerifierKey) -> bool:
+        """Adds a key of the log that it names; whether it is new."""
+        with self.database.transaction() as db:
+            row = (encode_vkey(key), key.name)
+            return db.execute("INSERT OR IGNORE INTO key VALUES (?, ?)", row).rowcount == 1
+
+    def logs(self) -> dict[str, list[VerifierKey]]:
+        """The keys of all logs, by origin."""
+        logs: dict[str, list[VerifierKey]] = {}
+        for vkey, origin in self.database.read("SELECT vkey, origin FROM key"):
+            logs.setdefault(origin, []).append(VerifierKey.parse(vkey))
+        return logs
+
+    def last(self, origin: str, query: Query | None = None) -> Witnessed | None:
+        """What was cosigned last of a log; None if nothing was."""
+        rows = (query or self.database.read)("SELECT size, root, seconds, note FROM log WHERE origin = ?", origin)
+        return Witnessed(Tree(*rows[0][:2]), *rows[0][2:]) if rows else None
+
+    def update(self, db: sqlite3.Connection, origin: str, old: Witnessed | None, new: Witnessed) -> None:
+        """Compare and swap, within a transaction: raises Stale unless `old` is still what is stored."""
+        values = (new.tree.size, new.tree.root, new.seconds, new.note, origin)
+        if old is None:
+            done = db.execute(
+                "INSERT OR IGNORE INTO log (size, root, seconds, note, origin) VALUES (?, ?, ?, ?, ?)", values
+            )
+        else:
+            done = db.execute(
+                "UPDATE log SET size = ?, root = ?, seconds = ?, note = ? WHERE origin = ? AND size = ? AND root = ?",
+                (*values, old.tree.size, old.tree.root),
+            )
+        if done.rowcount != 1:
+            [(size,)] = db.execute("SELECT size FROM log WHERE origin = ?", (origin,)).fetchall()
+            raise Stale(size)
+
+    def accuse(self, db: sqlite3.Connection, origin: str, reason: str, notes: tuple[bytes, bytes]) -> bool:
+        """Keeps two notes of a log that do not go together, up to MAX_EVIDENCE; whether they are new."""
+        [(count,)] = db.execute("SELECT count(*) FROM evidence WHERE origin = ?", (origin,)).fetchall()
+        if count >= MAX_EVIDENCE:
+            return False
+        row = (origin, reason, *notes)
+        return db.execute("INSERT OR IGNORE INTO evidence VALUES (?, ?, ?, ?)", row).rowcount == 1
+
+    def close(self) -> None:
+        self.database.close()
 
 
 # === Part IV: network ===================================================================================
@@ -1653,13 +1838,16 @@ class Server:
         host, port = self._socket.getsockname()[:2]
         self.url = f"http://[{host}]:{port}" if family == socket.AF_INET6 else f"http://{host}:{port}"
 
-    async def run(self, ready: Callable[[], None], ended: Callable[[], bool]) -> None:
+    async def run(
+        self, ready: Callable[[], None], ended: Callable[[], bool], hangup: Callable[[], None] | None = None
+    ) -> None:
         """Serves until `ended` says so or SIGTERM or SIGINT come; then finishes what is being answered."""
         self.loop = asyncio.get_running_loop()
         over = asyncio.Event()
         if threading.current_thread() is threading.main_thread():
             for number in signal.SIGTERM, signal.SIGINT:
                 self.loop.add_signal_handler(number, over.set)
+            self.loop.add_signal_handler(signal.SIGHUP, hangup or over.set)
         self._tick()
         listener = await self.loop.create_server(lambda: Connection(self), sock=self._socket, backlog=1024)
         ready()
@@ -1759,7 +1947,309 @@ def parse_lines(lines: Sequence[bytes]) -> list[bytes | Error]:
     return results
 
 
-# --- The log -------------------------------------------------------------------------------------------------
+# --- The client ----------------------------------------------------------------------------------------------
+
+class Client:
+    """Talks to a log or witness at `url`, over one connection that is kept. Raises Unavailable."""
+
+    def __init__(self, url: str, timeout: float = 30) -> None:
+        parts = urllib.parse.urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise Malformed(f"not an http:// or https:// URL: {url!r}")
+        self.url, self._prefix, self._timeout = url.rstrip("/"), parts.path.rstrip("/"), timeout
+        make = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        try:
+            self._connection = make(parts.hostname, parts.port, timeout=timeout)
+        except ValueError as error:
+            raise Malformed(f"not a URL: {url!r}: {error}") from None
+
+    def request(
+        self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None,
+        limit: int = MAX_ANSWER,
+    ) -> tuple[int, str, bytes]:
+        """The status, content type and body of the answer. A redirect is not followed: it would lose a POST."""
+        fields = {"User-Agent": f"btlog/{__version__}", **(headers or {})}
+        for attempt in (1, 2):
+            fresh = self._connection.sock is None
+            # The socket's own time-out begins anew with every byte that comes.
+            late = threading.Timer(self._timeout, self._abort)
+            late.start()
+            try:
+                self._connection.request(method, self._prefix + path, body, fields)
+                answer = self._connection.getresponse()
+                data = answer.read(limit + 1)
+                break
+            except (OSError, http.client.HTTPException) as error:
+                self._connection.close()
+                # A connection that was kept may have been closed meanwhile; what is sent can be sent twice.
+                if fresh or attempt == 2 or isinstance(error, TimeoutError):
+                    reason = str(error) or type(error).__name__
+                    raise Unavailable(f"{self.url}{path[:80]} is not reached: {reason}") from None
+            finally:
+                late.cancel()
+        if len(data) > limit:
+            self._connection.close()
+            raise Unavailable(f"{self.url}{path}: an answer of more than {limit} bytes")
+        if answer.getheader("Content-Encoding") == "gzip":
+            data = _unzip(data)
+        return answer.status, answer.getheader("Content-Type", ""), data
+
+    def get(self, path: str) -> bytes:
+        """The body of the answer; raises Unavailable unless it is 200."""
+        status, _, data = self.request("GET", path)
+        if status != 200:
+            raise Unavailable(f"{self.url}{path} answers {status}: {error_message(data)}")
+        return data
+
+    def get_json(self, path: str) -> Any:
+        data = self.get(path)
+        try:
+            return json.loads(data)
+        except (ValueError, RecursionError):
+            raise Unavailable(f"{self.url}{path} does not answer in JSON") from None
+
+    def _abort(self) -> None:
+        if connected := self._connection.sock:
+            with contextlib.suppress(OSError):
+                connected.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+def _unzip(data: bytes) -> bytes:
+    inflater = zlib.decompressobj(31)
+    try:
+        plain = inflater.decompress(data, MAX_ANSWER)
+    except zlib.error as error:
+        raise Unavailable(f"an answer that is not gzip: {error}") from None
+    if not inflater.eof:
+        raise Unavailable(f"an answer that is cut off or larger than {MAX_ANSWER} bytes")
+    return plain
+
+
+def error_message(data: bytes) -> str:
+    """What the body of an error says, in a line that is fit for a terminal."""
+    with contextlib.suppress(ValueError, RecursionError):
+        value = json.loads(data)
+        if isinstance(value, dict) and isinstance(value.get("error"), str):
+            data = value["error"].encode(errors="replace")
+    return "".join(c if c.isprintable() else "?" for c in data[:300].decode(errors="replace"))
+
+
+# --- Work that is done in batches, by one thread ------------------------------------------------------------
+
+class Job:
+    """Something that a coroutine has a Worker do. `error` says why it was not done."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.done: asyncio.Future[None] = self.loop.create_future()
+        self.error: Error | None = None
+
+    def weight(self) -> int:
+        return 1
+
+
+JobT = TypeVar("JobT", bound=Job)
+
+
+class Worker(Generic[JobT]):
+    """A thread that does what is submitted, all that waits at once, so that one commit serves many."""
+
+    def __init__(self, name: str, timeout: float) -> None:
+        self.timeout = timeout
+        self.trouble = ""  # why nothing can be done just now
+        self.failed = threading.Event()  # set once, for good: only what is on disk counts now
+        self._wake = threading.Condition()
+        self._queue: deque[JobT] = deque()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    def process(self, batch: list[JobT]) -> None:
+        """Does the jobs, all of them or none: may be called again with the same ones if it raises Unavailable."""
+        raise NotImplementedError
+
+    def take(self) -> list[JobT] | None:
+        """Waits for jobs; None when it is to end."""
+        with self._wake:
+            self._wake.wait_for(lambda: self._queue or self._stopping)
+            return None if self._stopping else self.pop()
+
+    def pop(self) -> list[JobT]:
+        """What waits, up to MAX_BATCH in weight, but for jobs whose clients have given up."""
+        batch: list[JobT] = []
+        weight = 0
+        while self._queue and weight < MAX_BATCH:
+            if not (job := self._queue.popleft()).done.done():
+                batch.append(job)
+                weight += job.weight()
+        return batch
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends the thread, once it has finished what it is at."""
+        with self._wake:
+            self._stopping = True
+            self._wake.notify_all()
+        if self._thread.is_alive():
+            self._thread.join(WORKER_TIMEOUT)
+
+    async def submit(self, job: JobT) -> JobT:
+        """Has a job done; raises its error, or Unavailable where it takes too long."""
+        with self._wake:
+            if self._stopping or self.failed.is_set():
+                raise Unavailable(self.trouble or "the server is shutting down")
+            self._queue.append(job)
+            self._wake.notify_all()
+        try:
+            await asyncio.wait_for(job.done, self.timeout)
+        except TimeoutError:
+            raise Unavailable(f"not done in {self.timeout:g} s: {self.trouble or 'too busy'}; try again") from None
+        if job.error:
+            raise job.error
+        return job
+
+    def settle(self, jobs: Collection[JobT], error: Error | None = None) -> None:
+        """Tells those who wait for `jobs`; one call into each loop, however many they are."""
+
+        def tell(mine: list[JobT]) -> None:
+            for job in mine:
+                job.error = error or job.error
+                if not job.done.done():
+                    job.done.set_result(None)
+
+        for loop in {job.loop for job in jobs}:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(tell, [job for job in jobs if job.loop is loop])
+
+    def _run(self) -> None:
+        pause = 0.05
+        while not self.failed.is_set() and (batch := self.take()) is not None:
+            try:
+                self.process(batch)
+                pause = 0.05
+            except (Corrupt, CommitFailed, BadProof) as error:
+                self._fail(batch, f"stopped: {error}")
+            except Unavailable as error:
+                # Nothing has happened: what waits goes on waiting, until its time is over.
+                if self.trouble != str(error):
+                    logger.error("%s; trying again", error)
+                self.trouble = str(error)
+                with self._wake:
+                    self._queue.extendleft(reversed(batch))
+                    self._wake.wait_for(lambda: self._stopping, pause)
+                pause = min(2 * pause, 2.0)
+            except Exception:
+                logger.exception("internal error")
+                self._fail(batch, "stopped by an internal error")
+        self.settle(self._queue, Unavailable(self.trouble or "the server is shutting down"))
+
+    def _fail(self, batch: list[JobT], message: str) -> None:
+        """Ends it for good. What was committed is on disk, and is read from there by the next start."""
+        self.trouble = message
+        logger.critical("%s", message)
+        self.failed.set()
+        self.settle(batch, Unavailable(message))
+
+
+# --- The log: witnesses ------------------------------------------------------------------------------------
+
+class Differs(Error):
+    """A witness has cosigned what this log does not have."""
+
+
+@dataclass
+class Round:
+    """A signed checkpoint and what the witnesses, who are asked all at once, have answered."""
+    note: bytes
+    text: str
+    tree: Tree
+    lines: dict[VerifierKey, str] = field(default_factory=dict)
+    answered: set[VerifierKey] = field(default_factory=set)
+
+
+class Caller:
+    """Has one witness cosign rounds, in a thread of its own: a slow witness delays nobody."""
+
+    def __init__(self, key: VerifierKey, url: str, size: int, timeout: float, log: Log) -> None:
+        self.key, self.url, self.size, self._timeout, self._log = key, url, size, timeout, log
+        self.dark_since, self.error, self.cosigned = 0.0, "", 0  # two times in seconds, and why the first
+        self._wake = threading.Condition()
+        self._next: Round | None = None
+        self._client = Client(url, timeout)
+        threading.Thread(target=self._run, name=f"witness {key.name}", daemon=True).start()
+
+    def call(self, round_: Round) -> None:
+        """Asks for a round as soon as it has an answer to what it asks for now."""
+        with self._wake:
+            self._next = round_
+            self._wake.notify()
+
+    def status(self) -> dict[str, Any]:
+        dark, cosigned = (utc(seconds) if seconds else None for seconds in (self.dark_since, self.cosigned))
+        return {"name": self.key.name, "url": self.url, "size": self.size, "last_cosigned": cosigned,
+                "dark_since": dark, "error": self.error}
+
+    def _run(self) -> None:
+        while True:
+            with self._wake:
+                self._wake.wait_for(lambda: self._next)
+                round_, self._next = self._next, None
+            if round_:
+                try:
+                    line = self._ask(round_)
+                except Differs as error:
+                    self._log.halt(str(error))
+                except Error as error:
+                    self._dark(str(error))
+                except Exception:
+                    logger.exception("witness %s: internal error", self.key.name)
+                    self._dark("internal error")
+                else:
+                    self._bright(round_, line)
+                self._log.answered(self, round_)
+
+    def _bright(self, round_: Round, line: str) -> None:
+        if self.dark_since:
+            logger.info("witness %s answers again", self.key.name)
+        self.dark_since, self.error, self.cosigned, self.size = 0.0, "", int(time.time()), round_.tree.size
+        round_.lines[self.key] = line
+
+    def _dark(self, error: str) -> None:
+        if error != self.error:
+            logger.warning("witness %s: %s", self.key.name, error)
+        self.dark_since, self.error = self.dark_since or time.time(), error
+
+    def _ask(self, round_: Round) -> str:
+        """The line of the witness's cosignature; raises Error, and Differs where this log must not go on."""
+        old, tree = min(self.size, round_.tree.size), round_.tree
+        for _ in range(3):  # it says what it has, once; more often, and it plays games
+            proof = tuple(prove_consistency(self._log.tiles(tree), old))
+            request = AddCheckpoint(old, proof, round_.note).encode()
+            status, _, answer = self._client.request("POST", "/add-checkpoint", request, {}, MAX_ADD_CHECKPOINT)
+            if status == 200:
+                return take_cosignature(round_.text, answer, self.key)
+            if status == 422:
+                raise Differs(self._differs(old, tree.size, f"refuses the proof from {old} to {tree.size}"))
+            if status != 409:
+                raise Unavailable(f"{self.url} answers {status}: {error_message(answer)}")
+            old = parse_decimal(answer.decode(errors="replace").removesuffix("\n"))
+            if old > tree.size:
+                raise Differs(self._differs(old, tree.size, f"has cosigned size {old}"))
+        raise Unavailable(f"{self.url} answers 409 again and again")
+
+    def _differs(self, theirs: int, ours: int, what: str) -> str:
+        return (
+            f"the witness {self.key.name} {what}, and this log has size {ours}: it was restored from a backup that is "
+            f"older than what it has published, or copied, or it runs twice. It signs nothing more, since that would "
+            f"be a second history. Bring back the folder that has size {max(theirs, ours)}, or begin a new log."
+        )
+
+
+# --- The log: the sequencer ----------------------------------------------------------------------------------
 
 @dataclass(frozen=True)
 class Published:
@@ -1773,25 +2263,221 @@ class Published:
         return cls(note, Checkpoint.parse(split_note(note)[0]).tree, json.dumps(to_base64(note)))
 
 
-class Submission:
-    """Entries that wait to be logged, until `done`: then `outcomes`, and perhaps `proofs`, hold at `published`."""
+class Submission(Job):
+    """Entries to be logged. Once it is done, `outcomes` and, if asked for, `proofs` hold at `published`."""
 
     def __init__(self, entries: list[bytes], prove: bool) -> None:
+        super().__init__()
         self.entries, self.prove = entries, prove
-        self.loop = asyncio.get_running_loop()
-        self.done: asyncio.Future[None] = self.loop.create_future()
         self.outcomes: list[Outcome] = []
         self.proofs: dict[int, str] = {}
         self.published: Published
 
-    def settle(self, error: Error | None) -> None:
-        """Called in the loop's thread, once."""
-        if not self.done.done():  # or its client gave up
-            if error:
-                self.done.set_exception(error)
-            else:
-                self.done.set_result(None)
+    def weight(self) -> int:
+        return len(self.entries)
 
+    def size(self) -> int:
+        """How large a published tree has to be to include all of it."""
+        return max((outcome for outcome in self.outcomes if isinstance(outcome, int)), default=-1) + 1
+
+
+@dataclass(frozen=True)
+class LogOptions:
+    """How a log works; times in seconds."""
+    replace: bool = False  # log a filename again with another checksum
+    add_timeout: float = 30
+    checkpoint_interval: float = 0.2  # between two rounds of witnesses, unless a bundle of entries waits
+    witness_timeout: float = 5
+    republish_interval: float = 3600  # after which an idle log has its checkpoint cosigned anew, 0 for never
+
+
+class Log(Worker[Submission]):
+    """The sequencer: logs what is submitted, has it cosigned as `policy` asks, and publishes.
+
+    Before it signs anything it has its last checkpoint cosigned again: a witness that has seen more, or something
+    else, halts it.
+    """
+
+    def __init__(self, store: LogStore, signer: Signer | None, policy: Policy, options: LogOptions) -> None:
+        super().__init__("sequencer", options.add_timeout)
+        self.store, self.options, self._signer = store, options, signer
+        if (key := store.key()) is None:
+            raise Corrupt(f"{store.folder} is not the store of a log yet")
+        self.key, self._cache = key, Cache(256)
+        self._policy = dataclasses.replace(policy, logs=(key,))
+        self._signed = self._open("signed")
+        published = self._open("published")
+        self._published = published if self._accepts(published.note) else None
+        self._waiting: list[Submission] = []  # for a checkpoint that includes them to be published
+        self._agreed = signer is None  # the witnesses have seen nothing else of this log
+        self._halted = False
+        self._earliest = self._due = 0.0  # when the witnesses may, and when they have to be asked next
+        self._backoff = 0.1
+        self.callers: list[Caller] = []
+        if signer and policy.quorum.threshold:
+            self._call_witnesses()
+        self._agreed = self._agreed or not self.callers
+
+    def _open(self, kind: str) -> Published:
+        """A stored checkpoint; raises Corrupt unless the key and the stored tiles go with it."""
+        try:
+            note = self.store.checkpoint(kind) or b""
+            tree = open_checkpoint(note, simple_policy([self.key])).tree
+            if Tiles(tree.size, self.store.tile).hash(0, tree.size) != tree.root:
+                raise Corrupt(f"the tiles do not lead to the root of the tree of size {tree.size}")
+        except Error as error:
+            raise Corrupt(f"{self.store.folder} is corrupt: {kind} checkpoint: {error}") from None
+        return Published.of(note)
+
+    def _accepts(self, note: bytes) -> bool:
+        try:
+            open_checkpoint(note, self._policy)
+        except BadSignature:
+            return False
+        return True
+
+    def _call_witnesses(self) -> None:
+        urls, sizes = dict(self._policy.urls), self.store.witnessed()
+        reached = [key for key in self._policy.quorum.leaves() if key in urls and key.kind == COSIGNATURE]
+        if not self._policy.quorum.met(reached):
+            raise Malformed("the policy's quorum can't be met by the witnesses whose URLs it names")
+        for key in reached:
+            size = min(sizes.get(key, 0), self._signed.tree.size)
+            self.callers.append(Caller(key, urls[key], size, self.options.witness_timeout, self))
+
+    @property
+    def published(self) -> Published:
+        """What readers see; raises Unavailable while no checkpoint has met the quorum."""
+        if self._signer is None:  # another process writes
+            note = self.store.checkpoint("published")
+            if note and (self._published is None or note != self._published.note):
+                self._published = Published.of(note)
+        if self._published is None:
+            raise Unavailable(f"no checkpoint has met the quorum yet: {self.trouble or 'the witnesses are asked'}")
+        return self._published
+
+    def tiles(self, tree: Tree) -> Tiles:
+        return Tiles(tree.size, self.store.tile, self._cache)
+
+    def proofs(self, published: Published, indices: Iterable[int], separator: str = '","') -> dict[int, str]:
+        """The inclusion proofs of entries, as base64 with a separator."""
+        ordered = sorted(set(indices))
+        return dict(zip(ordered, prove_many(self.tiles(published.tree), ordered, separator), strict=True))
+
+    def halt(self, message: str) -> None:
+        """Signs nothing any more; what is published can still be read."""
+        with self._wake:
+            if not self._halted:
+                logger.critical("%s", message)
+                self._halted, self.trouble = True, message
+            self._stopping = True
+            self._wake.notify_all()
+
+    def answered(self, caller: Caller, round_: Round) -> None:
+        with self._wake:
+            round_.answered.add(caller.key)
+            self._wake.notify_all()
+
+    def take(self) -> list[Submission] | None:
+        """Waits for entries, or until the witnesses are to be asked."""
+        with self._wake:
+            while not self._stopping:
+                now = time.monotonic()
+                full = sum(job.weight() for job in self._queue) >= 256
+                if self._agreed and self._queue and (not self.callers or now >= self._earliest or full):
+                    return self.pop()
+                if self.callers and now >= self._due:
+                    return []
+                due = min(self._due, self._earliest if self._agreed and self._queue else math.inf)
+                self._wake.wait(due - now if self.callers and due < math.inf else None)
+            self._queue.extend(self._waiting)
+        return None
+
+    def process(self, batch: list[Submission]) -> None:
+        if batch:
+            self._append(batch)
+            self._waiting += batch
+        if self.callers:
+            self._ask_witnesses()
+        if published := self._published:
+            done = [s for s in self._waiting if s.size() <= published.tree.size]
+            self._waiting = [s for s in self._waiting if s.size() > published.tree.size and not s.done.done()]
+            self._answer(done, published)
+
+    def _answer(self, done: list[Submission], published: Published) -> None:
+        prove = [submission for submission in done if submission.prove]
+        proofs = self.proofs(published, (i for s in prove for i in s.outcomes if isinstance(i, int)))
+        for submission in done:
+            submission.published = published
+            submission.proofs = proofs if submission.prove else {}
+        self.settle(done)
+
+    def _ask_witnesses(self) -> None:
+        """Has all witnesses asked at once for the signed checkpoint, and publishes it as soon as the quorum is met."""
+        self._earliest = time.monotonic() + self.options.checkpoint_interval
+        round_ = Round(self._signed.note, split_note(self._signed.note)[0], self._signed.tree)
+        for caller in self.callers:
+            caller.call(round_)
+
+        def over() -> bool:
+            met = self._policy.quorum.met(round_.lines)
+            # At a start all of them are heard: one of them may have seen what this log has lost.
+            return self._stopping or len(round_.answered) == len(self.callers) or (met and self._agreed)
+
+        with self._wake:
+            self._wake.wait_for(over, self.options.witness_timeout + 0.5)
+            lines = [round_.lines[key] for key in self._policy.witnesses if key in round_.lines]
+            if self._halted or not self._policy.quorum.met(round_.lines):
+                self._missed()
+                return
+            self._agreed = True
+        note = self._signed.note + "".join(lines).encode()
+        try:
+            self.store.publish(note, dict.fromkeys(round_.lines, self._signed.tree.size))
+        except CommitFailed:
+            raise
+        except Unavailable as error:
+            self._missed(str(error))
+            return
+        self._published, self.trouble, self._backoff = Published.of(note), "", 0.1
+        self._due = time.monotonic() + (self.options.republish_interval or math.inf)
+
+    def _missed(self, why: str = "") -> None:
+        """A round was in vain: what is sequenced stays, and the witnesses are asked again."""
+        dark = ", ".join(f"{c.key.name} since {utc(c.dark_since)} ({c.error})" for c in self.callers if c.dark_since)
+        if not self._halted:
+            trouble = why or f"the quorum of witnesses is missed; dark: {dark or 'none, but some are slow'}"
+            if not self.trouble:
+                logger.error("%s", trouble)
+            self.trouble = trouble
+        self._due = time.monotonic() + self._backoff
+        self._backoff = min(2 * self._backoff, 2.0)
+
+    def _append(self, batch: list[Submission]) -> None:
+        """Logs what is new in `batch`: in one transaction, and without witnesses publishing it as well."""
+        sealed: list[bytes] = []
+
+        def seal(tree: Tree) -> bytes:
+            if self._signer is None:
+                raise Unavailable("this log is only read")
+            sealed.append(self._signer.sign(Checkpoint(self.key.name, tree)))
+            return sealed[0]
+
+        entries = [entry for submission in batch for entry in submission.entries]
+        outcomes = iter(self.store.append(entries, seal, not self.callers, self.options.replace))
+        for submission in batch:
+            submission.outcomes = [next(outcomes) for _ in submission.entries]
+        if sealed:
+            self._signed = Published.of(sealed[0])
+        if not self.callers:
+            self._published, self.trouble = self._signed, ""
+
+
+def utc(seconds: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+
+
+# --- The log: its routes ---------------------------------------------------------------------------------------
 
 class Latency:
     """How long successful requests took, in milliseconds, and how many failed: as bt-log's status has it."""
@@ -1818,159 +2504,6 @@ class Latency:
             names = ("count", "failures", "last_ms", "average_ms", "min_ms", "max_ms", "throughput_per_second")
             values = (self.count, self.failures, self.last, average, self.least, self.most, self.rate)
             return dict(zip(names, (round(value, 3) for value in values), strict=True))
-
-
-class Log:
-    """The log: a thread that sequences what is submitted, and the checkpoint that is published."""
-
-    def __init__(self, store: LogStore, signer: Signer | None, replace: bool = False, timeout: float = 30) -> None:
-        self.store, self._signer, self._replace, self.timeout = store, signer, replace, timeout
-        key = store.key()
-        if key is None:
-            raise Corrupt(f"{store.folder} is not the store of a log yet")
-        self.key = key
-        self.trouble = ""  # why nothing can be published just now
-        self.failed = threading.Event()  # set once, for good, when the log has stopped
-        self._wake = threading.Condition()
-        self._queue: deque[Submission] = deque()
-        self._stopping = False
-        self._cache = Cache(256)
-        self._check()
-        self._thread = threading.Thread(target=self._run, name="sequencer", daemon=True)
-
-    def _check(self) -> None:
-        """Raises Corrupt unless what is stored fits the signed checkpoint and the key."""
-        for kind in ("signed", "published"):
-            try:
-                note = self.store.checkpoint(kind) or b""
-                tree = open_checkpoint(note, simple_policy([self.key])).tree
-                if Tiles(tree.size, self.store.tile).hash(0, tree.size) != tree.root:
-                    raise Corrupt(f"the tiles do not lead to the root of the tree of size {tree.size}")
-            except Error as error:
-                raise Corrupt(f"{self.store.folder} is corrupt: {kind} checkpoint: {error}") from None
-            self._published = Published.of(note)
-
-    @property
-    def published(self) -> Published:
-        """What readers see. A log that is only read asks the store: another process writes it."""
-        if self._signer is None:
-            note = self.store.checkpoint("published")
-            if note and note != self._published.note:
-                self._published = Published.of(note)
-        return self._published
-
-    def tiles(self, tree: Tree) -> Tiles:
-        return Tiles(tree.size, self.store.tile, self._cache)
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Ends the sequencer, once it has finished what it is at."""
-        with self._wake:
-            self._stopping = True
-            self._wake.notify()
-        if self._thread.is_alive():
-            self._thread.join(8)
-
-    async def submit(self, entries: list[bytes], prove: bool) -> Submission:
-        """Has entries logged, and waits for it; raises Unavailable where that takes too long."""
-        submission = Submission(entries, prove)
-        with self._wake:
-            if self._stopping:
-                raise Unavailable("the log is shutting down")
-            self._queue.append(submission)
-            self._wake.notify()
-        try:
-            await asyncio.wait_for(submission.done, self.timeout)
-        except TimeoutError:
-            why = self.trouble or "the log is busy"
-            raise Unavailable(f"not logged in {self.timeout:g} s: {why}; try again") from None
-        return submission
-
-    def _run(self) -> None:
-        pause = 0.05
-        while batch := self._take():
-            try:
-                self._sequence(batch)
-                self.trouble, pause = "", 0.05
-                _settle(batch)
-            except (CommitFailed, Corrupt, BadProof, BadSignature, Malformed) as error:
-                self._fail(f"the log stops: {error}", batch)
-            except Unavailable as error:
-                # Nothing has happened; what waits goes on waiting, until it does not.
-                if not self.trouble:
-                    logger.error("can't write: %s; trying again", error)
-                self.trouble = str(error)
-                with self._wake:
-                    self._queue.extendleft(reversed(batch))
-                    self._wake.wait_for(lambda: self._stopping, pause)
-                pause = min(2 * pause, 2.0)
-            except Exception:
-                logger.exception("the log stops")
-                self._fail("the log stops: internal error", batch)
-        _settle(self._queue, Unavailable("the log is shutting down"))
-
-    def _take(self) -> list[Submission]:
-        """What waits, up to MAX_BATCH entries, once something does; nothing when the log stops."""
-        batch: list[Submission] = []
-        with self._wake:
-            while not batch and not self._stopping:
-                self._wake.wait_for(lambda: self._queue or self._stopping)
-                count = 0
-                while self._queue and not self._stopping and count < MAX_BATCH:
-                    submission = self._queue.popleft()
-                    if not submission.done.done():  # else its client has given up
-                        batch.append(submission)
-                        count += len(submission.entries)
-        return batch
-
-    def _sequence(self, batch: list[Submission]) -> None:
-        """Logs what is new in `batch`, and publishes it."""
-        sealed: list[bytes] = []
-
-        def seal(tree: Tree) -> bytes:
-            if self._signer is None:
-                raise Unavailable("this log is only read")
-            sealed.append(self._signer.sign(Checkpoint(self.key.name, tree)))
-            return sealed[0]
-
-        entries = [entry for submission in batch for entry in submission.entries]
-        outcomes = iter(self.store.append(entries, seal, True, self._replace))
-        if sealed:
-            self._published = Published.of(sealed[0])
-        for submission in batch:
-            submission.outcomes = [next(outcomes) for _ in submission.entries]
-            submission.published = self._published
-        lone = [submission for submission in batch if submission.prove]
-        proofs = self.proofs(self._published, (i for s in lone for i in s.outcomes if isinstance(i, int)))
-        for submission in lone:
-            submission.proofs = proofs
-
-    def _fail(self, message: str, batch: list[Submission]) -> None:
-        """Stops the log for good. What was committed is on disk, and is read from there when it starts again."""
-        logger.critical("%s", message)
-        self.trouble = message
-        with self._wake:
-            self._stopping = True
-        _settle(batch, Unavailable("the log has stopped"))
-        self.failed.set()
-
-    def proofs(self, published: Published, indices: Iterable[int], separator: str = '","') -> dict[int, str]:
-        ordered = sorted(set(indices))
-        return dict(zip(ordered, prove_many(self.tiles(published.tree), ordered, separator), strict=True))
-
-
-def _settle(submissions: Collection[Submission], error: Error | None = None) -> None:
-    """Tells those who wait; one call into each loop, however many they are."""
-
-    def settle(mine: list[Submission]) -> None:
-        for submission in mine:
-            submission.settle(error)
-
-    for loop in {submission.loop for submission in submissions}:
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            loop.call_soon_threadsafe(settle, [s for s in submissions if s.loop is loop])
 
 
 class LogServer:
@@ -2056,7 +2589,7 @@ class LogServer:
         start = time.monotonic()
         try:
             entry = entry_from_json(parse_json(await body.all(MAX_ADD)))
-            submission = await self.log.submit([entry], prove=True)
+            submission = await self.log.submit(Submission([entry], prove=True))
             if isinstance(outcome := submission.outcomes[0], Conflict):
                 raise outcome
         except Error:
@@ -2074,10 +2607,12 @@ class LogServer:
         start = time.monotonic()
         parsed = await self._read_bulk(body)
         entries = [entry for entry in parsed if isinstance(entry, bytes)]
-        published, outcomes = self.log.published, iter(list[Outcome]())
-        if entries:
+        outcomes = iter(list[Outcome]())
+        if not entries:
+            published = self.log.published
+        else:
             try:
-                submission = await self.log.submit(entries, prove=False)
+                submission = await self.log.submit(Submission(entries, prove=False))
             except Error:
                 self.bulks.add(0, 0, len(entries))
                 raise
@@ -2149,20 +2684,16 @@ class LogServer:
         return Response(encode_proof(proof), TEXT, headers=OPEN)
 
     def _get_status(self, request: Request) -> Response:
-        published, folder = self.log.published, self.log.store.folder
+        folder = self.log.store.folder
         files = [path.stat().st_size for path in folder.iterdir() if path.is_file()]
         return Response.json({
             "origin": self.log.key.name,
             "entry_type": "pypi-transparency/v1",
             "storage_dir": str(folder),
-            "witness_configured": False,
-            "generated_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "checkpoint": {
-                "available": True,
-                "tree_size": published.tree.size,
-                "root_hash": published.tree.root.hex(),
-                "raw_checkpoint": published.note.decode(),
-            },
+            "witness_configured": bool(self.log.callers),
+            "witnesses": [caller.status() for caller in self.log.callers],
+            "generated_at": utc(time.time()),
+            "checkpoint": self._checkpoint_status(),
             "latency": self.adds.json(),
             "bulk_latency": self.bulks.json(),
             "disk": {"bytes": sum(files), "files": len(files)},
@@ -2171,10 +2702,23 @@ class LogServer:
             "trouble": self.log.trouble,
         }, OPEN)
 
+    def _checkpoint_status(self) -> dict[str, Any]:
+        try:
+            published = self.log.published
+        except Unavailable as error:
+            return {"available": False, "error": str(error)}
+        return {
+            "available": True,
+            "tree_size": published.tree.size,
+            "root_hash": published.tree.root.hex(),
+            "raw_checkpoint": published.note.decode(),
+        }
+
     def _get_health(self, request: Request) -> Response:
         if self.log.trouble:
             raise Unavailable(f"the log can't publish: {self.log.trouble}")
-        return Response.json({"status": "ok", "tree_size": self.log.published.tree.size}, OPEN)
+        witnesses = [caller.status() for caller in self.log.callers]
+        return Response.json({"status": "ok", "tree_size": self.log.published.tree.size, "witnesses": witnesses}, OPEN)
 
 
 def _bulk_result(entry: bytes | None, outcome: int | Error, proofs: dict[int, str]) -> str:
@@ -2189,80 +2733,105 @@ def _bulk_result(entry: bytes | None, outcome: int | Error, proofs: dict[int, st
     return f'{{"type":"result","result":{{"filename":{filename},{result}}}}}\n'
 
 
-# --- The client ----------------------------------------------------------------------------------------------
+# --- The witness -----------------------------------------------------------------------------------------------
 
-class Client:
-    """Talks to a log or witness at `url`, over one connection that is kept. Raises Unavailable."""
+class Cosigning(Job):
+    """A request for a cosignature. Once it is done, `line` is the answer."""
 
-    def __init__(self, url: str, timeout: float = 30) -> None:
-        parts = urllib.parse.urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise Malformed(f"not an http:// or https:// URL: {url!r}")
-        self.url, self._prefix = url.rstrip("/"), parts.path.rstrip("/")
-        make = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+    def __init__(self, origin: str, request: AddCheckpoint) -> None:
+        super().__init__()
+        self.origin, self.request, self.line = origin, request, ""
+
+
+class Witness(Worker[Cosigning]):
+    """Cosigns what follows from what it cosigned last, and stores that before the cosignature leaves."""
+
+    def __init__(self, store: WitnessStore, signer: Signer, clock: Callable[[], float] = time.time) -> None:
+        super().__init__("witness", WITNESS_TIMEOUT)
+        self.store, self.signer, self._clock = store, signer, clock
+        store.claim(signer.key)
+        self.logs = store.logs()
+        self.origins = {hashlib.sha256(origin.encode()).hexdigest(): origin for origin in self.logs}
+
+    def register(self, keys: Iterable[VerifierKey]) -> None:
+        """Makes logs known, for good; raises Malformed for what is no log's key, or for our own."""
+        for key in keys:
+            if key.kind != ED25519:
+                raise Malformed(f"{encode_vkey(key)} is not the key of a log: its type is not 0x01")
+            if key.name == self.signer.name or key.key == self.signer.key.key:
+                raise Malformed(f"{encode_vkey(key)} has the name or the key of this witness: it can't be a log's")
+            if self.store.register(key):
+                logger.info("registered the log %s", encode_vkey(key))
+        self.logs = self.store.logs()
+        self.origins = {hashlib.sha256(origin.encode()).hexdigest(): origin for origin in self.logs}
+
+    def process(self, batch: list[Cosigning]) -> None:
+        with self.store.database.transaction() as db:
+            for job in batch:
+                job.error = None
+                try:
+                    job.line = self._cosign(db, job)
+                except Error as error:
+                    job.error = error
+        self.trouble = ""
+        self.settle(batch)
+
+    def _cosign(self, db: sqlite3.Connection, job: Cosigning) -> str:
+        last = self.store.last(job.origin, lambda sql, *values: db.execute(sql, values).fetchall())
+        now = int(self._clock())
         try:
-            self._connection = make(parts.hostname, parts.port, timeout=timeout)
-        except ValueError as error:
-            raise Malformed(f"not a URL: {url!r}: {error}") from None
+            new, line = witness_step(last, self.logs[job.origin], job.request, self.signer, now)
+        except BadProof as error:
+            if last and self.store.accuse(db, job.origin, str(error), (last.note, job.request.note)):
+                notes = f"cosigned:\n{last.note.decode()}offered:\n{job.request.note.decode()}"
+                logger.critical("the log %s may show two histories: %s\n%s", job.origin, error, notes)
+            raise
+        self.store.update(db, job.origin, last, new)
+        return line
 
-    def request(self, method: str, path: str, body: bytes | None = None, **headers: str) -> tuple[int, str, bytes]:
-        """The status, content type and body of the answer. A redirect is not followed: it would lose a POST."""
-        fields = {"User-Agent": f"btlog/{__version__}", **{k.replace("_", "-"): v for k, v in headers.items()}}
-        for attempt in (1, 2):
-            fresh = self._connection.sock is None
-            try:
-                self._connection.request(method, self._prefix + path, body, fields)
-                answer = self._connection.getresponse()
-                data = answer.read(MAX_ANSWER + 1)
-                break
-            except (OSError, http.client.HTTPException) as error:
-                self._connection.close()
-                # A connection that was kept may have been closed meanwhile; what is sent can be sent twice.
-                if fresh or attempt == 2 or isinstance(error, TimeoutError):
-                    reason = str(error) or type(error).__name__
-                    raise Unavailable(f"{self.url}{path[:80]} is not reached: {reason}") from None
-        if len(data) > MAX_ANSWER:
-            raise Unavailable(f"{self.url}{path}: an answer of more than {MAX_ANSWER} bytes")
-        if answer.getheader("Content-Encoding") == "gzip":
-            data = _unzip(data)
-        return answer.status, answer.getheader("Content-Type", ""), data
 
-    def get(self, path: str) -> bytes:
-        """The body of the answer; raises Unavailable unless it is 200."""
-        status, _, data = self.request("GET", path)
-        if status != 200:
-            raise Unavailable(f"{self.url}{path} answers {status}: {error_message(data)}")
-        return data
+class WitnessServer:
+    """The routes of the witness."""
 
-    def get_json(self, path: str) -> Any:
-        data = self.get(path)
+    def __init__(self, witness: Witness) -> None:
+        self.witness = witness
+
+    def answer(self, request: Request, body: Body) -> Response | Coroutine[Any, Any, Response]:
+        if request.target == "/add-checkpoint":
+            if request.method != "POST":
+                raise HttpError(405, "/add-checkpoint takes POST", Allow="POST")
+            return self._add_checkpoint(body)
+        get = self._get_health if request.target == "/healthz" else self._get_checkpoint
+        if request.method not in ("GET", "HEAD"):
+            raise HttpError(405, f"{request.path[:80]} takes GET and HEAD", Allow="GET, HEAD")
+        return get(request)
+
+    async def _add_checkpoint(self, body: Body) -> Response:
+        request = AddCheckpoint.parse(await body.all(MAX_ADD_CHECKPOINT))
+        origin = Checkpoint.parse(split_note(request.note)[0]).origin
+        # "If the checkpoint origin is unknown, the witness MUST respond with a "404 Not Found" HTTP status code."
+        if origin not in self.witness.logs:
+            raise HttpError(404, f"the log {origin} is not known here")
         try:
-            return json.loads(data)
-        except (ValueError, RecursionError):
-            raise Unavailable(f"{self.url}{path} does not answer in JSON") from None
+            job = await self.witness.submit(Cosigning(origin, request))
+        except Stale as error:
+            # "the tree size … in decimal, followed by a newline … a `Content-Type` of `text/x.tlog.size`"
+            return Response(f"{error.size}\n".encode(), "text/x.tlog.size", 409)
+        return Response(job.line.encode(), TEXT)
 
-    def close(self) -> None:
-        self._connection.close()
+    def _get_checkpoint(self, request: Request) -> Response:
+        """The last cosigned checkpoint of a log, under the SHA-256 of its origin in hex."""
+        name, _, rest = request.target[1:].partition("/")
+        origin = self.witness.origins.get(name) if rest == "checkpoint" else None
+        last = self.witness.store.last(origin) if origin else None
+        if last is None:
+            raise HttpError(404, "there is nothing here, or not yet")
+        return Response(last.note, TEXT, headers={**OPEN, "Cache-Control": "no-cache"})
 
-
-def _unzip(data: bytes) -> bytes:
-    inflater = zlib.decompressobj(31)
-    try:
-        plain = inflater.decompress(data, MAX_ANSWER)
-    except zlib.error as error:
-        raise Unavailable(f"an answer that is not gzip: {error}") from None
-    if not inflater.eof:
-        raise Unavailable(f"an answer that is cut off or larger than {MAX_ANSWER} bytes")
-    return plain
-
-
-def error_message(data: bytes) -> str:
-    """What the body of an error says, in a line that is fit for a terminal."""
-    with contextlib.suppress(ValueError, RecursionError):
-        value = json.loads(data)
-        if isinstance(value, dict) and isinstance(value.get("error"), str):
-            data = value["error"].encode(errors="replace")
-    return "".join(c if c.isprintable() else "?" for c in data[:300].decode(errors="replace"))
+    def _get_health(self, request: Request) -> Response:
+        if self.witness.trouble:
+            raise Unavailable(f"the witness can't cosign: {self.witness.trouble}")
+        return Response.json({"status": "ok", "logs": len(self.witness.logs)}, OPEN)
 
 
 # === Part V: commands ===================================================================================
@@ -2336,6 +2905,7 @@ def write_over(path: Path, data: bytes) -> None:
 
 def make_keys(origin: str, private: Path, public: Path) -> Signer:
     """Writes a new key pair, both files or none."""
+    check_name(origin)
     signer = Signer(origin, os.urandom(32))
     vkey = encode_vkey(signer.key)
     if public.exists():
@@ -2355,9 +2925,12 @@ def checksum_of(path: Path) -> str:
 
 def read_policy(args: argparse.Namespace) -> Policy:
     """The policy of --policy, or of --public-key; raises Malformed where there is neither, or both."""
-    if bool(args.policy) == bool(args.public_key):
-        raise Malformed("give --policy F or --public-key F")
-    return parse_policy(read_file(args.policy)) if args.policy else simple_policy([read_vkey(args.public_key)])
+    witnesses = [read_vkey(path) for path in args.witness_public_key or ()]
+    if bool(args.policy) == bool(args.public_key) or (args.policy and (witnesses or args.quorum is not None)):
+        raise Malformed("give --policy F, or --public-key F and perhaps --witness-public-key F and --quorum K")
+    if args.policy:
+        return parse_policy(read_file(args.policy))
+    return simple_policy([read_vkey(args.public_key)], witnesses, args.quorum)
 
 
 def show_progress(what: str) -> Callable[[int, int], None]:
@@ -2377,7 +2950,6 @@ def show_progress(what: str) -> Callable[[int, int], None]:
 # --- Keys --------------------------------------------------------------------------------------------------
 
 def cmd_keygen(args: argparse.Namespace) -> int:
-    check_name(args.origin)
     signer = make_keys(args.origin, Path(args.private_key_path), Path(args.public_key_path))
     print(encode_vkey(signer.key))
     logger.info("the private key is in %s, the public key in %s", args.private_key_path, args.public_key_path)
@@ -2403,7 +2975,7 @@ def cmd_serve(args: argparse.Namespace) -> int:
         raise Malformed(f"{args.write_token_file} holds no token")
     if not (is_loopback(args.host) or token or args.read_only or args.open_writes):
         raise Malformed(f"on {args.host} anybody could write: give --write-token-file, --read-only or --open-writes")
-    folder = Path(args.storage_dir)
+    folder, policy = Path(args.storage_dir), Policy(()) if args.read_only else witness_policy(args)
     if not args.read_only:
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -2412,18 +2984,32 @@ def cmd_serve(args: argparse.Namespace) -> int:
     store = LogStore(folder, args.read_only)
     try:
         signer = None if args.read_only else claim_store(store, args)
-        log = Log(store, signer, args.allow_replacement, args.add_timeout)
+        options = LogOptions(args.allow_replacement, args.add_timeout, args.checkpoint_interval, args.witness_timeout,
+                             args.republish_interval)
+        log = Log(store, signer, policy, options)
         routes = LogServer(log, token, args.bulk_append_max_entries, args.read_only)
         server = Server(args.host, args.port, routes.answer, share_port=args.read_only)
         if signer:
             log.start()
         try:
-            what = f"serves the log {encode_vkey(log.key)} of {log.published.tree.size} entries"
+            what = f"serves the log {encode_vkey(log.key)} of {store.tree('published').size} entries"
             return run_server(server, what, log.failed)
         finally:
             log.stop()
     finally:
         store.close()
+
+
+def witness_policy(args: argparse.Namespace) -> Policy:
+    """Which witnesses a log asks, and which of them have to have cosigned what it publishes."""
+    if args.policy and (args.witness_url or args.witness_public_key):
+        raise Malformed("give --policy, or --witness-url and --witness-public-key")
+    if bool(args.witness_url) != bool(args.witness_public_key):
+        raise Malformed("--witness-url and --witness-public-key go together")
+    if args.policy:
+        return parse_policy(read_file(args.policy))
+    keys = [as_witness(read_vkey(args.witness_public_key))] if args.witness_url else []
+    return dataclasses.replace(simple_policy([], keys), urls=tuple((key, args.witness_url) for key in keys))
 
 
 def claim_store(store: LogStore, args: argparse.Namespace) -> Signer:
@@ -2432,20 +3018,27 @@ def claim_store(store: LogStore, args: argparse.Namespace) -> Signer:
     private = Path(args.private_key or store.folder / "private.key")
     public = Path(args.public_key or store.folder / "public.key")
     if known is None and not args.private_key and not private.exists():
-        origin = args.origin or f"{re.sub(r'[^a-z0-9.-]', '', socket.gethostname().lower()) or 'localhost'}/btlog"
-        check_name(origin)
-        signer = make_keys(origin, private, public)
-        logger.info("made a key pair for the new log %s in %s: keep a copy of private.key", origin, store.folder)
-    else:
-        signer = read_signer(str(private))
-    if (args.public_key or public.exists()) and read_vkey(str(public)) != signer.key:
-        raise Malformed(f"{public} is not the public key of {private}")
-    if args.origin and args.origin != signer.name:
-        raise Malformed(f"{private} is the key of {signer.name}, not of {args.origin}")
+        signer = make_keys(args.origin or default_origin("btlog"), private, public)
+        logger.info("made a key pair for the new log %s in %s: keep a copy of private.key", signer.name, store.folder)
+    signer = read_pair(private, public, bool(args.public_key), args.origin)
     if known is None:
         store.found(signer.key, signer.sign(Checkpoint(signer.name, Tree(0, EMPTY_ROOT))))
     elif known != signer.key:
         raise Malformed(f"{store.folder} is the log of {encode_vkey(known)}, which {private} is not the key of")
+    return signer
+
+
+def default_origin(what: str) -> str:
+    return f"{re.sub(r'[^a-z0-9.-]', '', socket.gethostname().lower()) or 'localhost'}/{what}"
+
+
+def read_pair(private: Path, public: Path, named: bool, origin: str | None) -> Signer:
+    """The private key, after making sure that the public key, if it is `named` or there, and the origin are its own."""
+    signer = read_signer(str(private))
+    if (named or public.exists()) and read_vkey(str(public)) != signer.key:
+        raise Malformed(f"{public} is not the public key of {private}")
+    if origin and origin != signer.name:
+        raise Malformed(f"{private} is the key of {signer.name}, not of {origin}")
     return signer
 
 
@@ -2456,9 +3049,47 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def run_server(server: Server, what: str, failed: threading.Event) -> int:
-    """Serves until SIGTERM or SIGINT (exit code 0), or until `failed` is set (3)."""
-    asyncio.run(server.run(lambda: print(f"{server.url} {what}", flush=True), failed.is_set))
+def cmd_witness(args: argparse.Namespace) -> int:
+    database = Path(args.database_path)
+    private = Path(args.private_key or database.with_name("witness-private.key"))
+    public = Path(args.public_key or database.with_name("witness-public.key"))
+    if not args.private_key and not private.exists() and not database.exists():
+        signer = make_keys(args.origin or default_origin("witness"), private, public)
+        logger.info("made a key pair for the new witness %s: keep a copy of %s", signer.name, private)
+    signer = read_pair(private, public, bool(args.public_key), args.origin)
+    store = WitnessStore(database)
+    try:
+        witness = Witness(store, signer)
+        witness.register(read_logs(args))
+
+        def register() -> None:
+            try:
+                witness.register(read_logs(args))
+            except Error as error:
+                logger.error("SIGHUP: %s", error)
+
+        server = Server(args.host, args.port, WitnessServer(witness).answer)
+        witness.start()
+        try:
+            return run_server(server, f"serves the witness {encode_vkey(signer.key)} of {len(witness.logs)} logs",
+                              witness.failed, register)
+        finally:
+            witness.stop()
+    finally:
+        store.close()
+
+
+def read_logs(args: argparse.Namespace) -> list[VerifierKey]:
+    """The keys of the logs that a witness is told to know."""
+    keys = [read_vkey(path) for path in args.log_public_key or ()]
+    return [*keys, *parse_policy(read_file(args.policy)).logs] if args.policy else keys
+
+
+def run_server(
+    server: Server, what: str, failed: threading.Event, hangup: Callable[[], None] | None = None
+) -> int:
+    """Serves until SIGTERM or SIGINT (exit code 0), or until `failed` is set (3); calls `hangup` on SIGHUP."""
+    asyncio.run(server.run(lambda: print(f"{server.url} {what}", flush=True), failed.is_set, hangup))
     return 3 if failed.is_set() else 0
 
 
@@ -2470,7 +3101,7 @@ def cmd_add(args: argparse.Namespace) -> int:
 
 
 def add_files(args: argparse.Namespace, client: Client) -> int:
-    if args.policy or args.public_key:
+    if args.policy or args.public_key or args.witness_public_key:
         policy = read_policy(args)
     else:
         vkey = client.get("/.well-known/public-key").decode(errors="replace").removesuffix("\n")
@@ -2494,7 +3125,7 @@ def add_file(client: Client, path: Path, policy: Policy, headers: dict[str, str]
     """Has a file logged, and verifies the answer as if it came from anybody."""
     entry = Entry(path.name, checksum_of(path))
     body = json.dumps({"filename": entry.filename, "checksum": entry.checksum}).encode()
-    status, _, data = client.request("POST", "/add", body, **{"Content-Type": "application/json"}, **headers)
+    status, _, data = client.request("POST", "/add", body, {"Content-Type": "application/json", **headers})
     if status == 409:
         raise Conflict(error_message(data), -1)
     if status != 200:
@@ -2526,6 +3157,7 @@ def verify_files(args: argparse.Namespace, policy: Policy, client: Client | None
             proof = find_proof(path, checksum, args, client)
             entry = Proof.parse(proof).entry(path.name, checksum)
             checkpoint = check_logged(entry, proof, policy)
+            check_age(checkpoint, args.max_age)
         except Error as error:
             logger.error("%s: %s", path, error)
             # What is malformed here came with the claim that the file is logged: the claim does not hold.
@@ -2535,6 +3167,14 @@ def verify_files(args: argparse.Namespace, policy: Policy, client: Client | None
         where = f"index {Proof.parse(proof).index} of {checkpoint.origin}, tree size {checkpoint.tree.size}"
         print(f"{path}: logged at {where}{by}, cosigned by {len(checkpoint.cosigned)} witnesses")
     return code
+
+
+def check_age(checkpoint: Checkpoint, limit: float | None) -> None:
+    """Raises BadSignature if all cosignatures are older than `limit` seconds."""
+    newest = max((seconds for _, seconds in checkpoint.cosigned), default=0)
+    if limit is not None and newest < time.time() - limit:
+        when = f"last at {utc(newest)}" if newest else "never"
+        raise BadSignature(f"the checkpoint is too old: it was cosigned {when}")
 
 
 def find_proof(path: Path, checksum: str, args: argparse.Namespace, client: Client | None) -> bytes:
@@ -2609,6 +3249,9 @@ class _Parser(argparse.ArgumentParser):
         raise Malformed(f"{message}; see `{self.prog} --help`")
 
 
+Command = Callable[[Callable[[argparse.Namespace], int], str, str], Callable[..., Any]]  # how to add one
+
+
 def parser() -> argparse.ArgumentParser:
     top = _Parser(prog="btlog", description="A transparency log for Python package indexes.", formatter_class=_Help,
                   epilog="start with:\n  btlog serve              (a log in ./btlog-data, on http://127.0.0.1:8080)\n"
@@ -2624,6 +3267,14 @@ def parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
         return sub.add_argument
 
+    _key_commands(command)
+    _log_command(command)
+    _witness_command(command)
+    _user_commands(command)
+    return top
+
+
+def _key_commands(command: Command) -> None:
     add = command(cmd_keygen, "make an Ed25519 key pair", "--origin log.example.com/pypi")
     add("--origin", required=True, metavar="NAME", help="the name to sign under: of a log, its origin")
     add("--private-key-path", default="private.key", metavar="F", help="where the private key goes")
@@ -2634,6 +3285,8 @@ def parser() -> argparse.ArgumentParser:
     add("--origin", required=True, metavar="NAME", help="the name that the key signs under")
     add("--public-key-path", required=True, metavar="F", help="the key, in PEM or base64 DER")
 
+
+def _log_command(command: Command) -> None:
     what = "serve a log; a first start makes its folder, key pair and database"
     add = command(cmd_serve, what, "--origin log.example.com/pypi")
     add("--storage-dir", default="btlog-data", metavar="D", help="the folder of the log")
@@ -2642,6 +3295,13 @@ def parser() -> argparse.ArgumentParser:
     add("--private-key", metavar="F", help="the private key (default: private.key in the folder)")
     add("--public-key", metavar="F", help="the public key, to make sure that it is this one")
     add("--origin", metavar="NAME", help="the name of a new log (default: of this host)")
+    add("--policy", metavar="F", help="a policy file with witnesses, their URLs and the quorum that publishing needs")
+    add("--witness-url", metavar="U", help="one witness, in the place of a policy")
+    add("--witness-public-key", metavar="F", help="its public key")
+    add("--checkpoint-interval", default=0.2, type=float, metavar="S", help="seconds between two requests to witnesses")
+    add("--witness-timeout", default=5.0, type=float, metavar="S", help="seconds that a witness has to answer")
+    add("--republish-interval", default=3600.0, type=float, metavar="S",
+        help="seconds after which an idle log is cosigned anew, 0 for never")
     add("--add-timeout", default=30.0, type=float, metavar="S", help="seconds after which an add is given up")
     add("--bulk-append-max-entries", default=50_000, type=int, metavar="N", help="lines that a bulk may have")
     add("--write-token-file", metavar="F", help="a file with the token that writing needs (Authorization: Bearer)")
@@ -2649,6 +3309,21 @@ def parser() -> argparse.ArgumentParser:
     add("--read-only", action="store_true", help="serve what another process writes; needs no private key")
     add("--open-writes", action="store_true", help="let anybody write, on an address that is not loopback")
 
+
+def _witness_command(command: Command) -> None:
+    what = "serve a witness; a first start makes its key pair and database"
+    add = command(cmd_witness, what, "--log-public-key public.key")
+    add("--database-path", default="witness.db", metavar="F", help="the witness's database")
+    add("--host", default="127.0.0.1", help="the address to listen on")
+    add("--port", default=8081, type=port_number, help="the port to listen on, 0 for any")
+    add("--private-key", metavar="F", help="the private key (default: witness-private.key beside the database)")
+    add("--public-key", metavar="F", help="the public key, to make sure that it is this one")
+    add("--origin", metavar="NAME", help="the name of a new witness (default: of this host)")
+    add("--log-public-key", metavar="F", action="append", help="a log's key; can be repeated, and stays known for good")
+    add("--policy", metavar="F", help="a policy file whose logs are to be known as well")
+
+
+def _user_commands(command: Command) -> None:
     add = command(cmd_add, "log files, and keep the proofs", "dist/*.whl --public-key public.key")
     add("files", nargs="+", metavar="FILE", help="a file as the index serves it")
     add("--log-url", default="http://127.0.0.1:8080", metavar="U", help="the log")
@@ -2661,6 +3336,7 @@ def parser() -> argparse.ArgumentParser:
     add("targets", nargs="+", metavar="TARGET", help="a file as it was installed")
     add("--log-url", metavar="U", help="ask this log (default: FILE.tlog-proof beside the file, or the policy's URL)")
     add("--proof", metavar="F", help="check against this .tlog-proof, offline")
+    add("--max-age", type=float, metavar="S", help="refuse what was cosigned last more than S seconds ago")
     _add_policy(add)
 
     add = command(cmd_fsck, "recompute and check all that a log's folder holds", "--storage-dir btlog-data")
@@ -2668,7 +3344,6 @@ def parser() -> argparse.ArgumentParser:
 
     add = command(cmd_health, "ask servers whether they can do their work", "http://127.0.0.1:8080")
     add("urls", nargs="*", metavar="URL", default=["http://127.0.0.1:8080"], help="servers, one of them healthy")
-    return top
 
 
 def port_number(text: str) -> int:
@@ -2679,7 +3354,9 @@ def port_number(text: str) -> int:
 
 def _add_policy(add: Callable[..., Any]) -> None:
     add("--policy", metavar="F", help="a policy file (c2sp.org/tlog-policy)")
-    add("--public-key", metavar="F", help="the log's public key: a policy without witnesses")
+    add("--public-key", metavar="F", help="the log's public key, in the place of a policy")
+    add("--witness-public-key", metavar="F", action="append", help="with it, a witness's key; can be repeated")
+    add("--quorum", metavar="K", type=parse_decimal, help="how many of those witnesses have to cosign (default: all)")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -15,6 +15,7 @@ import ast
 import asyncio
 import base64
 import contextlib
+import dataclasses
 import gzip
 import hashlib
 import http.client
@@ -1302,7 +1303,7 @@ def test_every_byte_of_a_policy_counts() -> None:
         else:
             same += changed == policy
             assert changed.logs == policy.logs
-            assert set(changed.quorum.keys()) <= set(policy.witnesses)
+            assert set(changed.quorum.leaves()) <= set(policy.witnesses)
             assert not changed.quorum.met([]) or changed.quorum == Quorum(0, ())
     assert refused > 5000
     assert same > 100
@@ -1896,8 +1897,8 @@ def run_btlog(*args: str, cwd: Path | None = None, **more: Any) -> subprocess.Co
 class Running:
     """btlog.py as a process that serves."""
 
-    def __init__(self, *args: str, cwd: Path | None = None) -> None:
-        command = [sys.executable, str(SOURCE), *args, "--port", "0"]
+    def __init__(self, *args: str, cwd: Path | None = None, port: str = "0") -> None:
+        command = [sys.executable, str(SOURCE), *args, "--port", port]
         self.process = subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         assert self.process.stdout
         self.line = self.process.stdout.readline()
@@ -1931,8 +1932,8 @@ def running(*args: str, cwd: Path | None = None) -> Iterator[Running]:
 class Local:
     """A server in a thread of this process."""
 
-    def __init__(self, answer: btlog.Answer) -> None:
-        self.server = btlog.Server("127.0.0.1", 0, answer)
+    def __init__(self, answer: btlog.Answer, port: int = 0) -> None:
+        self.server = btlog.Server("127.0.0.1", port, answer)
         self.url, self.port = self.server.url, int(self.server.url.rpartition(":")[2])
         ready, self._end = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self.server.run(ready.set, self._end.is_set)))
@@ -1950,7 +1951,10 @@ class LocalLog(Local):
 
     def __init__(self, folder: Path, **more: Any) -> None:
         self.store = found(folder)
-        self.log = btlog.Log(self.store, SIGNER, timeout=more.pop("timeout", 20), replace=more.pop("replace", False))
+        options = btlog.LogOptions(
+            replace=more.pop("replace", False), add_timeout=more.pop("timeout", 20), **more.pop("options", {})
+        )
+        self.log = btlog.Log(self.store, SIGNER, more.pop("policy", UNWITNESSED), options)
         self.routes = btlog.LogServer(self.log, **more)
         super().__init__(self.routes.answer)
         self.log.start()
@@ -2569,7 +2573,7 @@ def test_T3_T6_a_commit_that_fails_ends_the_log(tmp_path: Path) -> None:
         assert add(log.url, entry(1))[0] == 200
         faulty.left = 10**9 - faulty.left  # the commit of the next add
         status, answer = add(log.url, entry(2))
-        assert (status, answer["error"]) == (503, "the log has stopped")
+        assert (status, answer["error"]) == (503, "stopped: log.sqlite3: a commit failed: disk I/O error")
         assert log.log.failed.is_set()
         assert add(log.url, entry(3))[0] == 503
         assert ask(log.url, "/healthz")[0] == 503
@@ -3082,8 +3086,8 @@ def test_add_and_verify_online_and_offline(tmp_path: Path) -> None:
         fails(3, "can't read", "missing.whl", *key, *at)
         fails(3, "can't read", file.name, *key, "--proof", "missing")
         fails(2, "can't read", file.name, "--public-key", "missing", *at)
-        fails(2, "give --policy F or --public-key F", file.name, *at)
-        fails(2, "give --policy F or --public-key F", file.name, *key, "--policy", "policy")
+        fails(2, "give --policy F, or --public-key F", file.name, *at)
+        fails(2, "give --policy F, or --public-key F", file.name, *key, "--policy", "policy")
         fails(2, "the proof of one file", file.name, other.name, *key, "--proof", "garbage")
         server.stop()
         fails(3, "is not reached", file.name, *key, *at)
@@ -3227,7 +3231,7 @@ def test_health_as_a_command(log: LocalLog) -> None:
     assert (done.returncode, done.stderr.count("\n")) == (3, 1)
 
 
-COMMANDS = ["keygen", "vkey", "serve", "add", "verify", "fsck", "health"]
+COMMANDS = ["keygen", "vkey", "serve", "witness", "add", "verify", "fsck", "health"]
 
 
 def test_help_reads_well() -> None:
@@ -3288,6 +3292,913 @@ def test_output_that_nobody_reads(tmp_path: Path) -> None:
     assert "Traceback" not in process.stderr.read()
     process.stderr.close()
     process.wait()
+
+
+# --- The witness: tlog-witness, status by status ---------------------------------------------------------------------------
+
+
+class LocalWitness(Local):
+    """A witness in this process that knows `keys`, with a clock that a test can set."""
+
+    def __init__(self, path: Path, *keys: VerifierKey, signer: btlog.Signer = COSIGNER) -> None:
+        self.now = 1_000_000.0
+        self.store = btlog.WitnessStore(path)
+        self.witness = btlog.Witness(self.store, signer, lambda: self.now)
+        self.witness.register(keys or [LOG])
+        super().__init__(btlog.WitnessServer(self.witness).answer)
+        self.witness.start()
+
+    def close(self) -> None:
+        super().close()
+        self.witness.stop()
+        self.store.close()
+
+
+@pytest.fixture
+def witness(tmp_path: Path) -> Iterator[LocalWitness]:
+    with contextlib.closing(LocalWitness(tmp_path / "witness.db")) as server:
+        yield server
+
+
+def request_for(
+    old: int, new: int, signer: btlog.Signer = SIGNER, tag: str = "", proof: list[bytes] | None = None, more: str = ""
+) -> bytes:
+    """An add-checkpoint request for a log of the entries "entry 0"…, or of others with another tag, by oracles alone."""
+    entries = [e + tag.encode() for e in ENTRIES[:new]]
+    text = f"{signer.name}\n{new}\n{b64(root_of(entries))}\n{more}"
+    hashes = (subproof(old, entries, True) if 0 < old <= new else []) if proof is None else proof
+    lines = "".join(f"{b64(h)}\n" for h in hashes)
+    return f"old {old}\n{lines}\n".encode() + note_of(text, signature_line(signer, text))
+
+
+def cosign(server: LocalWitness, body: bytes) -> tuple[int, str, bytes]:
+    status, headers, answer = ask(server.url, "/add-checkpoint", "POST", body)
+    return status, headers["content-type"], answer
+
+
+def stored(server: LocalWitness, origin: str = LOG.name) -> tuple[int, bytes]:
+    return ask(server.url, f"/{hashlib.sha256(origin.encode()).hexdigest()}/checkpoint")[::2]
+
+
+def test_T32_T35_a_cosignature(witness: LocalWitness) -> None:
+    assert stored(witness)[0] == 404
+    for old, new in (0, 0), (0, 3), (3, 3), (3, 8), (8, 8), (8, 500):
+        body = request_for(old, new)
+        status, kind, answer = cosign(witness, body)
+        assert (status, kind) == (200, "text/plain; charset=utf-8")
+        note = body.partition(b"\n\n")[2]
+        opened = open_checkpoint(note + answer, POLICY)
+        assert (opened.tree.size, opened.cosigned[0][1]) == (new, 1_000_000)
+        assert answer.count(b"\n") == 1
+        assert stored(witness) == (200, note + answer)
+
+
+def test_T35_only_the_witness_signs_the_answer(witness: LocalWitness) -> None:
+    """Two log signatures and unknown lines in the request, in any order."""
+    second = new_key(LOG.name)
+    witness.witness.register([second.key])  # a further key of a known log
+    text = f"{LOG.name}\n3\n{b64(root_of(ENTRIES[:3]))}\n"
+    ours, theirs = signature_line(SIGNER, text), signature_line(second, text)
+    unknown = [signature_line(new_key(f"x{i}.example"), text) for i in range(14)]
+    for lines in (
+        [ours, theirs, *unknown],
+        [*unknown, theirs, ours],
+        [theirs, *unknown],
+        [*unknown, ours, *unknown[:3], ours],
+    ):
+        status, _, answer = cosign(
+            witness, (b"old 0\n\n" if stored(witness)[0] == 404 else b"old 3\n\n") + note_of(text, *lines)
+        )
+        assert status == 200
+        [(name, key_id, _)] = btlog.split_note(note_of(text) + answer)[1]
+        assert (name, key_id) == (WITNESS.name, btlog.as_witness(WITNESS).key_id)
+        kept = btlog.split_note(stored(witness)[1])[1]  # T34: verified signatures only, each once
+        assert {parts[:2] for parts in kept} <= {(LOG.name, LOG.key_id), (LOG.name, second.key.key_id), (name, key_id)}
+        assert len(kept) == len(set(kept)) == len({line for line in lines if line in (ours, theirs)}) + 1
+
+
+def test_T30_the_same_checkpoint_again(witness: LocalWitness) -> None:
+    assert cosign(witness, request_for(0, 5))[0] == 200
+    for later in 1, 3600:
+        witness.now += later
+        status, _, answer = cosign(witness, request_for(5, 5))
+        assert (status, open_checkpoint(request_for(5, 5).partition(b"\n\n")[2] + answer, POLICY).cosigned[0][1]) == (
+            200,
+            int(witness.now),
+        )
+    assert cosign(witness, request_for(0, 5))[0] == 409
+
+
+def test_T12_the_clock_may_jump(witness: LocalWitness) -> None:
+    times = []
+    for now, old, new in (500, 0, 1), (400, 1, 1), (0, 1, 2), (-5, 2, 2), (501.9, 2, 3), (2**40, 3, 3), (500, 3, 4):
+        witness.now = now
+        body = request_for(old, new)
+        status, _, answer = cosign(witness, body)
+        assert status == 200
+        times.append(open_checkpoint(body.partition(b"\n\n")[2] + answer, POLICY).cosigned[0][1])
+    assert times == [500, 500, 500, 500, 501, 2**40, 2**40]
+
+
+def test_T31_size_zero(witness: LocalWitness) -> None:
+    wrong = f"{LOG.name}\n0\n{b64(bytes(32))}\n"
+    assert cosign(witness, b"old 0\n\n" + note_of(wrong, signature_line(SIGNER, wrong)))[0] == 422
+    assert cosign(witness, request_for(0, 3, proof=[bytes(32)]))[0] == 422
+    assert cosign(witness, request_for(0, 0, proof=[bytes(32)]))[0] == 422
+    assert stored(witness)[0] == 404
+    assert cosign(witness, request_for(0, 0))[0] == 200
+    assert cosign(witness, request_for(0, 0))[0] == 200
+    assert cosign(witness, request_for(0, 3))[0] == 200
+    status, kind, answer = cosign(witness, request_for(0, 0))
+    assert (status, kind, answer) == (409, "text/x.tlog.size", b"3\n")
+
+
+def test_T32_T33_statuses(witness: LocalWitness) -> None:
+    unknown = new_key("unknown.example")
+    assert cosign(witness, request_for(0, 3, unknown))[0] == 404
+    assert cosign(witness, request_for(7, 9)) == (409, "text/x.tlog.size", b"0\n")
+    assert cosign(witness, request_for(0, 7))[0] == 200
+    before = stored(witness)
+    text = f"{LOG.name}\n9\n{b64(root_of(ENTRIES[:9]))}\n"
+    proof = "".join(f"{b64(h)}\n" for h in subproof(7, ENTRIES[:9], True))
+
+    def note(*lines: str) -> bytes:
+        return f"old 7\n{proof}\n".encode() + note_of(text, *lines)
+
+    imposter, mine = new_key(LOG.name), signature_line(SIGNER, text)
+    other = signature_line(SIGNER, text.replace("9", "8"))
+    flipped = mine.replace(mine.split()[2], b64(base64.b64decode(mine.split()[2])[:-1] + b"!"))
+    for lines, status in (
+        ([signature_line(imposter, text)], 403),
+        ([signature_line(unknown, text)], 403),
+        ([other], 403),
+        ([flipped], 403),
+        ([mine, flipped], 403),
+        ([other, mine], 403),
+        ([mine.replace(LOG.name, "other.example")], 403),
+    ):
+        assert cosign(witness, note(*lines))[0] == status
+    for body, status in (
+        (request_for(8, 7, proof=[]), 400),  # old above the checkpoint's size, and no conflict
+        (request_for(6, 9), 409),
+        (request_for(0, 9), 409),
+        (request_for(8, 9), 409),
+        (request_for(0, 3), 409),
+        (request_for(3, 5), 409),
+        (request_for(7, 9, proof=[]), 422),
+        (request_for(7, 9, proof=[bytes(32)] * 3), 422),
+        (request_for(7, 9, proof=subproof(7, ENTRIES[:9], True)[:-1]), 422),
+        (request_for(7, 9, tag="x"), 422),
+        (request_for(7, 9, proof=[*subproof(7, ENTRIES[:9], True), bytes(32)]), 422),
+        (request_for(7, 7, tag="x"), 422),  # the same size, another root
+        (request_for(7, 7, proof=[bytes(32)]), 422),
+        (request_for(7, 7, tag="x", proof=[bytes(32)]), 422),
+    ):
+        got = cosign(witness, body)
+        assert got[0] == status, body
+        assert (got[1:] == ("text/x.tlog.size", b"7\n")) is (status == 409)
+    assert stored(witness) == before
+    assert cosign(witness, request_for(7, 9))[0] == 200
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda b: b"",
+        lambda b: b"\n",
+        lambda b: b"\n\n",
+        lambda b: b[1:],
+        lambda b: b"\n" + b,
+        lambda b: b.replace(b"old 5", b"old 05"),
+        lambda b: b.replace(b"old 5", b"old 007"),
+        lambda b: b.replace(b"old 5", b"old +5"),
+        lambda b: b.replace(b"old 5", b"old  5"),
+        lambda b: b.replace(b"old 5", b"old 5 "),
+        lambda b: b.replace(b"old 5", b"old"),
+        lambda b: b.replace(b"old 5", b"old -1"),
+        lambda b: b.replace(b"old 5", b"Old 5"),
+        lambda b: b.replace(b"old 5", b"old \xd9\xa5"),
+        lambda b: b.replace(b"old 5", b"old 9223372036854775808"),
+        lambda b: b.replace(b"\n", b"\r\n"),
+        lambda b: b[:-1],
+        lambda b: b + b"\n",
+        lambda b: b.partition(b"\n\n")[0],
+        lambda b: b.partition(b"\n\n")[0] + b"\n\n",
+        lambda b: b.replace(b"\n\n", b"\n", 1),
+        lambda b: b.replace(b"=\n", b"\n", 1),
+        lambda b: b.replace(b"\n", b"\nYQ==\n", 1),
+        lambda b: b.replace(b"old 5\n", b"old 5\n\n"),
+        lambda b: b.replace(b"old 5\n", b"old 5\n" + (b64(bytes(32)) + "\n").encode() * 64),
+        lambda b: b.replace(b"\n9\n", b"\n09\n"),
+        lambda b: b.replace(b"\n9\n", b"\n\n"),
+        lambda b: b.replace(b"\n9\n", b"\nx\n"),
+        lambda b: b.replace("\u2014".encode(), b"-"),
+        lambda b: b.replace(LOG.name.encode(), b""),
+        lambda b: b"\xff" + b,
+        lambda b: b.replace(b"old", b"o\0ld"),
+        lambda b: b + b"".join(b"\xe2\x80\x94 x%d YWFhYWFh\n" % i for i in range(1000)),
+    ],
+)
+def test_T32_T42_T62_T63_malformed_requests(witness: LocalWitness, change: Callable[[bytes], bytes]) -> None:
+    assert cosign(witness, request_for(0, 5))[0] == 200
+    before = stored(witness)
+    status, kind, _answer = cosign(witness, change(request_for(5, 9)))
+    assert (status, kind) == (400, "application/json")
+    assert stored(witness) == before
+
+
+def test_T63_as_many_proof_lines_as_there_may_be(witness: LocalWitness) -> None:
+    for count, status in (63, 422), (64, 400):
+        assert cosign(witness, request_for(0, 5, proof=[bytes(32)] * count))[0] == status
+
+
+def test_T61_bodies_of_64_KiB_pass(witness: LocalWitness) -> None:
+    body = request_for(0, 5)
+    room = 65_536 - len(body)
+
+    def line(n: int) -> bytes:
+        return b"\xe2\x80\x94 filler " + base64.b64encode(bytes(n)) + b"\n"
+
+    full = body + line((room - len(line(0))) // 4 * 3)
+    full = full.replace(b"filler", b"filler" + b"x" * (65_536 - len(full)))
+    assert len(full) == 65_536
+    assert cosign(witness, full)[0] == 200
+    assert ask(witness.url, "/add-checkpoint", "POST", full + b"\n")[0] == 413
+    assert ask(witness.url, "/add-checkpoint", "POST", b"x" * 10_000_000)[0] == 413
+    assert cosign(witness, request_for(5, 6))[0] == 200
+
+
+def test_T40_unknown_signatures_are_ignored_by_the_witness(witness: LocalWitness) -> None:
+    text = f"{LOG.name}\n5\n{b64(root_of(ENTRIES[:5]))}\n"
+    unknown = [signature_line(new_key(f"unknown{i}.example"), text) for i in range(15)]
+    for at in range(16):
+        lines = [*unknown[:at], signature_line(SIGNER, text), *unknown[at:]]
+        assert cosign(witness, (b"old 5\n\n" if at else b"old 0\n\n") + note_of(text, *lines))[0] == 200
+
+
+def test_T34_a_forged_line_in_the_witness_s_own_name(witness: LocalWitness) -> None:
+    assert cosign(witness, request_for(0, 5))[0] == 200
+    text = f"{LOG.name}\n9\n{b64(root_of(ENTRIES[:9]))}\n"
+    forged = f"— {WITNESS.name} {b64(btlog.as_witness(WITNESS).key_id + bytes(72))}\n"
+    body = request_for(5, 9)
+    head = body.partition(b"\n\n")[0] + b"\n\n"
+    status, _, _answer = cosign(witness, head + note_of(text, forged, signature_line(SIGNER, text)))
+    assert status == 200
+    assert forged.encode() not in stored(witness)[1]
+    assert open_checkpoint(stored(witness)[1], POLICY).tree.size == 9
+    assert cosign(witness, request_for(9, 12))[0] == 200
+
+
+def test_T37_extension_lines_are_cosigned(witness: LocalWitness) -> None:
+    body = request_for(0, 5, more="an extension\n")
+    status, _, answer = cosign(witness, body)
+    assert status == 200
+    assert open_checkpoint(body.partition(b"\n\n")[2] + answer, POLICY).extensions == ("an extension",)
+
+
+def test_T29_a_race_between_check_and_store(tmp_path: Path) -> None:
+    """A is checked, B is checked and stored, A is to be stored: it is told the new size, and nothing is rolled back."""
+    with contextlib.closing(btlog.WitnessStore(tmp_path / "w.db")) as store:
+
+        def step(last: btlog.Witnessed | None, old: int, new: int) -> btlog.Witnessed:
+            return btlog.witness_step(last, [LOG], btlog.AddCheckpoint.parse(request_for(old, new)), COSIGNER, 5)[0]
+
+        for size in 0, 7:
+            last = store.last(LOG.name)
+            a, b = step(last, size, size + 3), step(last, size, size + 7)
+            with store.database.transaction() as db:
+                store.update(db, LOG.name, last, b)
+            with pytest.raises(btlog.Stale) as caught, store.database.transaction() as db:
+                store.update(db, LOG.name, last, a)
+            assert caught.value.size == size + 7
+            assert store.last(LOG.name) == b
+
+
+def test_T15_fifty_writers_over_ten_logs(tmp_path: Path) -> None:
+    """1,000 requests: sizes only grow, every answer is 200 or 409, and what is cosigned of a log is one history."""
+    signers = [new_key(f"log{i}.example") for i in range(10)]
+    cosigned: list[tuple[str, Tree]] = []
+    statuses: dict[int, int] = {}
+    falls: list[str] = []
+    with contextlib.closing(LocalWitness(tmp_path / "w.db", *(s.key for s in signers))) as server:
+
+        def client(seed: int) -> None:
+            choose = random.Random(seed)
+            known = dict.fromkeys(range(10), 0)
+            for _ in range(20):
+                i = choose.randrange(10)
+                old = known[i]
+                new = old + choose.randrange(4)
+                body = request_for(old, new, signers[i])
+                status, _, answer = cosign(server, body)
+                statuses[status] = statuses.get(status, 0) + 1
+                if status == 200:
+                    opened = open_checkpoint(
+                        body.partition(b"\n\n")[2] + answer, btlog.simple_policy([signers[i].key], [WITNESS])
+                    )
+                    cosigned.append((opened.origin, opened.tree))
+                    size = new
+                else:
+                    size = int(answer)
+                if size < known[i]:
+                    falls.append(f"log {i} from {known[i]} to {size}")
+                known[i] = size
+
+        threads = [threading.Thread(target=client, args=(seed,)) for seed in range(50)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        for signer in signers:
+            size = max((tree.size for origin, tree in cosigned if origin == signer.name), default=0)
+            assert open_checkpoint(stored(server, signer.name)[1], btlog.simple_policy([signer.key])).tree.size == size
+    assert falls == []
+    assert set(statuses) == {200, 409}
+    assert sum(statuses.values()) == 1000
+    assert len(cosigned) == statuses[200] > 100
+    assert all(tree.root == root_of(ENTRIES[: tree.size]) for _, tree in cosigned)
+
+
+def test_a_log_that_shows_two_histories_leaves_evidence(
+    witness: LocalWitness, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert cosign(witness, request_for(0, 5))[0] == 200
+    kept = stored(witness)[1]
+    for body in request_for(5, 5, tag="x"), request_for(5, 9, tag="x"), request_for(5, 5, tag="x"):
+        assert cosign(witness, body)[0] == 422
+    rows = witness.store.database.read("SELECT origin, stored, offered FROM evidence")
+    assert rows == [
+        (LOG.name, kept, body.partition(b"\n\n")[2])
+        for body in (request_for(5, 5, tag="x"), request_for(5, 9, tag="x"))
+    ]
+    for _, a, b in rows:  # each of the two is signed by the log: another verifier can check that
+        assert open_checkpoint(a, UNWITNESSED).tree.size == 5
+        assert open_checkpoint(b, UNWITNESSED).tree.root != root_of(
+            ENTRIES[: open_checkpoint(b, UNWITNESSED).tree.size]
+        )
+    assert kept.decode() in caplog.text
+    assert request_for(5, 5, tag="x").partition(b"\n\n")[2].decode() in caplog.text
+    assert cosign(witness, request_for(5, 9))[0] == 200  # the history that it has seen goes on
+
+
+def test_other_routes_of_the_witness(witness: LocalWitness) -> None:
+    assert ask(witness.url, "/healthz")[0] == 200
+    hash_ = hashlib.sha256(LOG.name.encode()).hexdigest()
+    cosign(witness, request_for(0, 5))
+    status, headers, _ = ask(witness.url, f"/{hash_}/checkpoint")
+    assert (status, headers["cache-control"], headers["access-control-allow-origin"]) == (200, "no-cache", "*")
+    for path_ in (
+        "/",
+        f"/{hash_}",
+        f"/{hash_}/",
+        f"/{hash_}/checkpoint/",
+        f"/{hash_.upper()}/checkpoint",
+        f"/{hash_[:-1]}0/checkpoint",
+        "//checkpoint",
+        f"/{hash_}//checkpoint",
+        "/add-checkpoint/",
+    ):
+        assert ask(witness.url, path_)[0] == 404
+    assert ask(witness.url, f"/{hash_}/checkpoint", "POST", b"")[0] == 405
+    assert ask(witness.url, "/add-checkpoint")[0] == 405
+    assert ask(witness.url, f"/{hash_}/checkpoint", "HEAD")[::2] == (200, b"")
+
+
+def test_T3_a_witness_whose_disk_fails_cosigns_nothing(tmp_path: Path) -> None:
+    for persist in False, True:
+        path_ = tmp_path / f"{persist}.db"
+        with contextlib.closing(LocalWitness(path_)) as server:
+            assert cosign(server, request_for(0, 3))[0] == 200
+            faulty = Faulty(server.store.database._writer, 10**9, persist)
+            server.store.database._writer = faulty  # type: ignore[assignment]
+            assert cosign(server, request_for(3, 4))[0] == 200
+            faulty.left = 10**9 - faulty.left
+            status, _, answer = cosign(server, request_for(4, 5))
+            assert (status, b"commit failed" in answer) == (503, True)
+            assert cosign(server, request_for(4, 5))[0] == 503
+            assert ask(server.url, "/healthz")[0] == 503
+            assert server.witness.failed.is_set()
+        with contextlib.closing(LocalWitness(path_)) as server:  # after a start, what is on disk counts
+            assert cosign(server, request_for(0, 0))[2] == (b"5\n" if persist else b"4\n")
+            assert cosign(server, request_for(5 if persist else 4, 6))[0] == 200
+
+
+def test_a_witness_as_a_command(tmp_path: Path) -> None:
+    log_key, second = new_key("log.example/a"), new_key("log.example/b")
+    (tmp_path / "log.key").write_text(btlog.encode_vkey(log_key.key) + "\n")
+    (tmp_path / "policy").write_text(f"log {LOG_VKEY}\nwitness x {WITNESS_VKEY}\nquorum none\n")
+    with running(
+        "witness", "--origin", "witness.example/new", "--log-public-key", "log.key", "--policy", "policy", cwd=tmp_path
+    ) as server:
+        url, serves, the, what, vkey, *_ = server.line.split()
+        assert (serves, the, what) == ("serves", "the", "witness")
+        key = VerifierKey.parse(vkey)
+        assert (tmp_path / "witness-public.key").read_text() == vkey + "\n"
+        assert (tmp_path / "witness-private.key").stat().st_mode & 0o777 == 0o600
+        for signer in log_key, SIGNER:
+            body = request_for(0, 5, signer)
+            status, _, answer = ask(url, "/add-checkpoint", "POST", body)
+            assert status == 200
+            assert open_checkpoint(
+                body.partition(b"\n\n")[2] + answer, btlog.simple_policy([signer.key], [key])
+            ).cosigned
+        assert ask(url, "/add-checkpoint", "POST", request_for(0, 5, second))[0] == 404
+        (tmp_path / "log.key").write_text(btlog.encode_vkey(second.key))
+        server.process.send_signal(signal.SIGHUP)  # adding a log while it runs
+        for _ in range(100):
+            if (status := ask(url, "/add-checkpoint", "POST", request_for(0, 5, second))[0]) == 200:
+                break
+        assert status == 200
+        (tmp_path / "log.key").write_text("garbage")
+        server.process.send_signal(signal.SIGHUP)
+        assert ask(url, "/add-checkpoint", "POST", request_for(5, 6, log_key))[0] == 200  # none is forgotten
+        code, error = server.stop()
+        assert code == 0
+        assert "SIGHUP: log.key" in error
+        assert "Traceback" not in error
+    with running("witness", cwd=tmp_path) as server:  # without flags: it knows its logs, and where they were
+        assert server.line.split()[4] == vkey
+        assert ask(server.url, "/add-checkpoint", "POST", request_for(0, 5, log_key))[::2] == (409, b"6\n")
+        assert server.stop(signal.SIGINT) == (0, "")
+
+
+def test_whose_keys_a_witness_refuses(tmp_path: Path) -> None:
+    (tmp_path / "w.key").write_text(WITNESS_SKEY)
+    (tmp_path / "w.key").chmod(0o600)
+    base = ("witness", "--private-key", "w.key", "--port", "0")
+    same_name, same_key = new_key(WITNESS.name).key, VerifierKey("other.example", 1, WITNESS.key)
+    for key in (
+        WITNESS_VKEY,
+        WITNESS_VKEY_4,
+        PQ_VKEY,
+        btlog.encode_vkey(same_name),
+        btlog.encode_vkey(same_key),
+        "garbage",
+    ):
+        (tmp_path / "log.key").write_text(key)
+        done = run_btlog(*base, "--log-public-key", "log.key", cwd=tmp_path)
+        assert (done.returncode, done.stdout) == (2, ""), key
+        assert done.stderr.count("\n") == 1
+    (tmp_path / "other.key").write_text(LOG_SKEY)
+    (tmp_path / "other.key").chmod(0o600)
+    done = run_btlog("witness", "--private-key", "other.key", "--port", "0", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "is the database of the witness" in done.stderr
+    (tmp_path / "w.db").write_bytes(b"garbage" * 1000)
+    done = run_btlog(*base, "--database-path", "w.db", cwd=tmp_path)
+    assert done.returncode == 3
+    (tmp_path / "w.db").unlink()
+    found(tmp_path / "log").close()
+    done = run_btlog(*base, "--database-path", "log/log.sqlite3", cwd=tmp_path)
+    assert done.returncode == 3
+    assert "is not of this version of btlog" in done.stderr
+
+
+def test_every_byte_of_an_add_checkpoint_request_counts() -> None:
+    body = request_for(5, 9)
+    survives(btlog.AddCheckpoint.parse, btlog.AddCheckpoint.encode, mutations(body))
+    for case in mutations(body):
+        try:
+            new, _line = btlog.witness_step(None, [LOG], btlog.AddCheckpoint.parse(case), COSIGNER, 7)
+        except Error:
+            continue
+        pytest.fail(f"{case!r} is cosigned as {new}")
+
+
+# --- A log with witnesses -------------------------------------------------------------------------------------------------------
+
+
+def witnessed_policy(*witnesses: LocalWitness, k: int | None = None) -> Policy:
+    keys = [w.witness.signer.key for w in witnesses]
+    policy = btlog.simple_policy([LOG], keys, k)
+    return dataclasses.replace(policy, urls=tuple((btlog.as_witness(w.witness.signer.key), w.url) for w in witnesses))
+
+
+def eventually(check: Callable[[], Any], seconds: float = 20) -> Any:
+    """Waits for what has to become true by itself."""
+    until = time.monotonic() + seconds
+    while not (value := check()) and time.monotonic() < until:
+        time.sleep(0.02)
+    assert value
+    return value
+
+
+def published(url: str, policy: Policy) -> Checkpoint | None:
+    status, _, note = ask(url, "/checkpoint")
+    return open_checkpoint(note, policy) if status == 200 else None
+
+
+@contextlib.contextmanager
+def several_witnesses(tmp_path: Path, count: int) -> Iterator[list[LocalWitness]]:
+    with contextlib.ExitStack() as stack:
+        yield [
+            stack.enter_context(
+                contextlib.closing(LocalWitness(tmp_path / f"w{i}.db", signer=new_key(f"w{i}.example")))
+            )
+            for i in range(count)
+        ]
+
+
+def test_a_log_publishes_what_its_quorum_has_cosigned(tmp_path: Path) -> None:
+    with several_witnesses(tmp_path, 3) as witnesses:
+        policy = witnessed_policy(*witnesses)
+        with contextlib.closing(LocalLog(tmp_path / "log", policy=policy)) as log:
+            assert eventually(lambda: published(log.url, policy)).tree.size == 0
+            for i in range(3):
+                status, answer = add(log.url, entry(i))
+                assert status == 200
+                opened = open_checkpoint(base64.b64decode(answer["checkpoint"]), policy)
+                assert (opened.tree.size, len(opened.cosigned)) == (i + 1, 3)
+                assert [key.name for key, _ in opened.cosigned] == ["w0.example", "w1.example", "w2.example"]
+            assert walk(log.url, policy) == [entry(0), entry(1), entry(2)]
+            proof = ask(log.url, "/entry/1/proof")[2]
+            assert len(check_logged(Entry.parse(entry(1)), proof, policy).cosigned) == 3
+            status = json.loads(ask(log.url, "/status.json")[2])
+            assert status["witness_configured"]
+            assert [(w["name"], w["dark_since"], w["size"]) for w in status["witnesses"]] == [
+                (f"w{i}.example", None, 3) for i in range(3)
+            ]
+            assert bulk(log.url, b"".join(as_line(entry(i)) for i in range(600)))[0] == 200
+            assert len(walk(log.url, policy)) == 600
+        with contextlib.closing(LocalLog(tmp_path / "log", policy=policy)) as log:
+            assert published(log.url, policy)
+            assert add(log.url, entry(600))[0] == 200
+            assert all(caller.size == 601 for caller in log.log.callers)
+
+
+def test_the_quorum_is_missed_and_met_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with several_witnesses(tmp_path, 2) as witnesses:
+        policy = witnessed_policy(*witnesses)
+        with contextlib.closing(LocalLog(tmp_path / "log", policy=policy, timeout=1)) as log:
+            assert add(log.url, entry(0))[0] == 200
+            before = ask(log.url, "/checkpoint")[2]
+            port = witnesses[1].port
+            witnesses[1].close()
+            status, headers, body = ask(log.url, "/add", "POST", as_line(entry(1)))
+            assert (status, "retry-after" in headers) == (503, True)
+            assert b"w1.example since 20" in body
+            assert bulk(log.url, as_line(entry(2)))[0] == 503
+            assert ask(log.url, "/checkpoint")[2] == before  # it stays at the last one that met the quorum
+            assert ask(log.url, "/entry/1")[0] == ask(log.url, "/tile/0/000.p/2")[0] == 404
+            health = ask(log.url, "/healthz")
+            assert health[0] == 503
+            assert b"w1.example since 20" in health[2]
+            [_, dark] = json.loads(ask(log.url, "/status.json")[2])["witnesses"]
+            assert dark["dark_since"]
+            assert "refused" in dark["error"]
+            assert log.store.tree("signed").size == 3  # what is sequenced stays
+            again = LocalWitness.__new__(LocalWitness)
+            witnesses[1] = again
+            again.now, again.store = 1_000_000.0, btlog.WitnessStore(tmp_path / "w1.db")
+            again.witness = btlog.Witness(again.store, new_key("w1.example"), lambda: again.now)
+            Local.__init__(again, btlog.WitnessServer(again.witness).answer, port)
+            again.witness.start()
+            try:
+                eventually(lambda: published(log.url, policy).tree.size == 3)  # type: ignore[union-attr]
+                assert ask(log.url, "/healthz")[0] == 200
+                assert acknowledged_index(add(log.url, entry(1))[1]) == 1  # once
+                assert walk(log.url, policy) == [entry(0), entry(1), entry(2)]
+            finally:
+                again.close()
+                witnesses.pop()
+    assert caplog.text.count("the quorum of witnesses is missed") == 1
+
+
+def acknowledged_index(answer: dict[str, Any]) -> int:
+    return int(answer["index"])
+
+
+def test_T9_a_restored_backup_signs_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with several_witnesses(tmp_path, 2) as witnesses:
+        policy = witnessed_policy(*witnesses, k=1)
+        with contextlib.closing(LocalLog(tmp_path / "log", policy=policy)) as log:
+            for i in range(3):
+                add(log.url, entry(i))
+        shutil.copytree(tmp_path / "log", tmp_path / "backup")
+        with contextlib.closing(LocalLog(tmp_path / "log", policy=policy)) as log:
+            for i in range(3, 8):
+                add(log.url, entry(i))
+            assert log.log.published.tree.size == 8
+        with contextlib.closing(LocalLog(tmp_path / "backup", policy=policy)) as log:
+            eventually(lambda: log.log.trouble)
+            status, answer = add(log.url, entry(100))
+            assert status == 503
+            assert "has cosigned size 8, and this log has size 3" in answer["error"]
+            assert "restored from a backup" in answer["error"]
+            assert ask(log.url, "/healthz")[0] == 503
+            assert log.store.tree("signed").size == 3  # nothing was signed, not even to be refused
+            assert len(walk(log.url, btlog.simple_policy([LOG]))) == 3  # reading goes on
+        # It goes on in both places to the same size, with other entries: another root
+        with sqlite3.connect(tmp_path / "backup" / "log.sqlite3") as db:
+            db.execute("DELETE FROM witness")
+        db.close()
+        with contextlib.closing(LocalLog(tmp_path / "backup")) as log:  # without its witnesses it does not know better
+            for i in range(100, 105):
+                add(log.url, entry(i))
+            assert log.log.published.tree.size == 8
+        with contextlib.closing(LocalLog(tmp_path / "backup", policy=policy)) as log:
+            eventually(lambda: log.log.trouble)
+            status, answer = add(log.url, entry(105))
+            assert (status, "restored from a backup" in answer["error"]) == (503, True)
+            assert log.store.tree("signed").size == 8
+        with contextlib.closing(LocalLog(tmp_path / "log", policy=policy)) as log:
+            assert add(log.url, entry(9))[0] == 200
+    assert caplog.text.count("It signs nothing more") == 2
+
+
+class Odd(Local):
+    """A witness that answers as it is told, with what it was asked."""
+
+    def __init__(self, answer: Callable[[btlog.AddCheckpoint], btlog.Response]) -> None:
+        self.asked: list[btlog.AddCheckpoint] = []
+
+        async def respond(body: btlog.Body) -> btlog.Response:
+            self.asked.append(btlog.AddCheckpoint.parse(await body.all(1 << 20)))
+            return answer(self.asked[-1])
+
+        super().__init__(lambda request, body: respond(body))
+
+
+def honest(request: btlog.AddCheckpoint) -> bytes:
+    text = btlog.split_note(request.note)[0]
+    return signature_line(COSIGNER, text, 77).encode()
+
+
+def too_many(request: btlog.AddCheckpoint) -> btlog.Response:
+    return btlog.Response(b"0\n", "text/x.tlog.size", 409)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda r: btlog.Response(b""),
+        lambda r: btlog.Response(b"garbage"),
+        lambda r: btlog.Response(b"\xff" * 1000),
+        lambda r: btlog.Response(b"x" * 100_000),
+        lambda r: btlog.Response(honest(r)[:-1]),
+        lambda r: btlog.Response(b"\n" + honest(r)),
+        lambda r: btlog.Response(honest(r) + b"\n"),
+        lambda r: btlog.Response(honest(r) * 101),
+        lambda r: btlog.Response(signature_line(new_key(WITNESS.name), btlog.split_note(r.note)[0], 5).encode()),
+        lambda r: btlog.Response(signature_line(COSIGNER, "other\n", 5).encode()),
+        lambda r: btlog.Response(signature_line(COSIGNER, btlog.split_note(r.note)[0]).encode()),
+        lambda r: btlog.Response(honest(r), status=201),
+        lambda r: btlog.Response(b"", status=302, headers={"Location": "/x"}),
+        lambda r: btlog.Response(honest(r), status=500),
+        lambda r: btlog.Response(b"x\n", status=409),
+        lambda r: btlog.Response(b"", status=409),
+        lambda r: btlog.Response(b"01\n", status=409),
+        lambda r: btlog.Response(b"-1\n", status=409),
+        too_many,
+        lambda r: btlog.Response(b"", status=404),
+        lambda r: btlog.Response(b"", status=403),
+        lambda r: btlog.Response(honest(r).replace(b"\n", b"\r\n")),
+    ],
+)
+def test_T26_T36_witnesses_that_answer_oddly(
+    tmp_path: Path, answer: Callable[[btlog.AddCheckpoint], btlog.Response]
+) -> None:
+    """Nothing of it enters a checkpoint, and it does not keep the others from making the quorum."""
+    with several_witnesses(tmp_path, 1) as [good], contextlib.closing(Odd(answer)) as odd:
+        keys = (btlog.as_witness(good.witness.signer.key), btlog.as_witness(WITNESS))
+        policy = Policy((LOG,), keys, Quorum(1, keys), ((keys[0], good.url), (keys[1], odd.url)))
+        with contextlib.closing(LocalLog(tmp_path / "log", policy=policy)) as log:
+            for i in range(2):
+                status, got = add(log.url, entry(i))
+                assert status == 200
+                opened = open_checkpoint(base64.b64decode(got["checkpoint"]), policy)
+                assert [key.name for key, _ in opened.cosigned] == ["w0.example"]
+            eventually(lambda: log.log.callers[1].dark_since)
+            assert len(btlog.split_note(base64.b64decode(got["checkpoint"]))[1]) == 2
+            assert 1 <= len(odd.asked) <= 12
+
+
+def test_T36_hints_are_taken_and_unknown_lines_are_not(tmp_path: Path) -> None:
+    """A stale size is recovered from, with or without a newline (bt-log sends none); sizes are remembered."""
+    size = 0
+
+    def answer(request: btlog.AddCheckpoint) -> btlog.Response:
+        nonlocal size
+        if request.old != size:
+            return btlog.Response(str(size).encode(), "text/x.tlog.size", 409)
+        text = btlog.split_note(request.note)[0]
+        size = Checkpoint.parse(text).tree.size
+        unknown = signature_line(new_key("unknown.example"), text).encode()
+        return btlog.Response(unknown + honest(request) + unknown)
+
+    with contextlib.closing(Odd(answer)) as odd:
+        key = btlog.as_witness(WITNESS)
+        policy = Policy((LOG,), (key,), Quorum(1, (key,)), ((key, odd.url),))
+        with contextlib.closing(LocalLog(tmp_path / "log", policy=policy)) as log:
+            for i in range(3):
+                status, got = add(log.url, entry(i))
+                assert status == 200
+                assert [parts[0] for parts in btlog.split_note(base64.b64decode(got["checkpoint"]))[1]] == [
+                    LOG.name,
+                    WITNESS.name,
+                ]
+        asked = len(odd.asked)
+        with contextlib.closing(LocalLog(tmp_path / "log", policy=policy)) as log:
+            assert add(log.url, entry(3))[0] == 200
+        assert [request.old for request in odd.asked[asked:]] == [3, 3]  # remembered across a restart
+        size = 2  # it has lost a checkpoint
+        asked = len(odd.asked)
+        with contextlib.closing(LocalLog(tmp_path / "log", policy=policy)) as log:
+            assert add(log.url, entry(4))[0] == 200
+        assert [request.old for request in odd.asked[asked:]] == [4, 2, 4]
+
+
+def test_T36_T67_a_slow_witness_delays_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with several_witnesses(tmp_path, 2) as witnesses, socket.create_server(("127.0.0.1", 0)) as silent:
+        keys = tuple(btlog.as_witness(w.witness.signer.key) for w in witnesses)
+        slow = btlog.as_witness(WITNESS)
+        urls = (
+            *((key, w.url) for key, w in zip(keys, witnesses, strict=True)),
+            (slow, f"http://127.0.0.1:{silent.getsockname()[1]}"),
+        )
+        policy = Policy((LOG,), (*keys, slow), Quorum(2, (*keys, slow)), urls)
+        with contextlib.closing(LocalLog(tmp_path / "log", policy=policy, options={"witness_timeout": 0.5})) as log:
+            threads = threading.active_count()
+            assert add(log.url, entry(0))[0] == 200
+            begun = time.monotonic()
+            for i in range(1, 6):
+                assert add(log.url, entry(i))[0] == 200
+            assert time.monotonic() - begun < 5
+            assert threading.active_count() <= threads + 5  # nothing piles up
+            eventually(lambda: log.log.callers[2].dark_since)
+            begun = time.monotonic()
+        assert time.monotonic() - begun < 10
+
+
+def test_an_idle_log_has_its_checkpoint_cosigned_anew(tmp_path: Path) -> None:
+    with several_witnesses(tmp_path, 1) as [witness_]:
+        policy = witnessed_policy(witness_)
+        with contextlib.closing(LocalLog(tmp_path / "log", policy=policy, options={"republish_interval": 0.2})) as log:
+            assert add(log.url, entry(0))[0] == 200
+            first = published(log.url, policy)
+            assert first
+            witness_.now += 3600
+            later = eventually(lambda: (c := published(log.url, policy)) and c.cosigned[0][1] == 1_003_600 and c)
+            assert later.tree == first.tree
+            signatures = btlog.split_note(log.log.published.note)[1]
+            assert len(signatures) == 2
+
+
+def test_quorums_that_cant_be_met_are_refused(tmp_path: Path) -> None:
+    key = btlog.as_witness(WITNESS)
+    for policy in (
+        Policy((LOG,), (key,), Quorum(1, (key,))),
+        Policy((LOG,), (key, PQ), Quorum(2, (key, PQ)), ((key, "http://127.0.0.1:1"), (PQ, "http://127.0.0.1:1"))),
+    ):
+        with contextlib.closing(found(tmp_path / "log")) as store, pytest.raises(Malformed, match="can't be met"):
+            btlog.Log(store, SIGNER, policy, btlog.LogOptions())
+    for args in (
+        ["--witness-url", "http://127.0.0.1:1"],
+        ["--witness-public-key", "w"],
+        ["--policy", "p", "--witness-url", "u", "--witness-public-key", "w"],
+    ):
+        (tmp_path / "w").write_text(WITNESS_VKEY)
+        done = run_btlog("serve", *args, "--port", "0", cwd=tmp_path)
+        assert (done.returncode, (tmp_path / "btlog-data").exists()) == (2, False)
+
+
+def five(tmp_path: Path, ports: dict[int, str], i: int) -> Running:
+    """The i-th of five witnesses as a process, on the port that it had."""
+    port = ports[i].rpartition(":")[2] if i in ports else "0"
+    server = Running(
+        "witness",
+        "--database-path",
+        f"w{i}.db",
+        "--private-key",
+        f"w{i}.key",
+        "--log-public-key",
+        "public.key",
+        cwd=tmp_path,
+        port=port,
+    )
+    ports[i] = server.url
+    return server
+
+
+def three_of_five(tmp_path: Path) -> tuple[list[Running], dict[int, str], Policy]:
+    assert run_btlog("keygen", "--origin", "log.example/five", cwd=tmp_path).returncode == 0
+    ports: dict[int, str] = {}
+    lines = []
+    for i in range(5):
+        signer = new_key(f"w{i}.example/five")
+        (tmp_path / f"w{i}.key").write_text(signer.encode())
+        (tmp_path / f"w{i}.key").chmod(0o600)
+    processes = [five(tmp_path, ports, i) for i in range(5)]
+    for i in range(5):
+        lines.append(f"witness w{i} {btlog.encode_vkey(new_key(f'w{i}.example/five').key)} {ports[i]}\n")
+    text = f"log {(tmp_path / 'public.key').read_text()}{''.join(lines)}group all5 3 w0 w1 w2 w3 w4\nquorum all5\n"
+    (tmp_path / "policy").write_text(text)
+    return processes, ports, parse_policy(text.encode())
+
+
+@pytest.mark.parametrize("clients", [1, 64])
+def test_three_of_five_witnesses(tmp_path: Path, clients: int) -> None:
+    """Two killed: adds go on. A third: adds get 503. It is back: all that waited is there, once."""
+    witnesses, ports, policy = three_of_five(tmp_path)
+    args = (
+        "serve",
+        "--storage-dir",
+        "log",
+        "--private-key",
+        "private.key",
+        "--public-key",
+        "public.key",
+        "--policy",
+        "policy",
+        "--witness-timeout",
+        "2",
+    )
+    statuses: list[int] = []
+    lock = threading.Lock()
+    numbers = itertools.count()
+
+    def load(url: str, count: int) -> list[int]:
+        """Each client adds `count` new entries; the statuses."""
+        got: list[int] = []
+
+        def client() -> None:
+            for _ in range(count):
+                with lock:
+                    data = entry(next(numbers))
+                status = add(url, data)[0]
+                with lock:
+                    got.append(status)
+
+        threads = [threading.Thread(target=client) for _ in range(clients)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        statuses.extend(got)
+        return got
+
+    try:
+        with running(*args, "--add-timeout", "2", cwd=tmp_path) as log:
+            assert set(load(log.url, 3)) == {200}
+            for i in 0, 3:
+                witnesses[i].stop(signal.SIGKILL)
+            assert set(load(log.url, 3)) == {200}
+            witnesses[4].stop(signal.SIGKILL)
+            assert set(load(log.url, 1)) == {503}
+            health = ask(log.url, "/healthz")
+            assert health[0] == 503
+            assert all(f"w{i}.example/five since".encode() in health[2] for i in (0, 3, 4))
+            assert b"w1.example" not in health[2]
+            witnesses[4] = five(tmp_path, ports, 4)
+            eventually(lambda: ask(log.url, "/healthz")[0] == 200)
+            assert set(load(log.url, 1)) == {200}
+            entries = walk(log.url, policy)
+            assert sorted(entries) == sorted(entry(i) for i in range(8 * clients))  # also what was answered with 503
+            log.stop(signal.SIGKILL)
+        with running(*args, cwd=tmp_path) as log:
+            assert walk(log.url, policy) == entries
+            assert set(load(log.url, 1)) == {200}
+            assert log.stop()[0] == 0
+    finally:
+        for witness_ in witnesses:
+            witness_.stop(signal.SIGKILL)
+
+
+def test_verify_with_witnesses(tmp_path: Path) -> None:
+    file = wheel(tmp_path / "some-1.0.whl")
+    with several_witnesses(tmp_path, 2) as witnesses:
+        witnesses[1].now = 1_000_500.0
+        policy = witnessed_policy(*witnesses)
+        data = Entry(file.name, btlog.checksum_of(file)).encode()
+        with contextlib.closing(LocalLog(tmp_path / "log", policy=policy)) as log:
+            assert add(log.url, data)[0] == 200
+            (tmp_path / f"{file.name}.tlog-proof").write_bytes(ask(log.url, "/entry/0/proof")[2])
+    for i, signer in enumerate([new_key("w0.example"), new_key("w1.example"), COSIGNER]):
+        (tmp_path / f"w{i}").write_text(btlog.encode_vkey(signer.key))
+    (tmp_path / "log.key").write_text(LOG_VKEY)
+    key = ("--public-key", "log.key")
+    w = [("--witness-public-key", f"w{i}") for i in range(3)]
+    for args, code in (
+        ((*w[0],), 0),
+        ((*w[0], *w[1]), 0),
+        ((*w[0], *w[1], *w[2]), 1),
+        ((*w[2],), 1),
+        ((*w[0], *w[1], *w[2], "--quorum", "2"), 0),
+        ((*w[1], *w[2], "--quorum", "2"), 1),
+        ((*w[0], "--quorum", "2"), 2),
+        ((*w[0], "--quorum", "0"), 2),
+        ((), 0),
+        (("--quorum", "1"), 2),
+        ((*w[0], *w[0]), 2),
+        (("--max-age", "10"), 1),
+        ((*w[0], "--max-age", "10"), 1),
+        ((*w[0], *w[1], "--max-age", str(time.time() - 1_000_400)), 0),
+        ((*w[0], "--max-age", str(time.time() - 1_000_400)), 1),
+    ):
+        done = run_btlog("verify", file.name, *key, *args, cwd=tmp_path)
+        assert done.returncode == code, (args, done.stderr)
+    done = run_btlog("verify", file.name, *key, *w[0], *w[1], cwd=tmp_path)
+    assert "cosigned by 2 witnesses" in done.stdout
 
 
 # --- Killed -----------------------------------------------------------------------------------------------------------------------------
@@ -3353,39 +4264,54 @@ def test_T4_killed_at_any_moment(tmp_path: Path) -> None:
 README = (HERE / "README.md").read_text()
 
 
-def test_the_walk_of_the_readme(tmp_path: Path) -> None:
-    """Its commands, one after the other in one shell, on a port that is free."""
-    blocks = re.findall(r"^```sh (walk[^\n]*)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
-    assert len(blocks) >= 5
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    script = "set -e; trap 'kill $(jobs -p)' EXIT\n"
-    for kind, text in blocks:
+def run_readme(kind: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """The commands of the README's blocks of a kind, one after the other in one shell, on ports that are free."""
+    blocks = re.findall(rf"^```sh ({kind}[^\n]*)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    assert blocks
+    with socket.socket() as first, socket.socket() as second:
+        ports = {}
+        for default, free in ("8080", first), ("8081", second):
+            free.bind(("127.0.0.1", 0))
+            ports[default] = str(free.getsockname()[1])
+    script = "wait_for() { while [ ! -s $1 ]; do sleep 0.05; done; }\nset -e; trap 'kill $(jobs -p)' EXIT\n"
+    for what, text in blocks:
+        for command, default in ("serve", "8080"), ("witness", "8081"):
+            ready = f"ready-{command}"
+            text = re.sub(
+                rf"^python btlog\.py ({command}\b.*?) &$",
+                rf"$PYTHON $BTLOG \1 --port {ports[default]} > {ready} & wait_for {ready}",
+                text,
+                flags=re.MULTILINE,
+            )
+            text = text.replace(f"localhost:{default}", f"127.0.0.1:{ports[default]}")
         text = re.sub(
-            r"\bpython btlog\.py (serve .*?) &$",
-            rf"$PYTHON $BTLOG \1 --port {port} > ready & wait_for ready",
-            text,
-            flags=re.MULTILINE,
+            r"^(python btlog\.py add .*)$", rf"\1 --log-url http://127.0.0.1:{ports['8080']}", text, flags=re.MULTILINE
         )
-        text = re.sub(
-            r"^(python btlog\.py add .*)$", rf"\1 --log-url http://127.0.0.1:{port}", text, flags=re.MULTILINE
-        )
-        text = text.replace("python btlog.py", "$PYTHON $BTLOG").replace("localhost:8080", f"127.0.0.1:{port}")
-        if "fails" in kind:
-            text = text.rstrip("\n").replace("\n$PYTHON", "\n! $PYTHON") + "\n"
-        script += text
-    script = "wait_for() { while [ ! -s $1 ]; do sleep 0.05; done; }\n" + script
+        text = text.replace("python btlog.py", "$PYTHON $BTLOG").replace("python -c", "$PYTHON -c")
+        script += text.rstrip("\n").replace("\n$PYTHON", "\n! $PYTHON") + "\n" if "fails" in what else text
     environment = {**os.environ, "PYTHON": sys.executable, "BTLOG": str(SOURCE)}
     done = subprocess.run(
-        ["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60
+        ["bash", "-c", script], cwd=cwd, env=environment, capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def test_the_walk_of_the_readme(tmp_path: Path) -> None:
+    done = run_readme("walk", tmp_path)
     assert '"index":0,' in done.stdout
     assert done.stdout.count("logged at index 1 of log.example.com/pypi, tree size 2") == 2
     assert (
         "demo-1.0-py3-none-any.whl: the proof does not show this entry at index 1 of the tree of size 2" in done.stderr
     )
+
+
+def test_the_two_processes_of_the_readme(tmp_path: Path) -> None:
+    done = run_readme("witnesses", tmp_path)
+    keys = [VerifierKey.parse((tmp_path / name).read_text().strip()) for name in ("public.key", "witness-public.key")]
+    note = done.stdout[done.stdout.index("log.example.com/pypi\n") :].removesuffix("\n").encode()
+    opened = open_checkpoint(note, btlog.simple_policy(keys[:1], keys[1:]))
+    assert (opened.tree.size, len(opened.cosigned), note.count("\n\u2014 ".encode())) == (1, 1, 2)
 
 
 def test_the_example_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -3411,7 +4337,8 @@ def test_the_readme_names_what_there_is() -> None:
     assert flags - known == set()
     assert set(subparsers()) == set(COMMANDS) == {name for name in COMMANDS if f"| `{name}" in README}
     for path_ in re.findall(r"`(?:GET|POST) (/[^`?]*)", README):
-        assert path_.split("/")[1].split("?")[0] in TEXT
+        if not path_.startswith("/<"):
+            assert path_.split("/")[1] in TEXT
 
 
 # --- The shape of the file ------------------------------------------------------------------------------------------------------------------
@@ -3498,7 +4425,7 @@ def test_functions_are_small_and_documented() -> None:
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             doc = ast.get_docstring(node, clean=False)
             length = (node.end_lineno or 0) - node.lineno + 1 - (len(doc.splitlines()) if doc else 0)
-            assert length <= 50 or node.name == "parser", f"{node.name} has {length} lines"
+            assert length <= 50, f"{node.name} has {length} lines"
         assert not isinstance(node, ast.Assert)
         if isinstance(node, ast.ExceptHandler):
             assert node.type is not None
