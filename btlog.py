@@ -97,6 +97,7 @@ MAX_ANSWER = 1 << 26  # what a client reads of an answer
 MAX_BATCH = 50_000  # entries that are sequenced together
 MAX_BULK = 1 << 26  # the body of a bulk
 MAX_UNREAD = 1 << 18  # of a body, before the client has to wait
+MAX_WAL = 1 << 22  # of SQLite's journal, before it is emptied into the database
 MAX_CONNECTIONS = 4096  # of a server; beyond, those that ask for nothing are closed
 # Of a connection, in seconds: between requests, for a head, a piece of an answer, the end.
 IDLE_TIMEOUT, HEAD_TIMEOUT, SEND_TIMEOUT, LINGER_TIMEOUT = 60, 10, 30, 2
@@ -437,7 +438,7 @@ def encode_entry(filename: str, checksum: str, issuer: str | None = None, subjec
     if not (match := _ENTRY.fullmatch(text)) or match.groups() != (checksum, filename, issuer, subject):
         raise Malformed(f"not sha256:<64 hex digits>, a filename and perhaps a publisher: {text[21:200]!r}")
     data = text.encode()
-    if len(data) > MAX_ENTRY or len(filename.encode()) > MAX_FILENAME:
+    if len(data) > MAX_FILENAME and (len(data) > MAX_ENTRY or len(filename.encode()) > MAX_FILENAME):
         raise Malformed(f"an entry of more than {MAX_ENTRY} bytes, or a filename of more than {MAX_FILENAME}")
     return data
 
@@ -722,6 +723,12 @@ def parse_bundle(data: bytes, width: int, exactly: bool = True) -> list[bytes]:
     return entries
 
 
+def leaf_hashes(entries: Iterable[bytes]) -> list[bytes]:
+    """leaf_hash, without a call for each."""
+    sha256 = hashlib.sha256
+    return [sha256(b"\x00" + entry).digest() for entry in entries]
+
+
 def expand_tile(tile: bytes) -> list[list[bytes]]:
     """All complete nodes over the hashes of a tile, level by level from the hashes themselves up."""
     sha256, nodes = hashlib.sha256, [tile[i : i + 32] for i in range(0, len(tile), 32)]
@@ -857,16 +864,28 @@ def prove_many(tiles: Tiles, indices: Sequence[int], separator: str) -> Iterator
     todo = [(0, tiles.size, 0, len(indices), "")] if indices else []
     while todo:
         lo, hi, first, last, tail = todo.pop()  # indices[first:last] are in [lo, hi), and not none
-        if hi - lo == 1:
-            yield tail
+        count, end = hi - lo, separator + tail if tail else ""
+        if count == last - first and count & (count - 1) == 0 and count <= 256:
+            yield from _prove_all(tiles, lo, count, separator, tail)
             continue
-        middle = lo + split(hi - lo)
+        middle = lo + split(count)
         between = bisect.bisect_left(indices, middle, first, last)
-        end = separator + tail if tail else ""
         if between < last:
             todo.append((middle, hi, between, last, to_base64(tiles.hash(lo, middle)) + end))
         if first < between:
             todo.append((lo, middle, first, between, to_base64(tiles.hash(middle, hi)) + end))
+
+
+def _prove_all(tiles: Tiles, lo: int, count: int, separator: str, tail: str) -> list[str]:
+    """The proofs of all entries of a complete subtree of `count`, at most 256, level by level; `tail` ends them all."""
+    height, place = count.bit_length() - 1, lo % 256
+    levels = tiles.expanded(0, lo // 256)
+    ends = [separator + tail if tail else ""]
+    for level in range(height - 1, -1, -1):
+        nodes = [to_base64(node) for node in levels[level][place >> level : (place + count) >> level]]
+        before = separator if level else ""
+        ends = [f"{before}{nodes[i ^ 1]}{ends[i >> 1]}" for i in range(len(nodes))]
+    return ends if height else [tail]
 
 
 def grow(size: int, edge: Callable[[int, int, int], bytes], leaves: list[bytes]) -> Iterator[tuple[int, int, bytes]]:
@@ -994,6 +1013,7 @@ class Database:
             if not read_only:
                 self._writer = self._connect("rw")
                 _make_durable(self._writer)
+                self._writer.execute("PRAGMA cache_size = -16384")  # KiB: what a large batch changes
 
     @staticmethod
     def create(path: Path, application_id: int, schema: str) -> None:
@@ -1053,9 +1073,17 @@ class Database:
                 self._writer.close()
 
 
+    def tidy(self) -> None:
+        """Moves what is committed from the WAL to where it belongs, once it is much; not while somebody waits."""
+        with self._guarded():
+            if os.stat(f"{self.path}-wal").st_size > MAX_WAL:
+                self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
 def _make_durable(connection: sqlite3.Connection) -> None:
     """A commit is on disk when it returns. SQLite ignores settings that it does not know, so they are read back."""
-    for name, wanted in ("journal_mode", "wal"), ("synchronous", 2), ("busy_timeout", 10_000):
+    settings = {"journal_mode": "wal", "synchronous": 2, "busy_timeout": 10_000, "wal_autocheckpoint": 0}
+    for name, wanted in settings.items():
         connection.execute(f"PRAGMA {name} = {wanted}")
         if (found := connection.execute(f"PRAGMA {name}").fetchone()[0]) != wanted:
             raise Corrupt(f"SQLite has {name} {found} here, not {wanted}: commits would not be safe")
@@ -1079,21 +1107,83 @@ LOG_SCHEMA = """
     CREATE TABLE tile (key INTEGER PRIMARY KEY, data BLOB NOT NULL);
     CREATE TABLE bundle (n INTEGER PRIMARY KEY, data BLOB NOT NULL);
     CREATE TABLE lookup (key INTEGER PRIMARY KEY);
+    CREATE TABLE name_filter (n INTEGER PRIMARY KEY, data BLOB NOT NULL);
     CREATE TABLE witness (vkey TEXT PRIMARY KEY, size INTEGER NOT NULL);
-    INSERT INTO setting VALUES ('salt', randomblob(16));
 """
 
-# A look-up key is an integer of 63 bits: which field (1 bit), which part of the log (14), a hash of the field's value
-# (31) and the entry's offset in its part (17). New keys fall into the last part, so that a batch touches few pages
-# however large the log is. The hash is salted: whoever names files can't make many of them collide.
-CHECKSUM, FILENAME = 1, 2  # the fields' places among the lines of an entry
-LOOK_UP = """
-    WITH RECURSIVE
-      part(p) AS (SELECT 0 UNION ALL SELECT p + 1 FROM part WHERE p < ?1 >> 17),
-      wanted(first) AS (SELECT (?2 << 62) + (p << 48) + (value << 17) FROM part CROSS JOIN json_each(?3))
-    SELECT (((key >> 48) & 16383) << 17) + (key & 131071)
-    FROM wanted CROSS JOIN lookup ON key BETWEEN first AND first + 131071
-"""
+# A look-up key is an integer of 63 bits: which field (1 bit), which part of the log (13), a hash of the field's value
+# (31), and the entry's offset in its part (18). New keys fall into the last part, so that a batch touches few pages of
+# the file however large the log is. What is found by a hash is compared in full.
+CHECKSUM, FILENAME = 0, 1
+PART = 18
+LOOK_UP = "SELECT lookup.key FROM json_each(?) CROSS JOIN lookup ON lookup.key BETWEEN value AND value + ?"
+
+
+def field_of(kind: int, entry: bytes) -> bytes:
+    """The checksum or the filename of an entry, by where encode_entry puts them."""
+    return entry[93:].partition(b"\n")[0] if kind == FILENAME else entry[21:92]
+
+
+def field_hashes(kind: int, values: Iterable[bytes]) -> list[int]:
+    """31 bits each. A filename is somebody's choice, and could be made to collide under anything cheaper."""
+    if kind == CHECKSUM:
+        return [zlib.crc32(value) >> 1 for value in values]
+    sha256, from_bytes = hashlib.sha256, int.from_bytes
+    return [from_bytes(sha256(value).digest()[:4], "big") >> 1 for value in values]
+
+
+def first_key(kind: int, part: int, hash_: int) -> int:
+    """The smallest look-up key of a hash in a part."""
+    return kind << 62 | part << 31 + PART | hash_ << PART
+
+
+def key_index(key: int) -> int:
+    """The index of the entry that a look-up key is of."""
+    return (key >> 31 + PART & (1 << 13) - 1) << PART | key & (1 << PART) - 1
+
+
+def look_up_keys(first: int, entries: Sequence[bytes], name_hashes: Sequence[int]) -> list[int]:
+    """All look-up keys of entries that stand at `first` and behind it, in order."""
+    hashes = {CHECKSUM: field_hashes(CHECKSUM, [entry[21:92] for entry in entries]), FILENAME: name_hashes}
+    keys: list[int] = []
+    for part in range(first >> PART, (first + len(entries) >> PART) + 1):
+        lo, hi = max(first, part << PART), min(first + len(entries), part + 1 << PART)
+        for kind in CHECKSUM, FILENAME:
+            start = first_key(kind, part, 0) - (part << PART)
+            keys += [start + (hash_ << PART) + i for i, hash_ in enumerate(hashes[kind][lo - first : hi - first], lo)]
+    keys.sort()
+    return keys
+
+
+class NameFilter:
+    """Which parts of the log may have a filename: a Bloom filter, so that of new names few are looked for on disk.
+
+    A byte answers for eight parts: their bits are set in two places for each name. It forgets nothing.
+    """
+
+    SLOTS = 1 << 22
+
+    def __init__(self) -> None:
+        self.groups: list[bytearray] = []
+
+    def add(self, part: int, hashes: Iterable[int]) -> None:
+        while len(self.groups) <= part >> 3:
+            self.groups.append(bytearray(self.SLOTS))
+        group, bit, last = self.groups[part >> 3], 1 << (part & 7), self.SLOTS - 1
+        for hash_ in hashes:
+            group[hash_ & last] |= bit
+            group[hash_ * 0x9E3779B1 >> 9 & last] |= bit
+
+    def maybe(self, hashes: Iterable[int]) -> list[int]:
+        """The first keys of those hashes in those parts where there may be one."""
+        last = self.SLOTS - 1
+        found = [
+            (8 * n, h, bits)
+            for n, group in enumerate(self.groups)
+            for h in hashes
+            if (bits := group[h & last]) and (bits := bits & group[h * 0x9E3779B1 >> 9 & last])
+        ]
+        return [first_key(FILENAME, part + bit, h) for part, h, bits in found for bit in range(8) if bits >> bit & 1]
 
 
 class LogRows:
@@ -1101,7 +1191,7 @@ class LogRows:
 
     def __init__(self, query: Query) -> None:
         self.query = query
-        self._salt: bytes = self.query("SELECT value FROM setting WHERE name = 'salt'")[0][0]
+        self._last_bundle: tuple[int, list[bytes]] = (-1, [])
 
     def checkpoint(self, kind: str) -> bytes | None:
         """The note of the checkpoint that was "signed" last or is "published", None where there is none yet."""
@@ -1137,22 +1227,23 @@ class LogRows:
         return rows[0][0] if rows else None
 
     def entry(self, index: int) -> bytes:
-        return parse_bundle(self.bundle(index // 256, index % 256 + 1), index % 256 + 1)[-1]
+        kept, entries = self._last_bundle
+        if kept != index // 256 or len(entries) <= index % 256:  # entries are often asked for one after the other
+            kept, width = index // 256, index % 256 + 1
+            entries = parse_bundle(self.bundle(kept, width), width)
+            self._last_bundle = kept, entries
+        return entries[index % 256]
 
-    def hash(self, value: bytes) -> int:
-        return int.from_bytes(hashlib.sha256(self._salt + value).digest()[:4], "big") >> 1
+    def entries(self, keys: list[int], size: int) -> list[tuple[int, bytes]]:
+        """Of the first `size` entries those, by index, that have look-up keys from these first ones on."""
+        found = sorted({key_index(key) for key, in self.query(LOOK_UP, str(sorted(keys)), (1 << PART) - 1)} if keys else ())
+        return [(index, self.entry(index)) for index in found if index < size]
 
-    def keys(self, index: int, entry: bytes) -> list[int]:
-        """The look-up keys of an entry that has such fields; what a mirror keeps may be anything."""
-        place = (index >> 17) << 48 | index & 131071
-        lines = entry.split(b"\n", 3)
-        return [(f - 1) << 62 | place | self.hash(lines[f]) << 17 for f in (CHECKSUM, FILENAME) if f < len(lines)]
-
-    def look_up(self, field_: int, values: Iterable[bytes], size: int) -> list[tuple[int, bytes]]:
-        """Of the first `size` entries those, by index, whose field is one of `values`, and perhaps others."""
-        hashes = json.dumps(sorted({self.hash(value) for value in values}))
-        found = sorted({index for index, in self.query(LOOK_UP, size, field_ - 1, hashes) if index < size})
-        return [(index, self.entry(index)) for index in found]
+    def look_up(self, kind: int, value: bytes, size: int) -> list[tuple[int, bytes]]:
+        """Of the first `size` entries those, by index, whose checksum or filename is `value`."""
+        [hash_] = field_hashes(kind, [value])
+        keys = [first_key(kind, part, hash_) for part in range((size >> PART) + 1)]
+        return [(index, entry) for index, entry in self.entries(keys, size) if field_of(kind, entry) == value]
 
 
 class LogStore(LogRows):
@@ -1172,6 +1263,7 @@ class LogStore(LogRows):
                 raise Unavailable(f"{folder} holds no log but other things ({min(strange)}): choose another folder")
             Database.create(path, LOG_ID, LOG_SCHEMA)
         self.database = Database(path, LOG_ID, read_only)
+        self._filter: NameFilter | None = None
         super().__init__(self.database.read)
 
     def key(self) -> VerifierKey | None:
@@ -1208,13 +1300,39 @@ class LogStore(LogRows):
         with self.database.transaction() as db:
             rows = LogRows(lambda sql, *values: db.execute(sql, values).fetchall())
             old = rows.tree("signed")
-            outcomes, fresh = _deduplicate(rows, old.size, entries, replace)
+            names = [entry[93:].partition(b"\n")[0] for entry in entries]  # field_of, without a call for each
+            hashes = field_hashes(FILENAME, names)
+            known = rows.entries(self._where(rows, old.size, hashes), old.size)
+            outcomes, fresh = _deduplicate(old.size, entries, names, known, replace)
             if fresh:
-                tree = _extend(rows, db, old, fresh)
+                if len(fresh) < len(entries):
+                    hashes = field_hashes(FILENAME, [field_of(FILENAME, entry) for entry in fresh])
+                tree = _extend(rows, db, old, fresh, hashes)
+                self._remember(rows, db, old.size, hashes)
                 kinds = ("signed", "published") if publish else ("signed",)
                 note = seal(tree)
                 db.executemany("INSERT OR REPLACE INTO checkpoint VALUES (?, ?)", [(kind, note) for kind in kinds])
         return outcomes
+
+    def _where(self, rows: LogRows, size: int, hashes: list[int]) -> list[int]:
+        """The first look-up keys of filenames: in all parts, or for many where the filter does not rule them out."""
+        if len(hashes) < 64:
+            return [first_key(FILENAME, part, hash_) for part in range((size >> PART) + 1) for hash_ in hashes]
+        self._filter = self._filter or _load_filter(rows, size)
+        return self._filter.maybe(hashes)
+
+    def _remember(self, rows: LogRows, db: sqlite3.Connection, size: int, hashes: list[int]) -> None:
+        """Adds the names behind those of `size` entries to the filter, and stores it with each part that is full."""
+        end = size + len(hashes)
+        if self._filter is None and end >> PART == size >> PART:
+            return
+        self._filter = self._filter or _load_filter(rows, size)
+        for part in range(size >> PART, (end >> PART) + 1):
+            lo, hi = max(size, part << PART), min(end, part + 1 << PART)
+            self._filter.add(part, hashes[lo - size : hi - size])
+            if hi == part + 1 << PART:
+                data = bytes(self._filter.groups[part >> 3])
+                db.execute("INSERT OR REPLACE INTO name_filter VALUES (?, ?)", (part >> 3, data))
 
     def close(self) -> None:
         self.database.close()
@@ -1241,36 +1359,51 @@ def lock_folder(folder: Path) -> int:
 
 
 def _deduplicate(
-    rows: LogRows, size: int, entries: list[bytes], replace: bool
+    size: int, entries: list[bytes], names: list[bytes], stored: list[tuple[int, bytes]], replace: bool
 ) -> tuple[list[Outcome], list[bytes]]:
-    """Where each entry is or will be in a log of `size`, or why it can't be; and those of them that are new."""
-    names = [entry.split(b"\n", 3)[FILENAME] for entry in entries]
+    """Where each entry is or will be in a log of `size`, or why it can't be; and those of them that are new.
+
+    Of the entries with one of the names, all that are logged are among `stored`, with their indices.
+    """
     known: dict[bytes, list[tuple[int, bytes]]] = {}
-    for index, entry in rows.look_up(FILENAME, names, size):
-        known.setdefault(entry.split(b"\n", 3)[FILENAME], []).append((index, entry))
+    for index, entry in stored:
+        known.setdefault(field_of(FILENAME, entry), []).append((index, entry))
+    if len(set(names)) == len(names) and known.keys().isdisjoint(names):
+        return list(range(size, size + len(names))), entries
     outcomes: list[Outcome] = []
     fresh: list[bytes] = []
     for name, entry in zip(names, entries, strict=True):
         same_name = known.setdefault(name, [])
         same = next((index for index, other in same_name if other == entry), None)
-        # encode_entry puts the checksum first: 21 bytes of version, then 71.
         other = next((index for index, other in same_name if other[:93] != entry[:93]), None)
         if same is not None:
             outcomes.append(same)
         elif other is not None and not replace:
             outcomes.append(Conflict(f"{name.decode()} is logged with another checksum, at index {other}", other))
         else:
-            index = size + len(fresh)
-            same_name.append((index, entry))
+            same_name.append((size + len(fresh), entry))
+            outcomes.append(size + len(fresh))
             fresh.append(entry)
-            outcomes.append(index)
     return outcomes, fresh
 
 
-def _extend(rows: LogRows, db: sqlite3.Connection, old: Tree, entries: list[bytes]) -> Tree:
+def _load_filter(rows: LogRows, size: int) -> NameFilter:
+    """The filter for all names of the first `size` entries: stored for full parts, out of look-up keys for the last."""
+    filter_ = NameFilter()
+    filter_.groups = [bytearray(data) for data, in rows.query("SELECT data FROM name_filter ORDER BY n")]
+    filter_.add(size >> PART, _name_hashes(rows, size >> PART))
+    return filter_
+
+
+def _name_hashes(rows: LogRows, part: int) -> list[int]:
+    first = first_key(FILENAME, part, 0)
+    keys = rows.query("SELECT key FROM lookup WHERE key BETWEEN ? AND ?", first, first + (1 << 31 + PART) - 1)
+    return [key >> PART & (1 << 31) - 1 for key, in keys]
+
+
+def _extend(rows: LogRows, db: sqlite3.Connection, old: Tree, entries: list[bytes], hashes: list[int]) -> Tree:
     """Stores new entries behind tree `old`, and all that follows from them; returns a tree that is proved to follow."""
-    leaves = [leaf_hash(entry) for entry in entries]
-    for level, index, data in grow(old.size, rows.tile, leaves):
+    for level, index, data in grow(old.size, rows.tile, leaf_hashes(entries)):
         db.execute("INSERT OR REPLACE INTO tile VALUES (?, ?)", (level << 56 | index, data))
     first, width = divmod(old.size, 256)
     head = rows.bundle(first, width) if width else b""
@@ -1278,8 +1411,8 @@ def _extend(rows: LogRows, db: sqlite3.Connection, old: Tree, entries: list[byte
         data = head + encode_bundle(entries[max(start, 0) : start + 256])
         db.execute("INSERT OR REPLACE INTO bundle VALUES (?, ?)", (first, data))
         first, head = first + 1, b""
-    keys = sorted(key for index, entry in enumerate(entries, old.size) for key in rows.keys(index, entry))
-    db.executemany("INSERT INTO lookup VALUES (?)", [(key,) for key in keys])
+    keys = str(look_up_keys(old.size, entries, hashes))
+    db.execute("INSERT INTO lookup SELECT value FROM json_each(?)", (keys,))
     tiles = Tiles(old.size + len(entries), rows.tile)
     tree = Tree(tiles.size, tiles.hash(0, tiles.size))
     check_consistency(old, tree, prove_consistency(tiles, old.size))
@@ -1306,8 +1439,8 @@ def check_store(rows: LogRows, key: VerifierKey, progress: Callable[[int, int], 
         leaves, found = _check_bundle(rows, index, width, keys)
         yield from found
         hashes += leaves
-        if (index + 1) % 512 == 0 or 256 * index + width == size:
-            yield from _check_keys(rows, index >> 9, keys)
+        if (256 * index + width) % (1 << PART) == 0 or 256 * index + width == size:
+            yield from _check_keys(rows, 256 * index >> PART, keys)
             keys = []
     yield from _check_tiles(rows, size, hashes)
     for kind, tree in trees.items():
@@ -1320,8 +1453,10 @@ def check_store(rows: LogRows, key: VerifierKey, progress: Callable[[int, int], 
     for table, count in counts.items():
         if (stored := rows.query(f"SELECT count(*) FROM {table}")[0][0]) != count:  # noqa: S608 (our own names)
             yield f"{stored} {table}s are stored where a tree of size {size} has {count}"
-    if rows.query("SELECT 1 FROM lookup WHERE ((key >> 48) & 16383) > ? LIMIT 1", max(size - 1, 0) >> 17):
-        yield "look-up keys beyond the end of the log"
+    beyond = first_key(CHECKSUM, (max(size - 1, 0) >> PART) + 1, 0)
+    if rows.query("SELECT 1 FROM lookup WHERE key & ? >= ? LIMIT 1", (1 << 62) - 1, beyond):
+        yield "lookup: keys beyond the end of the log"
+    yield from _check_filter(rows, size >> PART)
 
 
 def _check_bundle(rows: LogRows, index: int, width: int, keys: list[int]) -> tuple[list[bytes], list[str]]:
@@ -1330,19 +1465,31 @@ def _check_bundle(rows: LogRows, index: int, width: int, keys: list[int]) -> tup
         entries = parse_bundle(rows.bundle(index, width), width)
     except Error as error:
         return [bytes(32)] * width, [f"{tile_path(None, index, width)}: {error}"]
-    for number, entry in enumerate(entries, 256 * index):
-        keys += rows.keys(number, entry)
-    return [leaf_hash(entry) for entry in entries], []
+    hashes = field_hashes(FILENAME, [field_of(FILENAME, entry) for entry in entries])
+    keys += look_up_keys(256 * index, entries, hashes)
+    return leaf_hashes(entries), []
 
 
 def _check_keys(rows: LogRows, part: int, keys: list[int]) -> Iterator[str]:
     stored: set[int] = set()
-    for first in part << 48, part << 48 | 1 << 62:
-        rows_ = rows.query("SELECT key FROM lookup WHERE key BETWEEN ? AND ?", first, first + (1 << 48) - 1)
-        stored.update(key for key, in rows_)
+    for kind in CHECKSUM, FILENAME:
+        bounds = first_key(kind, part, 0), first_key(kind, part + 1, 0) - 1
+        stored.update(key for key, in rows.query("SELECT key FROM lookup WHERE key BETWEEN ? AND ?", *bounds))
     for key in sorted(stored.symmetric_difference(keys))[:20]:
-        what = "is stored but not its own" if key in stored else "is missing"
-        yield f"lookup: a key of entry {part << 17 | key & 131071} {what}"
+        yield f"lookup: a key of entry {key_index(key)} {'is not its own' if key in stored else 'is missing'}"
+
+
+def _check_filter(rows: LogRows, parts: int) -> Iterator[str]:
+    """Holds the stored filter against the look-up keys of all full parts."""
+    stored = rows.query("SELECT n, data FROM name_filter ORDER BY n")
+    if [n for n, _ in stored] != list(range((parts + 7) // 8)):
+        yield "the name filter has other groups than a log of this size"
+    for n, data in stored:
+        fresh = NameFilter()
+        for part in range(8 * n, min(8 * n + 8, parts)):
+            fresh.add(part, _name_hashes(rows, part))
+        if not fresh.groups or data != bytes(fresh.groups[n]):
+            yield f"group {n} of the name filter is not made of the names of its parts"
 
 
 def _check_tiles(rows: LogRows, size: int, hashes: list[bytes]) -> Iterator[str]:
@@ -1907,6 +2054,9 @@ def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
+json_string = json.encoder.encode_basestring_ascii
+
+
 def parse_object(value: Any, *names: str) -> dict[str, Any]:
     """The fields of a JSON object from parse_json, which may have `names` and no others; raises Malformed."""
     if type(value) is not tuple:
@@ -1919,10 +2069,15 @@ def parse_object(value: Any, *names: str) -> dict[str, Any]:
 
 def entry_from_json(value: Any) -> bytes:
     """The entry that a value from parse_json asks to be logged, encoded; raises Malformed."""
+    if type(value) is tuple and len(value) == 2:  # most are like this, and encode_entry takes nothing but strings
+        (first, a), (second, b) = value
+        if (first, second) == ("filename", "checksum"):
+            return encode_entry(a, b)
+        if (first, second) == ("checksum", "filename"):
+            return encode_entry(b, a)
     fields = parse_object(value, "filename", "checksum", "publisher")
-    publisher = fields.get("publisher")
     words: list[Any] = [fields.get("filename"), fields.get("checksum")]
-    if publisher is not None:
+    if (publisher := fields.get("publisher")) is not None:
         fields = parse_object(publisher, "issuer", "subject")
         words += [fields.get("issuer"), fields.get("subject")]
     for word in words:
@@ -1936,14 +2091,30 @@ def entry_to_json(index: int, entry: Entry) -> dict[str, Any]:
     return {**value, "publisher": entry.publisher._asdict()} if entry.publisher else value
 
 
-def parse_lines(lines: Sequence[bytes]) -> list[bytes | Error]:
-    """The entries of NDJSON lines, and in the place of a line that is none the reason why."""
-    results: list[bytes | Error] = []
+class Refused(NamedTuple):
+    """A line of a bulk that is not logged: the filename in it, if it could be read, and why."""
+    filename: str
+    error: Error
+
+
+def parse_lines(lines: Sequence[bytes]) -> list[bytes | Refused]:
+    """The entries of NDJSON lines; of a line that is none, what it names and why it is none."""
+    # As one array they are read much faster. That says the same if every line begins and ends an object (a string
+    # can't go on over the newline, and no entry holds an array) and if all of them are entries.
+    if all(line[:1] == b"{" and line[-1:] == b"}" for line in lines):
+        with contextlib.suppress(Malformed):
+            values = parse_json(b"[" + b",\n".join(lines) + b"]")
+            if len(values) == len(lines):
+                return [entry_from_json(value) for value in values]
+    results: list[bytes | Refused] = []
     for line in lines:
+        value = None
         try:
-            results.append(entry_from_json(parse_json(line)))
+            value = parse_json(line)
+            results.append(entry_from_json(value))
         except Malformed as error:
-            results.append(error)
+            named = [text for name, text in value if name == "filename"] if type(value) is tuple else []
+            results.append(Refused(named[0] if named and type(named[0]) is str else "", error))
     return results
 
 
@@ -2403,6 +2574,7 @@ class Log(Worker[Submission]):
             done = [s for s in self._waiting if s.size() <= published.tree.size]
             self._waiting = [s for s in self._waiting if s.size() > published.tree.size and not s.done.done()]
             self._answer(done, published)
+        self.store.database.tidy()
 
     def _answer(self, done: list[Submission], published: Published) -> None:
         prove = [submission for submission in done if submission.prove]
@@ -2617,18 +2789,16 @@ class LogServer:
                 self.bulks.add(0, 0, len(entries))
                 raise
             published, outcomes = submission.published, iter(submission.outcomes)
-        results: list[tuple[bytes | None, int | Error]] = [
-            (entry, next(outcomes)) if isinstance(entry, bytes) else (None, entry) for entry in parsed
-        ]
-        logged = sum(1 for _, outcome in results if isinstance(outcome, int))
+        results = [(entry, next(outcomes)) if isinstance(entry, bytes) else entry for entry in parsed]
+        logged = sum(type(result[1]) is int for result in results)
         self.bulks.add(time.monotonic() - start, logged, len(results) - logged)
         return Response(self._bulk_answer(published, results), NDJSON)
 
-    async def _read_bulk(self, body: Body) -> list[bytes | Error]:
+    async def _read_bulk(self, body: Body) -> list[bytes | Refused]:
         """The entries of the lines of a body, which is read as it comes."""
         if body.length > MAX_BULK:
             raise HttpError(413, f"at most {MAX_BULK} bytes can be appended at once")
-        parsed: list[bytes | Error] = []
+        parsed: list[bytes | Refused] = []
         rest = b""
         while data := await body.part():
             *lines, rest = (rest + data).split(b"\n")
@@ -2637,18 +2807,20 @@ class LogServer:
                 raise HttpError(413, f"a line has more than {MAX_ADD} bytes")
         return parsed + self._parse_bulk([rest], len(parsed))
 
-    def _parse_bulk(self, lines: list[bytes], before: int) -> list[bytes | Error]:
-        lines = [line for line in lines if line.strip()]
+    def _parse_bulk(self, lines: list[bytes], before: int) -> list[bytes | Refused]:
+        lines = [stripped for line in lines if (stripped := line.strip())]
         if before + len(lines) > self._max_bulk:
             raise HttpError(413, f"at most {self._max_bulk} entries can be appended at once")
         return parse_lines(lines)
 
-    def _bulk_answer(self, published: Published, results: list[tuple[bytes | None, int | Error]]) -> Iterator[bytes]:
+    def _bulk_answer(
+        self, published: Published, results: list[tuple[bytes, Outcome] | Refused]
+    ) -> Iterator[bytes]:
         yield f'{{"type":"checkpoint","checkpoint":{published.json},"tree_size":{published.tree.size}}}\n'.encode()
-        for at in range(0, len(results), 256):
-            part = results[at : at + 256]
-            proofs = self.log.proofs(published, [outcome for _, outcome in part if isinstance(outcome, int)])
-            yield "".join(_bulk_result(entry, outcome, proofs) for entry, outcome in part).encode()
+        for at in range(0, len(results), 512):
+            part = results[at : at + 512]
+            proofs = self.log.proofs(published, [result[1] for result in part if isinstance(result[1], int)])
+            yield "".join([_bulk_result(entry, outcome, proofs) for entry, outcome in part]).encode()
         yield f'{{"type":"complete","count":{len(results)}}}\n'.encode()
 
     def _get_entries(self, request: Request) -> Response:
@@ -2656,9 +2828,8 @@ class LogServer:
         if len(query) != 1 or not query.keys() <= {"filename", "checksum"}:
             raise Malformed("ask for /entries?filename=F or /entries?checksum=C")
         [(name, value)] = query.items()
-        found = self.log.store.look_up(
-            FILENAME if name == "filename" else CHECKSUM, [value.encode()], self.log.published.tree.size
-        )
+        kind = FILENAME if name == "filename" else CHECKSUM
+        found = self.log.store.look_up(kind, value.encode(), self.log.published.tree.size)
         entries = []
         for index, data in found:
             with contextlib.suppress(Malformed):  # a mirror keeps also what is no entry; nobody can look that up
@@ -2721,15 +2892,15 @@ class LogServer:
         return Response.json({"status": "ok", "tree_size": self.log.published.tree.size, "witnesses": witnesses}, OPEN)
 
 
-def _bulk_result(entry: bytes | None, outcome: int | Error, proofs: dict[int, str]) -> str:
-    """The line that answers a line of a bulk."""
-    filename = json.dumps(entry.split(b"\n", 3)[FILENAME].decode() if entry else "", ensure_ascii=False)
+def _bulk_result(entry: bytes | str, outcome: int | Error, proofs: dict[int, str]) -> str:
+    """The line that answers a line of a bulk, from its entry or only its filename."""
+    filename = json_string(entry if isinstance(entry, str) else field_of(FILENAME, entry).decode())
     if isinstance(outcome, int):
-        hashes = f'["{proofs[outcome]}"]' if proofs[outcome] else "[]"
+        hashes = f'["{proof}"]' if (proof := proofs[outcome]) else "[]"
         result = f'"index":{outcome},"status":"logged","inclusionProof":{hashes}'
     else:
         index = f'"index":{outcome.index},' if isinstance(outcome, Conflict) else ""
-        result = f'{index}"status":"error","error":{json.dumps(str(outcome))}'
+        result = f'{index}"status":"error","error":{json_string(str(outcome))}'
     return f'{{"type":"result","result":{{"filename":{filename},{result}}}}}\n'
 
 
@@ -2775,6 +2946,7 @@ class Witness(Worker[Cosigning]):
                     job.error = error
         self.trouble = ""
         self.settle(batch)
+        self.store.database.tidy()
 
     def _cosign(self, db: sqlite3.Connection, job: Cosigning) -> str:
         last = self.store.last(job.origin, lambda sql, *values: db.execute(sql, values).fetchall())

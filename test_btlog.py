@@ -1625,30 +1625,63 @@ def test_T17_one_filename_one_checksum(tmp_path: Path) -> None:
         assert findings(store) == []
 
 
-def test_look_up_finds_what_is_there_and_no_more(tmp_path: Path) -> None:
+@pytest.mark.parametrize("part", [8, 9, 18])
+def test_look_up_finds_what_is_there_and_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: int) -> None:
+    monkeypatch.setattr(btlog, "PART", part)  # 8: many small parts
     with contextlib.closing(found(tmp_path)) as store:
-        entries = fill(store, 600)
-        for i in 0, 255, 256, 599:
+        entries = fill(store, 300, 1, 299, 1, 2400)
+        size = len(entries)
+        for i in 0, 255, 256, 511, 512, 599, 601, size - 1:
             parsed = Entry.parse(entries[i])
-            assert (i, entries[i]) in store.look_up(btlog.FILENAME, [parsed.filename.encode()], 600)
-            assert (i, entries[i]) in store.look_up(btlog.CHECKSUM, [parsed.checksum.encode()], 600)
-            assert (i, entries[i]) not in store.look_up(
-                btlog.FILENAME, [parsed.filename.encode()], i
-            )  # beyond what is published
-        names = [Entry.parse(e).filename.encode() for e in entries]
-        assert store.look_up(btlog.FILENAME, names, 600) == list(enumerate(entries))
-        assert [i for i, _ in store.look_up(btlog.FILENAME, [names[5][:-1], names[5] + b"x", b""], 600)] == []
+            assert store.look_up(btlog.FILENAME, parsed.filename.encode(), size) == [(i, entries[i])]
+            assert store.look_up(btlog.CHECKSUM, parsed.checksum.encode(), size) == [(i, entries[i])]
+            assert store.look_up(btlog.FILENAME, parsed.filename.encode(), i) == []  # beyond what is published
+        name = Entry.parse(entries[5]).filename.encode()
+        for other in name[:-1], name + b"x", b"", name.upper():
+            assert store.look_up(btlog.FILENAME, other, size) == []
+        assert findings(store) == []
 
 
-def test_look_up_keys_across_parts() -> None:
-    """Keys of an entry far up in the log, where a key has all its bits."""
-    rows = btlog.LogRows(lambda sql, *values: [(b"salt",)])
-    for index in 0, 131_071, 131_072, 17_000_000, 2**31 - 1:
-        keys = rows.keys(index, entry(1))
+def test_names_that_share_a_hash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is found by a hash is compared in full."""
+    monkeypatch.setattr(btlog, "field_hashes", lambda kind, values: [7 for _ in values])
+    with contextlib.closing(found(tmp_path)) as store:
+        entries = fill(store, 100, 70, 1)
+        for i in 0, 99, 170:
+            assert store.look_up(btlog.FILENAME, Entry.parse(entries[i]).filename.encode(), 171) == [(i, entries[i])]
+        assert store.append([entries[3], entry(200), other_sum(entries[5])], seal, True)[:2] == [3, 171]
+
+
+@pytest.mark.parametrize("part", [8, 9])
+def test_T17_across_parts_and_restarts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: int) -> None:
+    """The filter of names forgets none: neither in the part that grows, nor in full ones, nor when it is read again."""
+    monkeypatch.setattr(btlog, "PART", part)
+    monkeypatch.setattr(btlog.NameFilter, "SLOTS", 1 << 14)
+    size = 0
+    for steps in [(100,), (30, 126, 1, 255), (256, 256), (5000,), (1, 2), (63, 64, 65)]:
+        with contextlib.closing(found(tmp_path)) as store:
+            for count in steps:
+                batch = [entry(i) for i in range(size + count)]
+                assert store.append(batch, seal, True) == list(range(size + count))  # all that is there again, and more
+                size += count
+                conflicts = store.append([other_sum(e) for e in batch], seal, True)
+                assert [c.index for c in conflicts if isinstance(c, Conflict)] == list(range(size))
+            assert findings(store) == []
+            stored = store.database.read("SELECT count(*) FROM name_filter")[0][0]
+            assert stored == ((size >> part) + 7) // 8
+
+
+def test_look_up_keys_have_63_bits() -> None:
+    for index in 0, 262_143, 262_144, 17_000_000, 2**31 - 1:
+        keys = btlog.look_up_keys(index, [entry(1)], [2**31 - 1])
         assert len(keys) == 2
         for kind, key in enumerate(keys):
             assert 0 <= key < 2**63
-            assert (key >> 62, (key >> 48 & 16383) << 17 | key & 131071) == (kind, index)
+            assert (key >> 62, btlog.key_index(key)) == (kind, index)
+    first = 262_144 - 3
+    keys = btlog.look_up_keys(first, [entry(i) for i in range(7)], btlog.field_hashes(btlog.FILENAME, [b"x"] * 7))
+    assert sorted(map(btlog.key_index, keys)) == sorted([*range(first, first + 7)] * 2)
+    assert keys == sorted(keys)
 
 
 def test_T2_T14_commits_are_synchronous(tmp_path: Path) -> None:
