@@ -48,6 +48,7 @@ import hashlib
 import hmac
 import http.client
 import ipaddress
+import itertools
 import json
 import logging
 import math
@@ -90,13 +91,15 @@ MAX_SIGNATURES = 100  # likewise; signed-note asks for 16 at least
 MAX_PROOF = 63  # hashes in a proof: tlog-witness, and the height of the largest tree that MAX_INT allows
 MAX_ENTRY = 65_535  # tlog-tiles: entries have a uint16 length prefix
 MAX_FILENAME = 255  # bytes of UTF-8, as file systems have it
-MAX_POLICY = 1_000_000  # a policy file
+MAX_POLICY, MAX_DEPTH = 1_000_000, 100  # a policy file, and its groups within groups
 MAX_ADD = 1 << 19  # a JSON entry: room for MAX_ENTRY with every character escaped
 MAX_HEAD = 1 << 16  # the head of a request, as in http.server
 MAX_ANSWER = 1 << 26  # what a client reads of an answer
 MAX_BATCH = 50_000  # entries that are sequenced together
 MAX_BULK = 1 << 26  # the body of a bulk
+MAX_ZIPPED = 1 << 20  # a bundle that is compressed: longer would take too long
 MAX_UNREAD = 1 << 18  # of a body, before the client has to wait
+MAX_FOUND = 1000  # entries that a look-up answers with, and that may have one filename
 MAX_WAL = 1 << 22  # of SQLite's journal, before it is emptied into the database
 MAX_CONNECTIONS = 4096  # of a server; beyond, those that ask for nothing are closed
 # Of a connection, in seconds: between requests, for a head, a piece of an answer, the end.
@@ -552,6 +555,7 @@ class _PolicyLines:
         self.urls: list[tuple[VerifierKey, str]] = []
         self.names: dict[bytes, VerifierKey | Quorum] = {}
         self.grouped: set[bytes] = set()
+        self.depth: dict[int, int] = {}  # of groups, by id
         self.quorum: Quorum | None = None
 
     def add(self, keyword: bytes, words: list[bytes]) -> None:
@@ -592,7 +596,11 @@ class _PolicyLines:
         # "The `any` variant is a shorthand for k = 1, and the `all` variant is a shorthand for k = n."
         shorthand = {b"any": 1, b"all": len(names)}
         threshold = shorthand[k] if k in shorthand else parse_decimal(k.decode("latin-1"))
-        return Quorum(threshold, tuple(self._named(name) for name in names))
+        group = Quorum(threshold, tuple(self._named(name) for name in names))
+        self.depth[id(group)] = 1 + max(self.depth.get(id(member), 0) for member in group.members)
+        if self.depth[id(group)] > MAX_DEPTH:
+            raise Malformed(f"groups within groups, more than {MAX_DEPTH} deep")
+        return group
 
     def _define(self, name: bytes, value: VerifierKey | Quorum) -> None:
         if name in self.names or name == b"none":
@@ -709,17 +717,22 @@ def encode_bundle(entries: Iterable[bytes]) -> bytes:
     return b"".join([len(entry).to_bytes(2, "big") + entry for entry in entries])
 
 
-def parse_bundle(data: bytes, width: int, exactly: bool = True) -> list[bytes]:
-    """The `width` entries of a bundle, or with `exactly` False the first ones of more; raises Malformed."""
+def split_bundle(data: bytes) -> list[bytes]:
+    """All entries of a bundle; raises Malformed."""
     entries, at = [], 0
-    for _ in range(width):
+    while at < len(data):
         end = at + 2 + int.from_bytes(data[at : at + 2], "big")
         if at + 2 > len(data) or end > len(data):
-            break
+            raise Malformed(f"a bundle that is cut off at byte {len(data)}")
         entries.append(data[at + 2 : end])
         at = end
-    if len(entries) < width or (exactly and at < len(data)):
-        raise Malformed(f"a bundle of {len(data)} bytes that does not hold {width} entries")
+    return entries
+
+
+def parse_bundle(data: bytes, width: int) -> list[bytes]:
+    """The entries of a bundle that has to hold `width` of them; raises Malformed."""
+    if len(entries := split_bundle(data)) != width:
+        raise Malformed(f"a bundle of {len(entries)} entries, not of {width}")
     return entries
 
 
@@ -808,17 +821,22 @@ class Tiles:
 class AuthenticTiles(Tiles):
     """Tiles from a source that is not trusted, each proved to belong to `tree` before it is used or kept.
 
-    The partial tiles of the right edge are proved at once, by hashing to the root; a full tile is proved by its
-    hash, which stands in a tile above it. Raises BadProof.
+    The partial tiles of the right edge, at most eight, are proved at once and kept for good: they hash to the root. A
+    full tile is proved by its hash, which stands in a tile above it. Raises BadProof.
     """
 
-    def __init__(self, tree: Tree, fetch: Callable[[int, int, int], bytes], cache: Cache | None = None) -> None:
-        super().__init__(tree.size, fetch, cache)
-        if self.hash(0, tree.size) != tree.root:  # this reads all of the partial tiles, and nothing else
+    def __init__(self, tree: Tree, fetch: Callable[[int, int, int], bytes]) -> None:
+        super().__init__(tree.size, fetch)
+        self._edge = Tiles(tree.size, fetch)
+        if self._edge.hash(0, tree.size) != tree.root:  # this reads all of the partial tiles, and nothing else
             raise BadProof(f"the tiles do not lead to the root of the tree of size {tree.size}")
 
+    def expanded(self, level: int, index: int) -> list[list[bytes]]:
+        partial = index == self.size >> 8 * level >> 8
+        return self._edge.expanded(level, index) if partial else super().expanded(level, index)
+
     def _authenticate(self, level: int, index: int, levels: list[list[bytes]]) -> None:
-        if len(levels[0]) == 256 and levels[8][0] != self.expanded(level + 1, index // 256)[0][index % 256]:
+        if levels[8][0] != self.expanded(level + 1, index // 256)[0][index % 256]:
             raise BadProof(f"{tile_path(level, index)} is not the one that the checkpoint covers")
 
 
@@ -1020,7 +1038,8 @@ class Database:
         """Makes the file, whole or not at all: it is filled under another name."""
         draft = path.with_name(f".{path.name}.{os.getpid()}.new")
         try:
-            draft.unlink(missing_ok=True)
+            for left in path.parent.glob(f".{path.name}.*.new*"):  # by a start that was killed
+                left.unlink(missing_ok=True)
             connection = sqlite3.connect(draft, isolation_level=None)
             _make_durable(connection)
             connection.executescript(f"PRAGMA application_id = {application_id}; PRAGMA user_version = 1; {schema}")
@@ -1033,7 +1052,7 @@ class Database:
 
     def _connect(self, mode: str) -> sqlite3.Connection:
         uri = f"file:{urllib.parse.quote(str(self.path.absolute()))}?mode={mode}"
-        return sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, timeout=10)
+        return sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, timeout=4)
 
     @contextlib.contextmanager
     def _guarded(self) -> Iterator[None]:
@@ -1073,6 +1092,16 @@ class Database:
                 self._writer.close()
 
 
+    @contextlib.contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """Makes all that is read meanwhile be of one moment."""
+        with self._guarded():
+            self._reader.execute("BEGIN")
+            try:
+                yield
+            finally:
+                self._reader.execute("COMMIT")
+
     def tidy(self) -> None:
         """Moves what is committed from the WAL to where it belongs, once it is much; not while somebody waits."""
         with self._guarded():
@@ -1082,7 +1111,7 @@ class Database:
 
 def _make_durable(connection: sqlite3.Connection) -> None:
     """A commit is on disk when it returns. SQLite ignores settings that it does not know, so they are read back."""
-    settings = {"journal_mode": "wal", "synchronous": 2, "busy_timeout": 10_000, "wal_autocheckpoint": 0}
+    settings = {"journal_mode": "wal", "synchronous": 2, "busy_timeout": 4_000, "wal_autocheckpoint": 0}
     for name, wanted in settings.items():
         connection.execute(f"PRAGMA {name} = {wanted}")
         if (found := connection.execute(f"PRAGMA {name}").fetchone()[0]) != wanted:
@@ -1116,7 +1145,7 @@ LOG_SCHEMA = """
 # the file however large the log is. What is found by a hash is compared in full.
 CHECKSUM, FILENAME = 0, 1
 PART = 18
-LOOK_UP = "SELECT lookup.key FROM json_each(?) CROSS JOIN lookup ON lookup.key BETWEEN value AND value + ?"
+LOOK_UP = "SELECT lookup.key FROM json_each(?) CROSS JOIN lookup ON lookup.key BETWEEN value AND value + ? LIMIT ?"
 
 
 def field_of(kind: int, entry: bytes) -> bytes:
@@ -1191,7 +1220,6 @@ class LogRows:
 
     def __init__(self, query: Query) -> None:
         self.query = query
-        self._last_bundle: tuple[int, list[bytes]] = (-1, [])
 
     def checkpoint(self, kind: str) -> bytes | None:
         """The note of the checkpoint that was "signed" last or is "published", None where there is none yet."""
@@ -1211,14 +1239,24 @@ class LogRows:
 
     def bundle(self, index: int, width: int) -> bytes:
         """The bundle of the first `width` entries of entry bundle `index`."""
-        path = tile_path(None, index, width)
+        return encode_bundle(self.bundled(index, width)) if width < 256 else self._bundle_row(index)
+
+    def bundled(self, index: int, width: int) -> list[bytes]:
+        """The first `width` entries of entry bundle `index`."""
+        try:
+            entries = split_bundle(self._bundle_row(index))
+        except Malformed as error:
+            raise Corrupt(f"the stored {tile_path(None, index, width)}: {error}") from None
+        if len(entries) < width:
+            raise Corrupt(f"the stored {tile_path(None, index, width)} has {len(entries)} entries")
+        return entries[:width]
+
+    def _bundle_row(self, index: int) -> bytes:
+        path = tile_path(None, index)
         data = self._blob(path, "SELECT data FROM bundle WHERE n = ?", index)
         if data is None:
             raise Corrupt(f"the stored {path} is missing")
-        try:
-            return encode_bundle(parse_bundle(data, width, exactly=False)) if width < 256 else data
-        except Malformed as error:
-            raise Corrupt(f"the stored {path}: {error}") from None
+        return data
 
     def _blob(self, what: str, sql: str, *values: Any) -> bytes | None:
         rows = self.query(sql, *values)
@@ -1227,23 +1265,23 @@ class LogRows:
         return rows[0][0] if rows else None
 
     def entry(self, index: int) -> bytes:
-        kept, entries = self._last_bundle
-        if kept != index // 256 or len(entries) <= index % 256:  # entries are often asked for one after the other
-            kept, width = index // 256, index % 256 + 1
-            entries = parse_bundle(self.bundle(kept, width), width)
-            self._last_bundle = kept, entries
-        return entries[index % 256]
+        return self.bundled(index // 256, index % 256 + 1)[-1]
 
-    def entries(self, keys: list[int], size: int) -> list[tuple[int, bytes]]:
+    def entries(self, keys: list[int], size: int, limit: int = -1) -> list[tuple[int, bytes]]:
         """Of the first `size` entries those, by index, that have look-up keys from these first ones on."""
-        found = sorted({key_index(key) for key, in self.query(LOOK_UP, str(sorted(keys)), (1 << PART) - 1)} if keys else ())
-        return [(index, self.entry(index)) for index in found if index < size]
+        rows = self.query(LOOK_UP, str(sorted(keys)), (1 << PART) - 1, limit) if keys else []
+        indices = sorted(index for index in {key_index(key) for key, in rows} if index < size)
+        found: list[tuple[int, bytes]] = []
+        for n, group in itertools.groupby(indices, lambda index: index // 256):
+            entries = self.bundled(n, min(256, size - 256 * n))  # once for all that are in it
+            found += [(index, entries[index % 256]) for index in group]
+        return found
 
     def look_up(self, kind: int, value: bytes, size: int) -> list[tuple[int, bytes]]:
-        """Of the first `size` entries those, by index, whose checksum or filename is `value`."""
+        """Of the first `size` entries the first MAX_FOUND, by index, whose checksum or filename is `value`."""
         [hash_] = field_hashes(kind, [value])
         keys = [first_key(kind, part, hash_) for part in range((size >> PART) + 1)]
-        return [(index, entry) for index, entry in self.entries(keys, size) if field_of(kind, entry) == value]
+        return [found for found in self.entries(keys, size, MAX_FOUND) if field_of(kind, found[1]) == value]
 
 
 class LogStore(LogRows):
@@ -1269,7 +1307,20 @@ class LogStore(LogRows):
     def key(self) -> VerifierKey | None:
         """The key of the log that this is; None while it is none."""
         rows = self.query("SELECT value FROM setting WHERE name = 'vkey'")
-        return VerifierKey.parse(rows[0][0]) if rows else None
+        try:
+            return VerifierKey.parse(str(rows[0][0])) if rows else None
+        except Malformed as error:
+            raise Corrupt(f"{self.folder} is corrupt: the stored key: {error}") from None
+
+    def check_last_part(self, size: int) -> None:
+        """Raises Corrupt unless the last part has as many look-up keys as entries; fsck looks at all of them."""
+        part = max(size - 1, 0) >> PART
+        last = size - (part << PART)
+        for kind in CHECKSUM, FILENAME:
+            bounds = first_key(kind, part, 0), first_key(kind, part + 1, 0) - 1
+            [(count,)] = self.query("SELECT count(*) FROM lookup WHERE key BETWEEN ? AND ?", *bounds)
+            if count != last:
+                raise Corrupt(f"{self.folder} is corrupt: {count} look-up keys for the last {last} entries")
 
     def found(self, key: VerifierKey, note: bytes | None) -> None:
         """Makes this, for good, the log of `key`; `note` is its checkpoint of size 0, None where there is none."""
@@ -1378,6 +1429,9 @@ def _deduplicate(
         other = next((index for index, other in same_name if other[:93] != entry[:93]), None)
         if same is not None:
             outcomes.append(same)
+        elif len(same_name) >= MAX_FOUND:
+            text = f"{name.decode()} is logged {len(same_name)} times already, first at index {same_name[0][0]}"
+            outcomes.append(Conflict(text, same_name[0][0]))
         elif other is not None and not replace:
             outcomes.append(Conflict(f"{name.decode()} is logged with another checksum, at index {other}", other))
         else:
@@ -1462,7 +1516,7 @@ def check_store(rows: LogRows, key: VerifierKey, progress: Callable[[int, int], 
 def _check_bundle(rows: LogRows, index: int, width: int, keys: list[int]) -> tuple[list[bytes], list[str]]:
     """The leaf hashes of a bundle's entries, and what is wrong with it; adds the entries' look-up keys to `keys`."""
     try:
-        entries = parse_bundle(rows.bundle(index, width), width)
+        entries = parse_bundle(rows.bundle(index, 256), width)
     except Error as error:
         return [bytes(32)] * width, [f"{tile_path(None, index, width)}: {error}"]
     hashes = field_hashes(FILENAME, [field_of(FILENAME, entry) for entry in entries])
@@ -1611,12 +1665,27 @@ class HttpError(Error):
         self.status, self.headers = status, headers
 
 
-class Body:
-    """What follows a request's head: `length` bytes, of which the connection gives more as they come."""
+def takes_gzip(accepted: str) -> bool:
+    """Whether an Accept-Encoding header names gzip, and not to refuse it."""
+    codings = (part.replace(" ", "").lower().partition(";q=") for part in accepted.split(","))
+    return any(name == "gzip" and (not q or quality.strip("0.") != "") for name, q, quality in codings)
 
-    def __init__(self, length: int, flow: Callable[[bool], None]) -> None:
+
+def is_address(host: str) -> bool:
+    """Whether a Host header has an IP address or localhost, and not a name that somebody else could let point here."""
+    name = re.sub(r":[0-9]+\Z", "", host).strip("[]")
+    with contextlib.suppress(ValueError):
+        return bool(ipaddress.ip_address(name))
+    return name == "localhost"
+
+
+class Body:
+    """What follows a request's head: `length` bytes, of which `missing` are still to come, and `unread` to be taken."""
+
+    def __init__(self, length: int, taken: Callable[[], None]) -> None:
         self.length = self.missing = length
-        self._flow, self._parts, self._size = flow, deque[bytes](), 0
+        self.unread = 0
+        self._taken, self._parts = taken, deque[bytes]()
         self._more: asyncio.Future[None] | None = None
         self._error: HttpError | None = None
 
@@ -1624,32 +1693,31 @@ class Body:
         """Takes what belongs to the body, and returns the rest."""
         mine, rest = data[: self.missing], data[self.missing :]
         self.missing -= len(mine)
+        self.unread += len(mine)
         self._parts.append(mine)
-        self._size += len(mine)
-        self._flow(self._size < MAX_UNREAD)
-        self.wake()
+        self._wake()
         return rest
 
     def end(self, error: HttpError) -> None:
         """No more will come."""
         self._error = error
-        self.wake()
+        self._wake()
 
-    def wake(self) -> None:
+    def _wake(self) -> None:
         if self._more and not self._more.done():
             self._more.set_result(None)
 
     async def part(self) -> bytes:
         """What has come since, at least a byte of it; b"" at the end."""
-        while not self._size and self.missing:
+        while not self.unread and self.missing:
             if self._error:
                 raise self._error
             self._more = asyncio.get_running_loop().create_future()
             await self._more
         data = b"".join(self._parts)
         self._parts.clear()
-        self._size = 0
-        self._flow(True)
+        self.unread = 0
+        self._taken()
         return data
 
     async def all(self, limit: int) -> bytes:
@@ -1721,7 +1789,7 @@ class Response:
 Answer = Callable[[Request, Body], "Response | Coroutine[Any, Any, Response]"]  # may raise an Error
 
 _REQUEST_LINE = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+) ([\x21-\x7e]+) HTTP/([0-9])\.([0-9])")
-_HEADER = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([\t\x20-\x7e\x80-\xff]*?)[ \t]*")
+_HEADER = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):([\t\x20-\x7e\x80-\xff]*)")
 _ONCE = {"content-length", "transfer-encoding", "host", "content-type", "authorization", "origin", "expect"}
 
 
@@ -1746,7 +1814,8 @@ def parse_head(head: bytes) -> Request:
         name = match[1].lower()
         if name in headers and name in _ONCE:
             raise HttpError(400, f"two {name} headers")
-        headers[name] = f"{headers[name]}, {match[2]}" if name in headers else match[2]
+        value = match[2].strip(" \t")
+        headers[name] = f"{headers[name]}, {value}" if name in headers else value
     tokens = headers.get("connection", "").lower().replace(" ", "").split(",")
     old = minor == "0"
     return Request(method, target, headers, _body_length(method, headers), not old and "close" not in tokens, old)
@@ -1769,16 +1838,19 @@ def _body_length(method: str, headers: dict[str, str]) -> int:
 
 
 class Connection(asyncio.Protocol):
-    """A client's connection: cuts what comes into requests, and answers them one after the other."""
+    """A client's connection: cuts what comes into requests, and answers them one after the other.
+
+    It is waiting for a request, or answering one (then it has a `_body`), or closing: then what still comes is dropped.
+    """
 
     def __init__(self, server: Server) -> None:
-        self._server, self._buffer = server, b""
+        self._server, self._buffer = server, bytearray()
         self._transport: asyncio.Transport
-        self._body: Body | None = None  # of the request that is being answered
+        self._body: Body | None = None
         self._task: asyncio.Task[None] | None = None
-        self._eof = self._discarding = self._paused = False
+        self._eof = self._closing = self._paused = False  # it sends no more; nor do we; it does not read what we send
         self._writable: asyncio.Future[None] | None = None
-        self.deadline = 0.0  # when this is over, in the loop's time
+        self.deadline = 0.0  # when what it waits for has to have come, in the loop's time
 
     # What the transport calls
 
@@ -1789,110 +1861,125 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._server.connections.pop(self, None)
-        self._discarding = True
+        self._closing = True
         self.eof_received()
         self.resume_writing()
 
     def data_received(self, data: bytes) -> None:
-        if self._discarding:
-            return
-        if self._body and self._body.missing:
-            data = self._body.feed(data)
-        self._buffer = self._buffer + data if self._buffer else data
-        if self._body is None:
+        if not self._closing:
+            self._buffer += data if not self._body else self._body.feed(data)
             self._advance()
-        elif len(self._buffer) > MAX_HEAD:  # of what is to come after this request
-            self._transport.pause_reading()
 
     def eof_received(self) -> bool:
         """A client may close its side and still wait for its answer."""
         self._eof = True
         if self._body:
             self._body.end(HttpError(400, "the body ended early"))
-        elif self._buffer and not self._discarding:
-            self._refuse(HttpError(400, "the request ended early"))
-        return self._body is not None
+        else:
+            self._advance()
+        return True
 
     def pause_writing(self) -> None:
         self._paused = True
+        self._wait(SEND_TIMEOUT)
+        self._regulate()
 
     def resume_writing(self) -> None:
         self._paused = False
+        self._wait(IDLE_TIMEOUT)
         if self._writable and not self._writable.done():
             self._writable.set_result(None)
+        self._advance()
+
+    # What the server asks
+
+    def answering(self) -> bool:
+        """A request has come, whole, and its answer is not written yet."""
+        return self._body is not None and not self._body.missing and not self._paused
+
+    def expire(self) -> None:
+        """The deadline has passed."""
+        late = HttpError(408, "the request did not come to its end in time")
+        if self._closing or self._paused:
+            self._transport.abort()
+        elif self._body and self._body.missing:
+            self._body.end(late)
+        elif self._buffer and not self._body:
+            self._refuse(late)
+        elif not self._body:
+            self._end()
+
+    def abort(self) -> None:
+        self._transport.abort()
 
     # What we do
 
     def _wait(self, seconds: float) -> None:
         self.deadline = self._server.loop.time() + seconds
 
-    def expire(self) -> None:
-        """The deadline has passed."""
-        late = HttpError(408, "the request did not come to its end in time")
-        if self._body and self._body.missing:
-            self._body.end(late)
-        elif self._buffer and self._body is None:
-            self._refuse(late)
-        elif self._body is None or self._paused:
-            self._transport.abort()
-
-    def answering(self) -> bool:
-        """A request has come, whole, and its answer is not written yet."""
-        return self._body is not None and not self._body.missing
-
-    def close(self) -> None:
-        self._transport.close()
+    def _regulate(self) -> None:
+        """Reads on, unless there is more than we can use now."""
+        unread = self._body.unread >= MAX_UNREAD if self._body else False
+        if not self._transport.is_closing():
+            if not self._closing and (self._paused or unread or len(self._buffer) > MAX_HEAD):
+                self._transport.pause_reading()
+            else:
+                self._transport.resume_reading()
 
     def _advance(self) -> None:
-        """Begins to answer the next request, if all of its head has come."""
-        end = self._buffer.find(b"\r\n\r\n") + 4
-        if end < 4 or end > MAX_HEAD:
-            if len(self._buffer) > MAX_HEAD:
-                status = 431 if b"\r\n" in self._buffer[:MAX_HEAD] else 414
-                self._refuse(HttpError(status, "the head of the request is too long"))
+        """Begins to answer the next request, if all of its head has come and the last answer is on its way."""
+        if self._body or self._closing or self._paused:
+            self._regulate()
+            return
+        end = self._buffer.find(b"\r\n\r\n", 0, MAX_HEAD) + 4
+        try:
+            if end >= 4:
+                head = bytes(self._buffer[:end])
+                del self._buffer[:end]
+                self._begin(_parse_small_head(head) if end < 2048 else parse_head(head))
+            elif len(self._buffer) >= MAX_HEAD:
+                raise HttpError(431 if b"\r\n" in self._buffer[:MAX_HEAD] else 414, "the head of the request is too long")
             elif re.search(rb"(?<!\r)\n", self._buffer):
-                self._refuse(HttpError(400, "a line that does not end in CR LF"))
+                raise HttpError(400, "a line that does not end in CR LF")
+            elif self._buffer and self._eof:
+                raise HttpError(400, "the request ended early")
             elif self._eof:
-                self._refuse(HttpError(400, "the request ended early"))
+                self._end()
             elif self._buffer:
                 self.deadline = min(self.deadline, self._server.loop.time() + HEAD_TIMEOUT)
-            return
-        head, self._buffer = self._buffer[:end], self._buffer[end:]
-        try:
-            request = _parse_small_head(head) if end < 2048 else parse_head(head)
         except HttpError as error:
             self._refuse(error)
-            return
-        self._body = Body(request.length, self._flow)
+        self._regulate()
+
+    def _begin(self, request: Request) -> None:
+        self._body = body = Body(request.length, self._regulate)
         if request.length:
             self._wait(HEAD_TIMEOUT + request.length / MIN_RATE)
-            self._buffer = self._body.feed(self._buffer)
-            if self._body.missing and request.headers.get("expect", "").lower() == "100-continue":
+            self._buffer = bytearray(body.feed(bytes(self._buffer)))
+            if body.missing and self._eof:
+                body.end(HttpError(400, "the body ended early"))
+            elif body.missing and request.headers.get("expect", "").lower() == "100-continue":
                 self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         try:
-            response = self._server.answer(request, self._body)
+            response = self._server.answer(request, body)
         except Exception as error:
             response = self._trouble(request, error)
         if isinstance(response, Response) and isinstance(response.body, bytes):
-            self._write(request, response)
+            self._write(request, response, response.body)
         else:
             self._task = self._server.loop.create_task(self._finish(request, response))
-
-    def _flow(self, on: bool) -> None:
-        if not self._transport.is_closing():
-            (self._transport.resume_reading if on else self._transport.pause_reading)()
 
     async def _finish(self, request: Request, response: Response | Coroutine[Any, Any, Response]) -> None:
         """Waits for an answer that takes its time."""
         try:
             if not isinstance(response, Response):
                 response = await response
-            if isinstance(response.body, bytes):
-                self._write(request, response)
-            else:
-                await self._stream(request, response, response.body)
         except Exception as error:
-            self._write(request, self._trouble(request, error))
+            response = self._trouble(request, error)
+        if isinstance(response.body, bytes):
+            self._write(request, response, response.body)
+        else:
+            await self._stream(request, response, response.body)
 
     def _trouble(self, request: Request, error: Exception) -> Response:
         if not isinstance(error, Error) or error.status == 500:
@@ -1900,67 +1987,64 @@ class Connection(asyncio.Protocol):
             logger.error("%s %s: %s", request.method, request.target[:200], error, exc_info=traceback)
         return Response.error(error if isinstance(error, Error) else Error())
 
-    def _head(self, request: Request, response: Response) -> tuple[bytes, bool]:
-        """The head of an answer, and whether the connection is kept after it."""
-        keep = request.keep and not (self._body and self._body.missing) and not self._server.stopping
-        return b"%b%b%b" % (response.head, self._server.date, b"\r\n" if keep else b"Connection: close\r\n\r\n"), keep
-
-    def _write(self, request: Request, response: Response) -> None:
-        head, keep = self._head(request, response)
-        body = response.body if request.method != "HEAD" and isinstance(response.body, bytes) else b""
-        self._transport.write(head + body)
+    def _write(self, request: Request, response: Response, body: bytes) -> None:
+        keep = request.keep and not self._server.stopping and not (self._body and self._body.missing)
+        end = b"\r\n" if keep else b"Connection: close\r\n\r\n"
+        self._send(response.head + self._server.date + end + (body if request.method != "HEAD" else b""))
         self._next(keep)
 
     async def _stream(self, request: Request, response: Response, body: Iterator[bytes]) -> None:
-        head, keep = self._head(request, response)
         # A client of HTTP/1.0 knows no chunks: it reads until the connection is closed.
-        self._transport.write(head if request.old else b"%b\r\nTransfer-Encoding: chunked\r\n\r\n" % head[:-4])
+        keep = request.keep and not self._server.stopping
+        mode = b"" if request.old else b"Transfer-Encoding: chunked\r\n"
+        self._send(response.head + self._server.date + mode + (b"\r\n" if keep else b"Connection: close\r\n\r\n"))
         try:
             for part in body:
-                self._transport.write(part if request.old else b"%x\r\n%b\r\n" % (len(part), part))
-                self._wait(SEND_TIMEOUT)
+                self._send(part if request.old else b"%x\r\n%b\r\n" % (len(part), part))
                 if self._paused:
                     self._writable = self._server.loop.create_future()
                     await self._writable
                 await asyncio.sleep(0)  # others have a turn
-                if self._transport.is_closing():
+                if self._closing:
                     return
         except Exception as error:
             # The status is sent already; that the last chunk does not come says that the answer is not whole.
             self._trouble(request, error)
             self._transport.abort()
             return
-        self._transport.write(b"" if request.old else b"0\r\n\r\n")
+        self._send(b"" if request.old else b"0\r\n\r\n")
         self._next(keep)
+
+    def _send(self, data: bytes) -> None:
+        if not self._transport.is_closing():
+            self._transport.write(data)
 
     def _next(self, keep: bool) -> None:
         """An answer is written: on to the next request, or to the end."""
         missing, self._body, self._task = self._body.missing if self._body else 0, None, None
-        if missing and not self._eof:
-            # Closing on bytes that are not read would reset the connection, and the answer with it.
-            self._discarding, self._buffer = True, b""
-            self._flow(True)
-            self._transport.write_eof()
-            self._wait(LINGER_TIMEOUT)
-        elif not keep or (self._eof and not self._buffer):
-            self._transport.close()
-        else:
-            self._wait(SEND_TIMEOUT if self._paused else IDLE_TIMEOUT)
-            self._server.touch(self)
-            if self._buffer:
-                self._flow(True)
-                self._server.loop.call_soon(self._advance)
+        if not keep or missing:
+            self._end()
+            return
+        if not self._paused:
+            self._wait(IDLE_TIMEOUT)
+        self._server.touch(self)
+        if self._buffer or self._eof:
+            self._server.loop.call_soon(self._advance)
 
     def _refuse(self, error: HttpError) -> None:
-        self._discarding, self._buffer = True, b""
         response = Response.error(error)
-        end = b"Connection: close\r\n\r\n" + cast(bytes, response.body)
-        self._transport.write(response.head + self._server.date + end)
-        if self._transport.can_write_eof() and not self._eof:
-            self._transport.write_eof()
-            self._wait(LINGER_TIMEOUT)
-        else:
+        self._send(response.head + self._server.date + b"Connection: close\r\n\r\n" + cast(bytes, response.body))
+        self._end()
+
+    def _end(self) -> None:
+        """Sends no more. Closing on bytes that are not read would reset the connection, and the answer with it."""
+        self._closing, self._buffer = True, bytearray()
+        self._wait(SEND_TIMEOUT if self._paused else LINGER_TIMEOUT)
+        if self._eof or not self._transport.can_write_eof():
             self._transport.close()
+        elif not self._transport.is_closing():
+            self._transport.write_eof()
+        self._regulate()
 
 
 class Server:
@@ -1990,6 +2074,7 @@ class Server:
     ) -> None:
         """Serves until `ended` says so or SIGTERM or SIGINT come; then finishes what is being answered."""
         self.loop = asyncio.get_running_loop()
+        self.loop.set_exception_handler(lambda loop, context: logger.error("network: %s", context.get("message")))
         over = asyncio.Event()
         if threading.current_thread() is threading.main_thread():
             for number in signal.SIGTERM, signal.SIGINT:
@@ -2008,7 +2093,7 @@ class Server:
         while any(connection.answering() for connection in self.connections) and self.loop.time() < until:
             await asyncio.sleep(0.02)
         for connection in list(self.connections):
-            connection.close()
+            connection.abort()
         await asyncio.sleep(0.02)
 
     def _tick(self) -> None:
@@ -2023,7 +2108,7 @@ class Server:
         if len(self.connections) > self._bound:
             out = next((c for c in self.connections if not c.answering()), connection)
             del self.connections[out]
-            out.close()
+            out.abort()
 
     def touch(self, connection: Connection) -> None:
         if self.connections.pop(connection, True) is None:
@@ -2124,15 +2209,16 @@ class Client:
     """Talks to a log or witness at `url`, over one connection that is kept. Raises Unavailable."""
 
     def __init__(self, url: str, timeout: float = 30) -> None:
-        parts = urllib.parse.urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise Malformed(f"not an http:// or https:// URL: {url!r}")
-        self.url, self._prefix, self._timeout = url.rstrip("/"), parts.path.rstrip("/"), timeout
-        make = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
         try:
-            self._connection = make(parts.hostname, parts.port, timeout=timeout)
-        except ValueError as error:
-            raise Malformed(f"not a URL: {url!r}: {error}") from None
+            parts = urllib.parse.urlsplit(url)
+            host = (parts.hostname or "").encode("idna").decode() or "?"
+            if parts.scheme not in ("http", "https") or not parts.hostname or not parts.path.isascii():
+                raise ValueError("it has to be http:// or https://, a host, and perhaps a port and an ASCII path")
+            make = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+            self._connection = make(host, parts.port, timeout=timeout)
+        except (ValueError, http.client.InvalidURL) as error:
+            raise Malformed(f"not the URL of a server: {url!r}: {error}") from None
+        self.url, self._prefix, self._timeout = url.rstrip("/"), parts.path.rstrip("/"), timeout
 
     def request(
         self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None,
@@ -2477,6 +2563,7 @@ class Log(Worker[Submission]):
         self.key, self._cache = key, Cache(256)
         self._policy = dataclasses.replace(policy, logs=(key,))
         self._signed = self._open("signed")
+        self.store.check_last_part(self._signed.tree.size)
         published = self._open("published")
         self._published = published if self._accepts(published.note) else None
         self._waiting: list[Submission] = []  # for a checkpoint that includes them to be published
@@ -2717,7 +2804,8 @@ class LogServer:
         """Raises HttpError where this request may not write."""
         # A web page can have a browser send this; what the page can't do is to make it look as if nobody had asked.
         origin, site = request.headers.get("origin"), request.headers.get("sec-fetch-site", "none")
-        own = origin is None or origin.partition("://")[2] == request.headers.get("host")
+        host = request.headers.get("host", "")
+        own = origin is None or (origin.partition("://")[2] == host and is_address(host))  # a name could be anybody's
         if site not in ("none", "same-origin") or not own:
             raise HttpError(403, "a web page of another site can't write here")
         if self._read_only:
@@ -2734,7 +2822,7 @@ class LogServer:
         return Response(f"{encode_vkey(self.log.key)}\n".encode(), TEXT, headers=OPEN)
 
     def _get_tile(self, request: Request) -> Response:
-        zipped = request.target.startswith("/tile/entries/") and "gzip" in request.headers.get("accept-encoding", "")
+        zipped = request.target.startswith("/tile/entries/") and takes_gzip(request.headers.get("accept-encoding", ""))
         response: Response | None = self._cache.get((request.target, zipped))
         if response is None:
             response = self._make_tile(request.target[1:], zipped)
@@ -2753,7 +2841,7 @@ class LogServer:
         if level is not None:
             return Response(store.tile(level, index, width), OCTETS, headers=headers)
         data, headers["Vary"] = store.bundle(index, width), "Accept-Encoding"
-        if zipped:
+        if zipped and len(data) < MAX_ZIPPED:
             data, headers["Content-Encoding"] = gzip.compress(data, 6, mtime=0), "gzip"
         return Response(data, OCTETS, headers=headers)
 
@@ -2825,7 +2913,7 @@ class LogServer:
 
     def _get_entries(self, request: Request) -> Response:
         query = request.query()
-        if len(query) != 1 or not query.keys() <= {"filename", "checksum"}:
+        if len(query) != 1 or not query.keys() <= {"filename", "checksum"} or "" in query.values():
             raise Malformed("ask for /entries?filename=F or /entries?checksum=C")
         [(name, value)] = query.items()
         kind = FILENAME if name == "filename" else CHECKSUM
@@ -3044,6 +3132,13 @@ def read_secret(path: str) -> str:
     return text
 
 
+def read_token(path: str) -> str:
+    """A token that fits into a header."""
+    if not re.fullmatch(r"[\x21-\x7e]{1,1000}", token := read_secret(path).strip()):
+        raise Malformed(f"{path} has to hold a token of 1 to 1000 ASCII characters without spaces")
+    return token
+
+
 def read_signer(path: str) -> Signer:
     try:
         return Signer.parse(read_secret(path))
@@ -3052,16 +3147,21 @@ def read_signer(path: str) -> Signer:
 
 
 def write_new(path: Path, data: bytes, mode: int = 0o644) -> None:
-    """Makes a file that was not there, with its mode before a byte is in it."""
+    """Makes a file that was not there, whole or not at all, with its mode before a byte is in it."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
-        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as stream:
+        with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as stream:
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
+        os.link(draft, path)
+        sync_folder(path.parent)
     except FileExistsError:
         raise Malformed(f"{path} exists, and keys are never overwritten: move it away first") from None
     except OSError as error:
         raise Malformed(f"can't write {path}: {error.strerror}") from None
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def write_over(path: Path, data: bytes) -> None:
@@ -3080,10 +3180,14 @@ def make_keys(origin: str, private: Path, public: Path) -> Signer:
     check_name(origin)
     signer = Signer(origin, os.urandom(32))
     vkey = encode_vkey(signer.key)
-    if public.exists():
-        raise Malformed(f"{public} exists, and keys are never overwritten: move it away first")
-    write_new(private, f"{signer.encode()}\n".encode(), 0o600)
+    if private.exists():
+        raise Malformed(f"{private} exists, and keys are never overwritten: move it away first")
     write_new(public, f"{vkey}\n".encode())
+    try:
+        write_new(private, f"{signer.encode()}\n".encode(), 0o600)
+    except Malformed:
+        public.unlink()
+        raise
     return signer
 
 
@@ -3092,7 +3196,7 @@ def checksum_of(path: Path) -> str:
         with path.open("rb") as stream:
             return "sha256:" + hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
-        raise Unavailable(f"can't read {path}: {error.strerror}") from None
+        raise Unavailable(f"can't read it: {error.strerror}") from None
 
 
 def read_policy(args: argparse.Namespace) -> Policy:
@@ -3142,9 +3246,8 @@ def cmd_vkey(args: argparse.Namespace) -> int:
 # --- Servers -----------------------------------------------------------------------------------------------
 
 def cmd_serve(args: argparse.Namespace) -> int:
-    token = read_secret(args.write_token_file) if args.write_token_file else None
-    if token == "":
-        raise Malformed(f"{args.write_token_file} holds no token")
+    token = read_token(args.write_token_file) if args.write_token_file else None
+    check_name(args.origin or "any")
     if not (is_loopback(args.host) or token or args.read_only or args.open_writes):
         raise Malformed(f"on {args.host} anybody could write: give --write-token-file, --read-only or --open-writes")
     folder, policy = Path(args.storage_dir), Policy(()) if args.read_only else witness_policy(args)
@@ -3187,16 +3290,15 @@ def witness_policy(args: argparse.Namespace) -> Policy:
 def claim_store(store: LogStore, args: argparse.Namespace) -> Signer:
     """The key of this log: the one that it was founded with or, where it is new, that it is founded with now."""
     known = store.key()
-    private = Path(args.private_key or store.folder / "private.key")
-    public = Path(args.public_key or store.folder / "public.key")
+    private, public = store.folder / "private.key", store.folder / "public.key"
     if known is None and not args.private_key and not private.exists():
         signer = make_keys(args.origin or default_origin("btlog"), private, public)
         logger.info("made a key pair for the new log %s in %s: keep a copy of private.key", signer.name, store.folder)
-    signer = read_pair(private, public, bool(args.public_key), args.origin)
+    signer = read_pair(args, private, public)
     if known is None:
         store.found(signer.key, signer.sign(Checkpoint(signer.name, Tree(0, EMPTY_ROOT))))
     elif known != signer.key:
-        raise Malformed(f"{store.folder} is the log of {encode_vkey(known)}, which {private} is not the key of")
+        raise Malformed(f"{store.folder} is the log of {encode_vkey(known)}, not of {encode_vkey(signer.key)}")
     return signer
 
 
@@ -3204,13 +3306,19 @@ def default_origin(what: str) -> str:
     return f"{re.sub(r'[^a-z0-9.-]', '', socket.gethostname().lower()) or 'localhost'}/{what}"
 
 
-def read_pair(private: Path, public: Path, named: bool, origin: str | None) -> Signer:
-    """The private key, after making sure that the public key, if it is `named` or there, and the origin are its own."""
-    signer = read_signer(str(private))
-    if (named or public.exists()) and read_vkey(str(public)) != signer.key:
-        raise Malformed(f"{public} is not the public key of {private}")
-    if origin and origin != signer.name:
-        raise Malformed(f"{private} is the key of {signer.name}, not of {origin}")
+def read_pair(args: argparse.Namespace, private: Path, public: Path) -> Signer:
+    """The private key that is named, or by default `private`, after making sure that public key and origin are its own.
+
+    The default's public key is made if it is missing: it says nothing that the private key does not say.
+    """
+    signer = read_signer(args.private_key or str(private))
+    if not (args.private_key or args.public_key or public.exists()):
+        write_new(public, f"{encode_vkey(signer.key)}\n".encode())
+    named = args.public_key or (None if args.private_key else str(public))
+    if named and read_vkey(named) != signer.key:
+        raise Malformed(f"{named} is not the public key of {args.private_key or private}")
+    if args.origin and args.origin != signer.name:
+        raise Malformed(f"{args.private_key or private} is the key of {signer.name}, not of {args.origin}")
     return signer
 
 
@@ -3223,12 +3331,11 @@ def is_loopback(host: str) -> bool:
 
 def cmd_witness(args: argparse.Namespace) -> int:
     database = Path(args.database_path)
-    private = Path(args.private_key or database.with_name("witness-private.key"))
-    public = Path(args.public_key or database.with_name("witness-public.key"))
+    private, public = database.with_name("witness-private.key"), database.with_name("witness-public.key")
     if not args.private_key and not private.exists() and not database.exists():
         signer = make_keys(args.origin or default_origin("witness"), private, public)
         logger.info("made a key pair for the new witness %s: keep a copy of %s", signer.name, private)
-    signer = read_pair(private, public, bool(args.public_key), args.origin)
+    signer = read_pair(args, private, public)
     store = WitnessStore(database)
     try:
         witness = Witness(store, signer)
@@ -3279,7 +3386,7 @@ def add_files(args: argparse.Namespace, client: Client) -> int:
         vkey = client.get("/.well-known/public-key").decode(errors="replace").removesuffix("\n")
         policy = simple_policy([VerifierKey.parse(vkey)])
         logger.info("the log says that its key is %s; hold it to that with --public-key", vkey)
-    headers = {"Authorization": f"Bearer {read_secret(args.write_token_file)}"} if args.write_token_file else {}
+    headers = {"Authorization": f"Bearer {read_token(args.write_token_file)}"} if args.write_token_file else {}
     code = 0
     for path in map(Path, args.files):
         try:
@@ -3314,8 +3421,8 @@ def add_file(client: Client, path: Path, policy: Policy, headers: dict[str, str]
 
 def cmd_verify(args: argparse.Namespace) -> int:
     policy = read_policy(args)
-    if args.proof and len(args.targets) > 1:
-        raise Malformed("--proof is the proof of one file")
+    if args.proof and (len(args.targets) > 1 or args.log_url):
+        raise Malformed("--proof is the proof of one file, and takes the place of --log-url")
     url = args.log_url or next((url for key, url in policy.urls if key in policy.logs), None)
     with contextlib.closing(Client(url)) if url else contextlib.nullcontext() as client:
         return verify_files(args, policy, client)
@@ -3325,9 +3432,9 @@ def verify_files(args: argparse.Namespace, policy: Policy, client: Client | None
     code = 0
     for path in map(Path, args.targets):
         try:
-            checksum = checksum_of(path)
-            proof = find_proof(path, checksum, args, client)
-            entry = Proof.parse(proof).entry(path.name, checksum)
+            plain = Entry(path.name, checksum_of(path))
+            proof = find_proof(path, plain.checksum, args, client)
+            entry = Proof.parse(proof).entry(plain.filename, plain.checksum)
             checkpoint = check_logged(entry, proof, policy)
             check_age(checkpoint, args.max_age)
         except Error as error:
@@ -3369,11 +3476,11 @@ def fetch_proof(client: Client, filename: str, checksum: str) -> bytes:
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise Unavailable(f"{client.url}/entries does not answer as a log does")
     same_name = [entry for entry in entries if entry.get("filename") == filename]
-    same = [entry.get("index") for entry in same_name if entry.get("checksum") == checksum]
+    same = [parse_decimal(str(entry.get("index"))) for entry in same_name if entry.get("checksum") == checksum]
     if not same:
-        others = ", ".join(str(entry.get("index"))[:20] for entry in same_name[:5])
+        others = ", ".join(str(parse_decimal(str(entry.get("index")))) for entry in same_name[:5])
         raise BadProof(f"not logged, but with another checksum at index {others}" if others else "not logged")
-    return client.get(f"/entry/{parse_decimal(str(same[-1]))}/proof")
+    return client.get(f"/entry/{same[-1]}/proof")
 
 
 # --- Looking after a log -------------------------------------------------------------------------------------
@@ -3384,20 +3491,21 @@ def cmd_fsck(args: argparse.Namespace) -> int:
         if (key := store.key()) is None:
             raise Corrupt(f"{store.folder} says of no log whose it is")
         found = 0
-        for line in check_store(store, key, show_progress("checked")):
-            found += 1
-            print(line)
-        size = store.tree("published").size
+        with store.database.snapshot():  # so that a log that goes on meanwhile does not look broken
+            for line in check_store(store, key, show_progress("checked")):
+                found += 1
+                print(line)
+            entries = 0 if found else store.tree("signed").size
     finally:
         store.close()
-    print(f"{found} findings" if found else f"{store.folder}: all {size} entries of {key.name} are as they should be")
+    print(f"{found} findings" if found else f"{store.folder}: all {entries} entries of {key.name} are as they should be")
     return 1 if found else 0
 
 
 def cmd_health(args: argparse.Namespace) -> int:
     """Exit code 0 if one of the servers is healthy: the image of a container does not know which of them it runs."""
     errors = []
-    for url in args.urls:
+    for url in args.urls or ["http://127.0.0.1:8080"]:
         try:
             with contextlib.closing(Client(url, timeout=5)) as client:
                 client.get("/healthz")
@@ -3470,12 +3578,12 @@ def _log_command(command: Command) -> None:
     add("--policy", metavar="F", help="a policy file with witnesses, their URLs and the quorum that publishing needs")
     add("--witness-url", metavar="U", help="one witness, in the place of a policy")
     add("--witness-public-key", metavar="F", help="its public key")
-    add("--checkpoint-interval", default=0.2, type=float, metavar="S", help="seconds between two requests to witnesses")
-    add("--witness-timeout", default=5.0, type=float, metavar="S", help="seconds that a witness has to answer")
-    add("--republish-interval", default=3600.0, type=float, metavar="S",
+    add("--checkpoint-interval", default=0.2, type=duration, metavar="S", help="seconds between two requests to witnesses")
+    add("--witness-timeout", default=5.0, type=duration, metavar="S", help="seconds that a witness has to answer")
+    add("--republish-interval", default=3600.0, type=duration, metavar="S",
         help="seconds after which an idle log is cosigned anew, 0 for never")
-    add("--add-timeout", default=30.0, type=float, metavar="S", help="seconds after which an add is given up")
-    add("--bulk-append-max-entries", default=50_000, type=int, metavar="N", help="lines that a bulk may have")
+    add("--add-timeout", default=30.0, type=duration, metavar="S", help="seconds after which an add is given up")
+    add("--bulk-append-max-entries", default=50_000, type=whole_number, metavar="N", help="lines that a bulk may have")
     add("--write-token-file", metavar="F", help="a file with the token that writing needs (Authorization: Bearer)")
     add("--allow-replacement", action="store_true", help="log a filename again with another checksum")
     add("--read-only", action="store_true", help="serve what another process writes; needs no private key")
@@ -3488,7 +3596,7 @@ def _witness_command(command: Command) -> None:
     add("--database-path", default="witness.db", metavar="F", help="the witness's database")
     add("--host", default="127.0.0.1", help="the address to listen on")
     add("--port", default=8081, type=port_number, help="the port to listen on, 0 for any")
-    add("--private-key", metavar="F", help="the private key (default: witness-private.key beside the database)")
+    add("--private-key", metavar="F", help="the private key (default: witness-private.key, by the database)")
     add("--public-key", metavar="F", help="the public key, to make sure that it is this one")
     add("--origin", metavar="NAME", help="the name of a new witness (default: of this host)")
     add("--log-public-key", metavar="F", action="append", help="a log's key; can be repeated, and stays known for good")
@@ -3508,32 +3616,46 @@ def _user_commands(command: Command) -> None:
     add("targets", nargs="+", metavar="TARGET", help="a file as it was installed")
     add("--log-url", metavar="U", help="ask this log (default: FILE.tlog-proof beside the file, or the policy's URL)")
     add("--proof", metavar="F", help="check against this .tlog-proof, offline")
-    add("--max-age", type=float, metavar="S", help="refuse what was cosigned last more than S seconds ago")
+    add("--max-age", type=duration, metavar="S", help="refuse what was cosigned last more than S seconds ago")
     _add_policy(add)
 
     add = command(cmd_fsck, "recompute and check all that a log's folder holds", "--storage-dir btlog-data")
     add("--storage-dir", default="btlog-data", metavar="D", help="the folder of the log")
 
     add = command(cmd_health, "ask servers whether they can do their work", "http://127.0.0.1:8080")
-    add("urls", nargs="*", metavar="URL", default=["http://127.0.0.1:8080"], help="servers, one of them healthy")
+    add("urls", nargs="*", metavar="URL", help="servers, one of them healthy (default: http://127.0.0.1:8080)")
+
+
+def whole_number(text: str) -> int:
+    try:
+        return parse_decimal(text)
+    except Malformed as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def port_number(text: str) -> int:
-    if (number := parse_decimal(text)) > 65_535:
-        raise Malformed(f"{number} is no port")
-    return number
+    if (port := whole_number(text)) > 65_535:
+        raise argparse.ArgumentTypeError(f"{port} is no port")
+    return port
+
+
+def duration(text: str) -> float:
+    if not 0 <= (value := float(text)) < 1e10:
+        raise argparse.ArgumentTypeError(f"{text} is no number of seconds")
+    return value
 
 
 def _add_policy(add: Callable[..., Any]) -> None:
     add("--policy", metavar="F", help="a policy file (c2sp.org/tlog-policy)")
     add("--public-key", metavar="F", help="the log's public key, in the place of a policy")
     add("--witness-public-key", metavar="F", action="append", help="with it, a witness's key; can be repeated")
-    add("--quorum", metavar="K", type=parse_decimal, help="how many of those witnesses have to cosign (default: all)")
+    add("--quorum", metavar="K", type=whole_number, help="how many of those witnesses have to cosign (default: all)")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code: 0 as it should be, 1 found, 2 usage, 3 could not be checked."""
     logging.basicConfig(format="btlog: %(message)s", level=logging.INFO, stream=sys.stderr, force=True)
+    logging.getLogger("asyncio").setLevel(logging.ERROR)
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         if not arguments:

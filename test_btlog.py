@@ -1420,8 +1420,7 @@ def test_levels_and_widths_of_tile_paths() -> None:
 def test_bundles(entries: list[bytes]) -> None:
     data = btlog.encode_bundle(entries)
     assert btlog.parse_bundle(data, len(entries)) == entries
-    for width in {0, len(entries) // 2, len(entries)}:
-        assert btlog.parse_bundle(data, width, exactly=False) == entries[:width]
+    assert btlog.split_bundle(data) == entries
     refuses(Malformed, btlog.parse_bundle, data, len(entries) + 1)
     refuses(Malformed, btlog.parse_bundle, data + b"\0", len(entries))
     if entries:
@@ -1686,7 +1685,7 @@ def test_look_up_keys_have_63_bits() -> None:
 
 def test_T2_T14_commits_are_synchronous(tmp_path: Path) -> None:
     with contextlib.closing(found(tmp_path)) as store:
-        for name, value in ("journal_mode", "wal"), ("synchronous", 2), ("busy_timeout", 10_000):
+        for name, value in ("journal_mode", "wal"), ("synchronous", 2), ("busy_timeout", 4_000):
             assert store.database._writer.execute(f"PRAGMA {name}").fetchone() == (value,)
     with contextlib.closing(sqlite3.connect(":memory:")) as memory:  # which can have no WAL
         refuses(Corrupt, btlog._make_durable, memory)
@@ -2316,7 +2315,6 @@ def test_entries_by_filename_and_checksum(log: LocalLog) -> None:
         }
         assert json.loads(ask(log.url, f"/entry/{index}")[2]) == found_
     for query in (
-        "filename=",
         "filename=pkg",
         "filename=" + Entry.parse(entry(1)).filename[:-1],
         "checksum=x",
@@ -2335,7 +2333,7 @@ def test_entries_by_filename_and_checksum(log: LocalLog) -> None:
         "?file%6eame=a",
     ):
         status = ask(log.url, f"/entries{query}")[0]
-        assert status == (200 if query == "?filename" else 400), query
+        assert status == 400, query
 
 
 def test_proofs_of_entries(log: LocalLog) -> None:
