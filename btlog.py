@@ -95,7 +95,7 @@ MAX_POLICY, MAX_DEPTH = 1_000_000, 100  # a policy file, and its groups within g
 MAX_ADD = 1 << 19  # a JSON entry: room for MAX_ENTRY with every character escaped
 MAX_HEAD = 1 << 16  # the head of a request, as in http.server
 MAX_ANSWER = 1 << 26  # what a client reads of an answer
-MAX_BATCH = 50_000  # entries that are sequenced together
+MAX_BATCH, MAX_WAITING = 50_000, 200_000  # entries that are sequenced together, and that wait for it
 MAX_BULK = 1 << 26  # the body of a bulk
 MAX_ZIPPED = 1 << 20  # a bundle that is compressed: longer would take too long
 MAX_UNREAD = 1 << 18  # of a body, before the client has to wait
@@ -106,9 +106,11 @@ MAX_CONNECTIONS = 4096  # of a server; beyond, those that ask for nothing are cl
 IDLE_TIMEOUT, HEAD_TIMEOUT, SEND_TIMEOUT, LINGER_TIMEOUT = 60, 10, 30, 2
 MIN_RATE = 16_384  # bytes a second that a body has to come at, after HEAD_TIMEOUT
 DRAIN_TIMEOUT, WORKER_TIMEOUT = 5, 3  # seconds in which a server that ends finishes its answers, and its commits
+MAX_SKEW = 300  # seconds that the clock of a witness may be ahead of ours
 WITNESS_TIMEOUT = 30  # seconds after which a witness gives up a request that it could not store
 
 MAX_ADD_CHECKPOINT = 1 << 16  # the body of a request to a witness, and of its answer
+MAX_WITNESSES = 64  # that a log asks: a note with more signatures than MAX_SIGNATURES could not be read
 MAX_EVIDENCE = 1000  # pairs of checkpoints that a witness keeps against a log
 
 TEXT, NDJSON, OCTETS = "text/plain; charset=utf-8", "application/x-ndjson", "application/octet-stream"
@@ -324,7 +326,7 @@ def cosigned_message(text: str, seconds: int) -> bytes:
 def split_note(note: bytes) -> tuple[str, list[tuple[str, bytes, bytes]]]:
     """The text of a note and, UNVERIFIED, the name, key ID and signature of its lines; raises Malformed."""
     # "the text is separated from the signatures by the last empty line in the note"
-    text, separator, rest = parse_text(note).rpartition("\n\n")
+    text, separator, rest = parse_text(note[: MAX_NOTE + 1]).rpartition("\n\n")
     lines = rest.split("\n")[:-1]
     if not separator or not 0 < len(lines) <= MAX_SIGNATURES or len(note) > MAX_NOTE:
         raise Malformed(f"a note is a text, an empty line and 1 to {MAX_SIGNATURES} signatures, in {MAX_NOTE} bytes")
@@ -817,6 +819,10 @@ class Tiles:
         middle = lo + split(count)
         return node_hash(self.hash(lo, middle), self.hash(middle, hi))
 
+    def prefix(self, size: int) -> bytes:
+        """The root of the tree of the first `size` entries, of 32 bytes."""
+        return Tiles(size, self._fetch, self._cache).hash(0, size)
+
 
 class AuthenticTiles(Tiles):
     """Tiles from a source that is not trusted, each proved to belong to `tree` before it is used or kept.
@@ -977,8 +983,8 @@ def witness_step(
     Raises, in this order: Malformed; BadSignature, where no key signed or a signature is false; Malformed, where the
     old size is above the checkpoint's; Stale; BadProof. Then nothing changes.
     """
+    checkpoint = Checkpoint.parse(split_note(request.note)[0])  # what is malformed is so whoever signed it
     text, signed = open_note(request.note, keys)
-    checkpoint = Checkpoint.parse(text)
     # "The old size MUST be equal to or lower than the checkpoint size."
     if request.old > checkpoint.tree.size:
         raise Malformed(f"the old size {request.old} is above the checkpoint's {checkpoint.tree.size}")
@@ -990,9 +996,15 @@ def witness_step(
     # A time that fell would say that an older view is the newer one.
     seconds = max(now, last.seconds if last else 1)
     line = signer.cosign(text, seconds)
-    known = {(key.name, key.key_id) for key in signed}
-    lines = dict.fromkeys(signature_line(*parts) for parts in split_note(request.note)[1] if parts[:2] in known)
-    return Witnessed(checkpoint.tree, seconds, f"{text}\n{''.join(lines)}{line}".encode()), line
+    kept = keep_signed(request.note, signed)[1]
+    return Witnessed(checkpoint.tree, seconds, f"{text}\n{''.join(kept)}{line}".encode()), line
+
+
+def keep_signed(note: bytes, keys: Collection[VerifierKey]) -> tuple[str, list[str]]:
+    """The text of a note that has been verified, and each of its lines that is of one of `keys`, once."""
+    text, signatures = split_note(note)
+    known = {(key.name, key.key_id) for key in keys}
+    return text, list(dict.fromkeys(signature_line(*parts) for parts in signatures if parts[:2] in known))
 
 
 def take_cosignature(text: str, answer: bytes, key: VerifierKey) -> str:
@@ -1022,7 +1034,7 @@ class Database:
 
     def __init__(self, path: Path, application_id: int, read_only: bool = False) -> None:
         self.path, self.read_only = path, read_only
-        self._lock = threading.Lock()
+        self._lock, self._writing = threading.Lock(), threading.Lock()
         with self._guarded():
             self._reader = self._connect("ro" if read_only else "rw")
             for name, wanted in ("application_id", application_id), ("user_version", 1):
@@ -1072,7 +1084,7 @@ class Database:
     @contextlib.contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
         """All or nothing; raises CommitFailed where it can't be known which."""
-        with self._guarded():
+        with self._writing, self._guarded():
             self._writer.execute("BEGIN IMMEDIATE")
             try:
                 yield self._writer
@@ -1102,9 +1114,14 @@ class Database:
             finally:
                 self._reader.execute("COMMIT")
 
+    def probe(self) -> None:
+        """Returns if something can be written; raises Unavailable."""
+        with self.transaction() as db:
+            db.execute("PRAGMA user_version = 1")
+
     def tidy(self) -> None:
         """Moves what is committed from the WAL to where it belongs, once it is much; not while somebody waits."""
-        with self._guarded():
+        with self._writing, self._guarded():
             if os.stat(f"{self.path}-wal").st_size > MAX_WAL:
                 self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
@@ -1578,8 +1595,8 @@ WITNESS_SCHEMA = """
         origin TEXT PRIMARY KEY, size INTEGER NOT NULL, root BLOB NOT NULL, seconds INTEGER NOT NULL, note BLOB NOT NULL
     );
     CREATE TABLE evidence (
-        origin TEXT NOT NULL, reason TEXT NOT NULL, stored BLOB NOT NULL, offered BLOB NOT NULL,
-        UNIQUE (origin, stored, offered)
+        origin TEXT NOT NULL, forked INTEGER NOT NULL, reason TEXT NOT NULL,
+        stored BLOB NOT NULL, offered BLOB NOT NULL, UNIQUE (origin, offered)
     );
 """
 
@@ -1637,13 +1654,16 @@ class WitnessStore:
             [(size,)] = db.execute("SELECT size FROM log WHERE origin = ?", (origin,)).fetchall()
             raise Stale(size)
 
-    def accuse(self, db: sqlite3.Connection, origin: str, reason: str, notes: tuple[bytes, bytes]) -> bool:
-        """Keeps two notes of a log that do not go together, up to MAX_EVIDENCE; whether they are new."""
-        [(count,)] = db.execute("SELECT count(*) FROM evidence WHERE origin = ?", (origin,)).fetchall()
+    def accuse(
+        self, db: sqlite3.Connection, origin: str, forked: bool, reason: str, notes: tuple[bytes, bytes]
+    ) -> bool:
+        """Keeps two notes of a log that do not go together, MAX_EVIDENCE of a kind; whether they are new."""
+        where = (origin, forked)
+        [(count,)] = db.execute("SELECT count(*) FROM evidence WHERE origin = ? AND forked = ?", where).fetchall()
         if count >= MAX_EVIDENCE:
             return False
-        row = (origin, reason, *notes)
-        return db.execute("INSERT OR IGNORE INTO evidence VALUES (?, ?, ?, ?)", row).rowcount == 1
+        row = (*where, reason, *notes)
+        return db.execute("INSERT OR IGNORE INTO evidence VALUES (?, ?, ?, ?, ?)", row).rowcount == 1
 
     def close(self) -> None:
         self.database.close()
@@ -1938,7 +1958,8 @@ class Connection(asyncio.Protocol):
                 del self._buffer[:end]
                 self._begin(_parse_small_head(head) if end < 2048 else parse_head(head))
             elif len(self._buffer) >= MAX_HEAD:
-                raise HttpError(431 if b"\r\n" in self._buffer[:MAX_HEAD] else 414, "the head of the request is too long")
+                status = 431 if b"\r\n" in self._buffer[:MAX_HEAD] else 414
+                raise HttpError(status, "the head of the request is too long")
             elif re.search(rb"(?<!\r)\n", self._buffer):
                 raise HttpError(400, "a line that does not end in CR LF")
             elif self._buffer and self._eof:
@@ -2070,9 +2091,10 @@ class Server:
         self.url = f"http://[{host}]:{port}" if family == socket.AF_INET6 else f"http://{host}:{port}"
 
     async def run(
-        self, ready: Callable[[], None], ended: Callable[[], bool], hangup: Callable[[], None] | None = None
+        self, ready: Callable[[], None], ended: Callable[[], bool], hangup: Callable[[], None] | None = None,
+        ending: Callable[[], None] = lambda: None,
     ) -> None:
-        """Serves until `ended` says so or SIGTERM or SIGINT come; then finishes what is being answered."""
+        """Serves until `ended` says so or SIGTERM or SIGINT come; then, after `ending`, finishes its answers."""
         self.loop = asyncio.get_running_loop()
         self.loop.set_exception_handler(lambda loop, context: logger.error("network: %s", context.get("message")))
         over = asyncio.Event()
@@ -2089,6 +2111,7 @@ class Server:
             self._tick()
         self.stopping = True
         listener.close()
+        ending()
         until = self.loop.time() + DRAIN_TIMEOUT
         while any(connection.answering() for connection in self.connections) and self.loop.time() < until:
             await asyncio.sleep(0.02)
@@ -2212,13 +2235,14 @@ class Client:
         try:
             parts = urllib.parse.urlsplit(url)
             host = (parts.hostname or "").encode("idna").decode() or "?"
-            if parts.scheme not in ("http", "https") or not parts.hostname or not parts.path.isascii():
-                raise ValueError("it has to be http:// or https://, a host, and perhaps a port and an ASCII path")
+            if parts.scheme not in ("http", "https") or not parts.hostname or not re.fullmatch("[!-~]*", parts.path):
+                raise ValueError("it has to be http:// or https://, a host, and perhaps a port and a path")
             make = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
             self._connection = make(host, parts.port, timeout=timeout)
         except (ValueError, http.client.InvalidURL) as error:
             raise Malformed(f"not the URL of a server: {url!r}: {error}") from None
         self.url, self._prefix, self._timeout = url.rstrip("/"), parts.path.rstrip("/"), timeout
+        self._socket: socket.socket
 
     def request(
         self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None,
@@ -2232,11 +2256,16 @@ class Client:
             late = threading.Timer(self._timeout, self._abort)
             late.start()
             try:
+                if fresh:
+                    self._connection.connect()
+                self._socket = self._connection.sock  # which the connection lets go of before the answer is read
                 self._connection.request(method, self._prefix + path, body, fields)
                 answer = self._connection.getresponse()
                 data = answer.read(limit + 1)
+                if late.finished.is_set() or (answer.length and len(data) <= limit):
+                    raise TimeoutError(f"no whole answer in {self._timeout:g} s")
                 break
-            except (OSError, http.client.HTTPException) as error:
+            except (OSError, http.client.HTTPException, ValueError) as error:
                 self._connection.close()
                 # A connection that was kept may have been closed meanwhile; what is sent can be sent twice.
                 if fresh or attempt == 2 or isinstance(error, TimeoutError):
@@ -2248,7 +2277,7 @@ class Client:
             self._connection.close()
             raise Unavailable(f"{self.url}{path}: an answer of more than {limit} bytes")
         if answer.getheader("Content-Encoding") == "gzip":
-            data = _unzip(data)
+            data = _unzip(data, limit)
         return answer.status, answer.getheader("Content-Type", ""), data
 
     def get(self, path: str) -> bytes:
@@ -2266,22 +2295,21 @@ class Client:
             raise Unavailable(f"{self.url}{path} does not answer in JSON") from None
 
     def _abort(self) -> None:
-        if connected := self._connection.sock:
-            with contextlib.suppress(OSError):
-                connected.shutdown(socket.SHUT_RDWR)
+        with contextlib.suppress(OSError, AttributeError):
+            self._socket.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         self._connection.close()
 
 
-def _unzip(data: bytes) -> bytes:
+def _unzip(data: bytes, limit: int) -> bytes:
     inflater = zlib.decompressobj(31)
     try:
-        plain = inflater.decompress(data, MAX_ANSWER)
+        plain = inflater.decompress(data, limit + 1)
     except zlib.error as error:
         raise Unavailable(f"an answer that is not gzip: {error}") from None
-    if not inflater.eof:
-        raise Unavailable(f"an answer that is cut off or larger than {MAX_ANSWER} bytes")
+    if not inflater.eof or len(plain) > limit:
+        raise Unavailable(f"an answer that is cut off or larger than {limit} bytes")
     return plain
 
 
@@ -2314,12 +2342,13 @@ JobT = TypeVar("JobT", bound=Job)
 class Worker(Generic[JobT]):
     """A thread that does what is submitted, all that waits at once, so that one commit serves many."""
 
-    def __init__(self, name: str, timeout: float) -> None:
-        self.timeout = timeout
+    def __init__(self, name: str, timeout: float, database: Database) -> None:
+        self.timeout, self._database = timeout, database
         self.trouble = ""  # why nothing can be done just now
         self.failed = threading.Event()  # set once, for good: only what is on disk counts now
         self._wake = threading.Condition()
         self._queue: deque[JobT] = deque()
+        self._weight = 0  # of the queue
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
@@ -2334,36 +2363,44 @@ class Worker(Generic[JobT]):
             return None if self._stopping else self.pop()
 
     def pop(self) -> list[JobT]:
-        """What waits, up to MAX_BATCH in weight, but for jobs whose clients have given up."""
+        """What waits, up to MAX_BATCH in weight."""
         batch: list[JobT] = []
         weight = 0
         while self._queue and weight < MAX_BATCH:
-            if not (job := self._queue.popleft()).done.done():
-                batch.append(job)
-                weight += job.weight()
+            batch.append(job := self._queue.popleft())
+            weight += job.weight()
+        self._weight -= weight
         return batch
 
     def start(self) -> None:
         self._thread.start()
 
-    def stop(self) -> None:
-        """Ends the thread, once it has finished what it is at."""
+    def quit(self) -> None:
+        """Has the thread end once it has finished what it is at, and tell those who still wait."""
         with self._wake:
             self._stopping = True
             self._wake.notify_all()
+
+    def stop(self) -> None:
+        self.quit()
         if self._thread.is_alive():
             self._thread.join(WORKER_TIMEOUT)
 
     async def submit(self, job: JobT) -> JobT:
         """Has a job done; raises its error, or Unavailable where it takes too long."""
         with self._wake:
-            if self._stopping or self.failed.is_set():
-                raise Unavailable(self.trouble or "the server is shutting down")
+            if self._stopping or self.failed.is_set() or self._weight > MAX_WAITING:
+                busy = "too much is waiting" if self._weight > MAX_WAITING else "the server is shutting down"
+                raise Unavailable(self.trouble or busy)
             self._queue.append(job)
+            self._weight += job.weight()
             self._wake.notify_all()
         try:
             await asyncio.wait_for(job.done, self.timeout)
         except TimeoutError:
+            with self._wake, contextlib.suppress(ValueError):
+                self._queue.remove(job)
+                self._weight -= job.weight()
             raise Unavailable(f"not done in {self.timeout:g} s: {self.trouble or 'too busy'}; try again") from None
         if job.error:
             raise job.error
@@ -2382,6 +2419,10 @@ class Worker(Generic[JobT]):
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
                 loop.call_soon_threadsafe(tell, [job for job in jobs if job.loop is loop])
 
+    def left(self) -> list[JobT]:
+        """All that waits, when nothing more will be done."""
+        return list(self._queue)
+
     def _run(self) -> None:
         pause = 0.05
         while not self.failed.is_set() and (batch := self.take()) is not None:
@@ -2391,18 +2432,35 @@ class Worker(Generic[JobT]):
             except (Corrupt, CommitFailed, BadProof) as error:
                 self._fail(batch, f"stopped: {error}")
             except Unavailable as error:
-                # Nothing has happened: what waits goes on waiting, until its time is over.
-                if self.trouble != str(error):
-                    logger.error("%s; trying again", error)
-                self.trouble = str(error)
-                with self._wake:
-                    self._queue.extendleft(reversed(batch))
-                    self._wake.wait_for(lambda: self._stopping, pause)
+                self._put_back(batch, str(error), pause)
                 pause = min(2 * pause, 2.0)
             except Exception:
                 logger.exception("internal error")
                 self._fail(batch, "stopped by an internal error")
-        self.settle(self._queue, Unavailable(self.trouble or "the server is shutting down"))
+        with self._wake:
+            self._stopping = True
+        self.settle(self.left(), Unavailable(self.trouble or "the server is shutting down"))
+
+    def _put_back(self, batch: list[JobT], error: str, pause: float) -> None:
+        """Nothing has happened. What waits goes on waiting, and when nobody does, we find out whether it has passed."""
+        if self.trouble != error:
+            logger.error("%s; trying again", error)
+        self.trouble = error
+        with self._wake:
+            again = [job for job in batch if not job.done.done()]  # the others have given up
+            self._queue.extendleft(reversed(again))
+            self._weight += sum(job.weight() for job in again)
+            self._wake.wait_for(lambda: self._stopping, pause)
+        while self.trouble and not self._queue and not self._stopping:
+            try:
+                self._database.probe()
+                self.trouble = ""
+            except CommitFailed as failure:
+                self._fail([], f"stopped: {failure}")
+                return
+            except Unavailable:
+                with self._wake:
+                    self._wake.wait_for(lambda: self._queue or self._stopping, 1)
 
     def _fail(self, batch: list[JobT], message: str) -> None:
         """Ends it for good. What was committed is on disk, and is read from there by the next start."""
@@ -2415,7 +2473,11 @@ class Worker(Generic[JobT]):
 # --- The log: witnesses ------------------------------------------------------------------------------------
 
 class Differs(Error):
-    """A witness has cosigned what this log does not have."""
+    """A witness has cosigned what this log does not have, and shows it with this log's own signature."""
+
+
+class Claims(Error):
+    """A witness says so, and does not show it."""
 
 
 @dataclass
@@ -2434,6 +2496,7 @@ class Caller:
     def __init__(self, key: VerifierKey, url: str, size: int, timeout: float, log: Log) -> None:
         self.key, self.url, self.size, self._timeout, self._log = key, url, size, timeout, log
         self.dark_since, self.error, self.cosigned = 0.0, "", 0  # two times in seconds, and why the first
+        self.claims = False  # to have what this log has not
         self._wake = threading.Condition()
         self._next: Round | None = None
         self._client = Client(url, timeout)
@@ -2461,10 +2524,10 @@ class Caller:
                 except Differs as error:
                     self._log.halt(str(error))
                 except Error as error:
-                    self._dark(str(error))
+                    self._dark(str(error), isinstance(error, Claims))
                 except Exception:
                     logger.exception("witness %s: internal error", self.key.name)
-                    self._dark("internal error")
+                    self._dark("internal error", False)
                 else:
                     self._bright(round_, line)
                 self._log.answered(self, round_)
@@ -2472,13 +2535,14 @@ class Caller:
     def _bright(self, round_: Round, line: str) -> None:
         if self.dark_since:
             logger.info("witness %s answers again", self.key.name)
-        self.dark_since, self.error, self.cosigned, self.size = 0.0, "", int(time.time()), round_.tree.size
+        self.dark_since, self.error, self.claims = 0.0, "", False
+        self.cosigned, self.size = int(time.time()), round_.tree.size
         round_.lines[self.key] = line
 
-    def _dark(self, error: str) -> None:
+    def _dark(self, error: str, claims: bool) -> None:
         if error != self.error:
             logger.warning("witness %s: %s", self.key.name, error)
-        self.dark_since, self.error = self.dark_since or time.time(), error
+        self.dark_since, self.error, self.claims = self.dark_since or time.time(), error, claims
 
     def _ask(self, round_: Round) -> str:
         """The line of the witness's cosignature; raises Error, and Differs where this log must not go on."""
@@ -2489,20 +2553,35 @@ class Caller:
             status, _, answer = self._client.request("POST", "/add-checkpoint", request, {}, MAX_ADD_CHECKPOINT)
             if status == 200:
                 return take_cosignature(round_.text, answer, self.key)
-            if status == 422:
-                raise Differs(self._differs(old, tree.size, f"refuses the proof from {old} to {tree.size}"))
+            if status == 422:  # the proof was checked before it was sent
+                raise self._differs(f"refuses the proof from size {old} to {tree.size}")
             if status != 409:
                 raise Unavailable(f"{self.url} answers {status}: {error_message(answer)}")
             old = parse_decimal(answer.decode(errors="replace").removesuffix("\n"))
-            if old > tree.size:
-                raise Differs(self._differs(old, tree.size, f"has cosigned size {old}"))
+            if old > self._log.signed.tree.size:
+                raise self._differs(f"has cosigned size {old}")
+            if old > tree.size:  # somebody else has shown it what was published meanwhile
+                self.size = old
+                raise Unavailable(f"has cosigned size {old} already")
         raise Unavailable(f"{self.url} answers 409 again and again")
 
-    def _differs(self, theirs: int, ours: int, what: str) -> str:
-        return (
-            f"the witness {self.key.name} {what}, and this log has size {ours}: it was restored from a backup that is "
-            f"older than what it has published, or copied, or it runs twice. It signs nothing more, since that would "
-            f"be a second history. Bring back the folder that has size {max(theirs, ours)}, or begin a new log."
+    def _differs(self, what: str) -> Error:
+        """Differs, if the witness has a checkpoint of this log that goes beyond it or against it; else Claims."""
+        ours = self._log.signed.tree
+        name = hashlib.sha256(self._log.key.name.encode()).hexdigest()
+        try:
+            status, _, note = self._client.request("GET", f"/{name}/checkpoint", None, {}, MAX_ADD_CHECKPOINT)
+            theirs = open_checkpoint(note, simple_policy([self._log.key])).tree if status == 200 else ours
+            same = theirs.size <= ours.size and self._log.tiles(ours).prefix(theirs.size) == theirs.root
+        except Error:
+            same = True
+        says = f"the witness {self.key.name} {what}, and this log has size {ours.size}"
+        if same:
+            return Claims(f"{says}; it does not show that, but until it answers otherwise nothing is signed")
+        return Differs(
+            f"{says}: it was restored from a backup that is older than what it has published, or copied, or it runs "
+            f"twice. It signs nothing more, since that would be a second history. The witness shows a checkpoint of "
+            f"size {theirs.size} with this log's signature: bring back the folder that has it, or begin a new log."
         )
 
 
@@ -2556,14 +2635,14 @@ class Log(Worker[Submission]):
     """
 
     def __init__(self, store: LogStore, signer: Signer | None, policy: Policy, options: LogOptions) -> None:
-        super().__init__("sequencer", options.add_timeout)
+        super().__init__("sequencer", options.add_timeout, store.database)
         self.store, self.options, self._signer = store, options, signer
         if (key := store.key()) is None:
             raise Corrupt(f"{store.folder} is not the store of a log yet")
         self.key, self._cache = key, Cache(256)
         self._policy = dataclasses.replace(policy, logs=(key,))
-        self._signed = self._open("signed")
-        self.store.check_last_part(self._signed.tree.size)
+        self.signed = self._open("signed")
+        self.store.check_last_part(self.signed.tree.size)
         published = self._open("published")
         self._published = published if self._accepts(published.note) else None
         self._waiting: list[Submission] = []  # for a checkpoint that includes them to be published
@@ -2574,6 +2653,9 @@ class Log(Worker[Submission]):
         self.callers: list[Caller] = []
         if signer and policy.quorum.threshold:
             self._call_witnesses()
+        elif signer and self.signed.tree != published.tree:  # it had witnesses, and has none any more
+            store.publish(self.signed.note, {})
+            self._published = self.signed
         self._agreed = self._agreed or not self.callers
 
     def _open(self, kind: str) -> Published:
@@ -2597,10 +2679,12 @@ class Log(Worker[Submission]):
     def _call_witnesses(self) -> None:
         urls, sizes = dict(self._policy.urls), self.store.witnessed()
         reached = [key for key in self._policy.quorum.leaves() if key in urls and key.kind == COSIGNATURE]
+        if len(reached) > MAX_WITNESSES:
+            raise Malformed(f"a checkpoint has no room for the cosignatures of more than {MAX_WITNESSES} witnesses")
         if not self._policy.quorum.met(reached):
             raise Malformed("the policy's quorum can't be met by the witnesses whose URLs it names")
         for key in reached:
-            size = min(sizes.get(key, 0), self._signed.tree.size)
+            size = min(sizes.get(key, 0), self.signed.tree.size)
             self.callers.append(Caller(key, urls[key], size, self.options.witness_timeout, self))
 
     @property
@@ -2641,15 +2725,17 @@ class Log(Worker[Submission]):
         with self._wake:
             while not self._stopping:
                 now = time.monotonic()
-                full = sum(job.weight() for job in self._queue) >= 256
-                if self._agreed and self._queue and (not self.callers or now >= self._earliest or full):
+                ready = self._agreed and bool(self._queue)
+                if ready and (not self.callers or now >= self._earliest or self._weight >= 256):
                     return self.pop()
                 if self.callers and now >= self._due:
                     return []
-                due = min(self._due, self._earliest if self._agreed and self._queue else math.inf)
+                due = min(self._due, self._earliest if ready else math.inf)
                 self._wake.wait(due - now if self.callers and due < math.inf else None)
-            self._queue.extend(self._waiting)
         return None
+
+    def left(self) -> list[Submission]:
+        return [*self._queue, *self._waiting]
 
     def process(self, batch: list[Submission]) -> None:
         if batch:
@@ -2657,10 +2743,10 @@ class Log(Worker[Submission]):
             self._waiting += batch
         if self.callers:
             self._ask_witnesses()
+        self._waiting = [submission for submission in self._waiting if not submission.done.done()]
         if published := self._published:
-            done = [s for s in self._waiting if s.size() <= published.tree.size]
-            self._waiting = [s for s in self._waiting if s.size() > published.tree.size and not s.done.done()]
-            self._answer(done, published)
+            self._answer([s for s in self._waiting if s.size() <= published.tree.size], published)
+            self._waiting = [s for s in self._waiting if s.size() > published.tree.size]
         self.store.database.tidy()
 
     def _answer(self, done: list[Submission], published: Published) -> None:
@@ -2674,7 +2760,7 @@ class Log(Worker[Submission]):
     def _ask_witnesses(self) -> None:
         """Has all witnesses asked at once for the signed checkpoint, and publishes it as soon as the quorum is met."""
         self._earliest = time.monotonic() + self.options.checkpoint_interval
-        round_ = Round(self._signed.note, split_note(self._signed.note)[0], self._signed.tree)
+        round_ = Round(self.signed.note, split_note(self.signed.note)[0], self.signed.tree)
         for caller in self.callers:
             caller.call(round_)
 
@@ -2685,27 +2771,30 @@ class Log(Worker[Submission]):
 
         with self._wake:
             self._wake.wait_for(over, self.options.witness_timeout + 0.5)
+            claims = [caller.error for caller in self.callers if caller.claims]
             lines = [round_.lines[key] for key in self._policy.witnesses if key in round_.lines]
-            if self._halted or not self._policy.quorum.met(round_.lines):
-                self._missed()
-                return
-            self._agreed = True
-        note = self._signed.note + "".join(lines).encode()
+            met = self._policy.quorum.met(round_.lines)
+            self._agreed = not claims and (self._agreed or met)
+        if self._halted or claims or not met:
+            self._missed(claims[0] if claims else "")
+            return
+        published = Published.of(round_.note + "".join(lines).encode())
         try:
-            self.store.publish(note, dict.fromkeys(round_.lines, self._signed.tree.size))
+            self.store.publish(published.note, dict.fromkeys(round_.lines, round_.tree.size))
         except CommitFailed:
             raise
         except Unavailable as error:
             self._missed(str(error))
             return
-        self._published, self.trouble, self._backoff = Published.of(note), "", 0.1
-        self._due = time.monotonic() + (self.options.republish_interval or math.inf)
+        self._published, self.trouble, self._backoff = published, "", 0.1
+        idle = max(self.options.republish_interval, self.options.checkpoint_interval)
+        self._due = time.monotonic() + idle if self.options.republish_interval else math.inf
 
     def _missed(self, why: str = "") -> None:
         """A round was in vain: what is sequenced stays, and the witnesses are asked again."""
         dark = ", ".join(f"{c.key.name} since {utc(c.dark_since)} ({c.error})" for c in self.callers if c.dark_since)
         if not self._halted:
-            trouble = why or f"the quorum of witnesses is missed; dark: {dark or 'none, but some are slow'}"
+            trouble = why or f"the quorum of witnesses is missed; dark: {dark or 'none, but slow'}"
             if not self.trouble:
                 logger.error("%s", trouble)
             self.trouble = trouble
@@ -2727,9 +2816,9 @@ class Log(Worker[Submission]):
         for submission in batch:
             submission.outcomes = [next(outcomes) for _ in submission.entries]
         if sealed:
-            self._signed = Published.of(sealed[0])
+            self.signed = Published.of(sealed[0])
         if not self.callers:
-            self._published, self.trouble = self._signed, ""
+            self._published, self.trouble = self.signed, ""
 
 
 def utc(seconds: float) -> str:
@@ -3006,23 +3095,24 @@ class Witness(Worker[Cosigning]):
     """Cosigns what follows from what it cosigned last, and stores that before the cosignature leaves."""
 
     def __init__(self, store: WitnessStore, signer: Signer, clock: Callable[[], float] = time.time) -> None:
-        super().__init__("witness", WITNESS_TIMEOUT)
+        super().__init__("witness", WITNESS_TIMEOUT, store.database)
         self.store, self.signer, self._clock = store, signer, clock
         store.claim(signer.key)
         self.logs = store.logs()
         self.origins = {hashlib.sha256(origin.encode()).hexdigest(): origin for origin in self.logs}
 
-    def register(self, keys: Iterable[VerifierKey]) -> None:
+    def register(self, keys: Collection[VerifierKey]) -> None:
         """Makes logs known, for good; raises Malformed for what is no log's key, or for our own."""
         for key in keys:
             if key.kind != ED25519:
                 raise Malformed(f"{encode_vkey(key)} is not the key of a log: its type is not 0x01")
             if key.name == self.signer.name or key.key == self.signer.key.key:
                 raise Malformed(f"{encode_vkey(key)} has the name or the key of this witness: it can't be a log's")
-            if self.store.register(key):
-                logger.info("registered the log %s", encode_vkey(key))
+        new = [key for key in keys if self.store.register(key)]
         self.logs = self.store.logs()
         self.origins = {hashlib.sha256(origin.encode()).hexdigest(): origin for origin in self.logs}
+        for key in new:
+            logger.info("registered the log %s", encode_vkey(key))
 
     def process(self, batch: list[Cosigning]) -> None:
         with self.store.database.transaction() as db:
@@ -3042,12 +3132,30 @@ class Witness(Worker[Cosigning]):
         try:
             new, line = witness_step(last, self.logs[job.origin], job.request, self.signer, now)
         except BadProof as error:
-            if last and self.store.accuse(db, job.origin, str(error), (last.note, job.request.note)):
-                notes = f"cosigned:\n{last.note.decode()}offered:\n{job.request.note.decode()}"
-                logger.critical("the log %s may show two histories: %s\n%s", job.origin, error, notes)
+            if last:
+                self._accuse(db, job, last, str(error))
             raise
         self.store.update(db, job.origin, last, new)
         return line
+
+
+    def _accuse(self, db: sqlite3.Connection, job: Cosigning, last: Witnessed, error: str) -> None:
+        """Keeps, and says, that a log has signed two checkpoints without a proof that the one continues the other.
+
+        For two trees of one size there can be none. Else whoever asked may have left out a good proof: the log has
+        signed both, but that alone is no fork.
+        """
+        text, kept = keep_signed(job.request.note, self.logs[job.origin])
+        tree = Checkpoint.parse(text).tree
+        if tree == last.tree:
+            return
+        forked = tree.size == last.tree.size
+        reason = f"{'two trees of one size' if forked else 'a proof that does not verify'}: {error}"
+        offered = f"{text}\n{''.join(kept)}".encode()
+        if self.store.accuse(db, job.origin, forked, reason, (last.note, offered)):
+            level = logging.CRITICAL if forked else logging.WARNING
+            notes = json.dumps([note.decode() for note in (last.note, offered)])
+            logger.log(level, "the log %s: %s; cosigned, and offered: %s", job.origin, reason, notes)
 
 
 class WitnessServer:
@@ -3068,7 +3176,9 @@ class WitnessServer:
 
     async def _add_checkpoint(self, body: Body) -> Response:
         request = AddCheckpoint.parse(await body.all(MAX_ADD_CHECKPOINT))
-        origin = Checkpoint.parse(split_note(request.note)[0]).origin
+        text = split_note(request.note)[0]
+        origin = text.partition("\n")[0]
+        Checkpoint.parse("any" * bool(origin) + text[len(origin) :])  # any origin may be unknown, and none malformed
         # "If the checkpoint origin is unknown, the witness MUST respond with a "404 Not Found" HTTP status code."
         if origin not in self.witness.logs:
             raise HttpError(404, f"the log {origin} is not known here")
@@ -3268,7 +3378,7 @@ def cmd_serve(args: argparse.Namespace) -> int:
             log.start()
         try:
             what = f"serves the log {encode_vkey(log.key)} of {store.tree('published').size} entries"
-            return run_server(server, what, log.failed)
+            return run_server(server, what, log)
         finally:
             log.stop()
     finally:
@@ -3331,15 +3441,20 @@ def is_loopback(host: str) -> bool:
 
 def cmd_witness(args: argparse.Namespace) -> int:
     database = Path(args.database_path)
+    if database.is_dir():
+        raise Malformed(f"{database} is a folder: --database-path is a file")
     private, public = database.with_name("witness-private.key"), database.with_name("witness-public.key")
     if not args.private_key and not private.exists() and not database.exists():
         signer = make_keys(args.origin or default_origin("witness"), private, public)
         logger.info("made a key pair for the new witness %s: keep a copy of %s", signer.name, private)
     signer = read_pair(args, private, public)
+    new = not database.exists()
     store = WitnessStore(database)
     try:
         witness = Witness(store, signer)
         witness.register(read_logs(args))
+        if new:
+            logger.warning("%s is new: go on only if %s has never cosigned before", database, signer.name)
 
         def register() -> None:
             try:
@@ -3351,7 +3466,7 @@ def cmd_witness(args: argparse.Namespace) -> int:
         witness.start()
         try:
             return run_server(server, f"serves the witness {encode_vkey(signer.key)} of {len(witness.logs)} logs",
-                              witness.failed, register)
+                              witness, register)
         finally:
             witness.stop()
     finally:
@@ -3365,28 +3480,34 @@ def read_logs(args: argparse.Namespace) -> list[VerifierKey]:
 
 
 def run_server(
-    server: Server, what: str, failed: threading.Event, hangup: Callable[[], None] | None = None
+    server: Server, what: str, worker: Worker[Any], hangup: Callable[[], None] | None = None
 ) -> int:
-    """Serves until SIGTERM or SIGINT (exit code 0), or until `failed` is set (3); calls `hangup` on SIGHUP."""
-    asyncio.run(server.run(lambda: print(f"{server.url} {what}", flush=True), failed.is_set, hangup))
-    return 3 if failed.is_set() else 0
+    """Serves until SIGTERM or SIGINT (exit code 0), or until the worker fails (3); SIGHUP calls `hangup`."""
+    ready = functools.partial(print, server.url, what, flush=True)
+    asyncio.run(server.run(ready, worker.failed.is_set, hangup, worker.quit))
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    return 3 if worker.failed.is_set() else 0
 
 
 # --- Adding and verifying ------------------------------------------------------------------------------------
 
 def cmd_add(args: argparse.Namespace) -> int:
-    with contextlib.closing(Client(args.log_url)) as client:
-        return add_files(args, client)
+    policy = read_policy(args) if args.policy or args.public_key or args.witness_public_key else None
+    url = args.log_url or (policy and log_url(policy)) or "http://127.0.0.1:8080"
+    with contextlib.closing(Client(url)) as client:
+        return add_files(args, client, policy)
 
 
-def add_files(args: argparse.Namespace, client: Client) -> int:
-    if args.policy or args.public_key or args.witness_public_key:
-        policy = read_policy(args)
-    else:
+def log_url(policy: Policy) -> str | None:
+    return next((url for key, url in policy.urls if key in policy.logs), None)
+
+
+def add_files(args: argparse.Namespace, client: Client, policy: Policy | None) -> int:
+    headers = {"Authorization": f"Bearer {read_token(args.write_token_file)}"} if args.write_token_file else {}
+    if policy is None:
         vkey = client.get("/.well-known/public-key").decode(errors="replace").removesuffix("\n")
         policy = simple_policy([VerifierKey.parse(vkey)])
         logger.info("the log says that its key is %s; hold it to that with --public-key", vkey)
-    headers = {"Authorization": f"Bearer {read_token(args.write_token_file)}"} if args.write_token_file else {}
     code = 0
     for path in map(Path, args.files):
         try:
@@ -3423,7 +3544,7 @@ def cmd_verify(args: argparse.Namespace) -> int:
     policy = read_policy(args)
     if args.proof and (len(args.targets) > 1 or args.log_url):
         raise Malformed("--proof is the proof of one file, and takes the place of --log-url")
-    url = args.log_url or next((url for key, url in policy.urls if key in policy.logs), None)
+    url = args.log_url or log_url(policy)
     with contextlib.closing(Client(url)) if url else contextlib.nullcontext() as client:
         return verify_files(args, policy, client)
 
@@ -3436,7 +3557,7 @@ def verify_files(args: argparse.Namespace, policy: Policy, client: Client | None
             proof = find_proof(path, plain.checksum, args, client)
             entry = Proof.parse(proof).entry(plain.filename, plain.checksum)
             checkpoint = check_logged(entry, proof, policy)
-            check_age(checkpoint, args.max_age)
+            check_age(checkpoint, policy, args.max_age)
         except Error as error:
             logger.error("%s: %s", path, error)
             # What is malformed here came with the claim that the file is logged: the claim does not hold.
@@ -3448,12 +3569,13 @@ def verify_files(args: argparse.Namespace, policy: Policy, client: Client | None
     return code
 
 
-def check_age(checkpoint: Checkpoint, limit: float | None) -> None:
-    """Raises BadSignature if all cosignatures are older than `limit` seconds."""
-    newest = max((seconds for _, seconds in checkpoint.cosigned), default=0)
-    if limit is not None and newest < time.time() - limit:
-        when = f"last at {utc(newest)}" if newest else "never"
-        raise BadSignature(f"the checkpoint is too old: it was cosigned {when}")
+def check_age(checkpoint: Checkpoint, policy: Policy, limit: float | None) -> None:
+    """Raises BadSignature unless there are cosignatures of the last `limit` seconds, enough for the quorum."""
+    now = time.time()
+    fresh = [key for key, at in checkpoint.cosigned if limit is None or now - limit <= at <= now + MAX_SKEW]
+    if limit is not None and not (fresh and policy.quorum.met(fresh)):
+        times = ", ".join(utc(at) for _, at in checkpoint.cosigned if at < 1e11) or "never"
+        raise BadSignature(f"the checkpoint is not fresh enough: it was cosigned at {times}")
 
 
 def find_proof(path: Path, checksum: str, args: argparse.Namespace, client: Client | None) -> bytes:
@@ -3498,7 +3620,8 @@ def cmd_fsck(args: argparse.Namespace) -> int:
             entries = 0 if found else store.tree("signed").size
     finally:
         store.close()
-    print(f"{found} findings" if found else f"{store.folder}: all {entries} entries of {key.name} are as they should be")
+    good = f"{store.folder}: all {entries} entries of {key.name} are as they should be"
+    print(f"{found} findings" if found else good)
     return 1 if found else 0
 
 
@@ -3578,7 +3701,7 @@ def _log_command(command: Command) -> None:
     add("--policy", metavar="F", help="a policy file with witnesses, their URLs and the quorum that publishing needs")
     add("--witness-url", metavar="U", help="one witness, in the place of a policy")
     add("--witness-public-key", metavar="F", help="its public key")
-    add("--checkpoint-interval", default=0.2, type=duration, metavar="S", help="seconds between two requests to witnesses")
+    add("--checkpoint-interval", default=0.2, type=duration, metavar="S", help="seconds between requests to witnesses")
     add("--witness-timeout", default=5.0, type=duration, metavar="S", help="seconds that a witness has to answer")
     add("--republish-interval", default=3600.0, type=duration, metavar="S",
         help="seconds after which an idle log is cosigned anew, 0 for never")
@@ -3606,7 +3729,7 @@ def _witness_command(command: Command) -> None:
 def _user_commands(command: Command) -> None:
     add = command(cmd_add, "log files, and keep the proofs", "dist/*.whl --public-key public.key")
     add("files", nargs="+", metavar="FILE", help="a file as the index serves it")
-    add("--log-url", default="http://127.0.0.1:8080", metavar="U", help="the log")
+    add("--log-url", metavar="U", help="the log (default: the policy's URL, or http://127.0.0.1:8080)")
     add("--proof-dir", metavar="D", help="where FILE.tlog-proof goes (default: beside the file)")
     add("--write-token-file", metavar="F", help="a file with the log's write token")
     _add_policy(add)
@@ -3616,7 +3739,7 @@ def _user_commands(command: Command) -> None:
     add("targets", nargs="+", metavar="TARGET", help="a file as it was installed")
     add("--log-url", metavar="U", help="ask this log (default: FILE.tlog-proof beside the file, or the policy's URL)")
     add("--proof", metavar="F", help="check against this .tlog-proof, offline")
-    add("--max-age", type=duration, metavar="S", help="refuse what was cosigned last more than S seconds ago")
+    add("--max-age", type=duration, metavar="S", help="refuse what no quorum has cosigned in the last S seconds")
     _add_policy(add)
 
     add = command(cmd_fsck, "recompute and check all that a log's folder holds", "--storage-dir btlog-data")
@@ -3640,7 +3763,7 @@ def port_number(text: str) -> int:
 
 
 def duration(text: str) -> float:
-    if not 0 <= (value := float(text)) < 1e10:
+    if not 0 <= (value := float(text)) <= 1e9:
         raise argparse.ArgumentTypeError(f"{text} is no number of seconds")
     return value
 

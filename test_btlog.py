@@ -974,6 +974,11 @@ def test_T47_names_are_bytes_and_comments_whole_lines() -> None:
     refuses(Malformed, parse_policy, b"#" * btlog.MAX_POLICY + b"\nquorum none\n")
 
 
+def test_T64_groups_within_groups_have_a_bound() -> None:
+    lines = "".join(f"group g{i} any g{i - 1}\n" for i in range(1, 5000))
+    refuses(Malformed, parse_policy, policy_file(f"group g0 any W0\n{lines}quorum g4999\n"))
+
+
 def test_policies_as_values_hold_the_same_rules() -> None:
     for make in (
         lambda: Quorum(0, (W[0],)),
@@ -1473,6 +1478,28 @@ def test_T52_every_corrupt_tile_is_found(big: Callable[[int, int, int], bytes]) 
     refuses(BadProof, btlog.AuthenticTiles, Tree(65_535, bytes(32)), big)
     refuses(BadProof, btlog.AuthenticTiles, Tree(0, bytes(32)), big)
     assert btlog.AuthenticTiles(Tree(0, base64.b64decode(ROOTS[0])), big).size == 0
+
+
+def test_T52_what_was_proved_stays_proved(big: Callable[[int, int, int], bytes]) -> None:
+    """A source that is honest at first: the right edge is kept for good, however much else is read."""
+    size = 69_999
+    tree = Tree(size, base64.b64decode(ROOTS[size]))
+    forged = False
+
+    def fetch(level: int, index: int, width: int) -> bytes:
+        return bytes(32 * width) if forged else big(level, index, width)
+
+    tiles = btlog.AuthenticTiles(tree, fetch)
+    for index in range(0, size, 256):
+        tiles.expanded(0, index // 256)
+    forged = True
+    assert tiles.expanded(2, 0)[0] == [big(2, 0, 1)]
+    assert tiles.hash(0, size) == tree.root
+    for index in range(0, size, 256):
+        with contextlib.suppress(BadProof):  # nothing else
+            assert tiles.expanded(0, index // 256)[0][0] == leaf_hash(ENTRIES[index])
+    assert tiles._cache.get((0, 3, 256)) is None  # it was read first, and is long gone
+    refuses(BadProof, tiles.expanded, 0, 3)
 
 
 def test_a_cache_has_a_bound() -> None:
@@ -2465,7 +2492,8 @@ def test_bundles_are_zipped_for_those_who_take_it(log: LocalLog) -> None:
         )
         assert gzip.decompress(zipped[2]) == plain[2]
         assert len(zipped[2]) < len(plain[2])
-        assert btlog._unzip(zipped[2]) == plain[2]
+        assert btlog._unzip(zipped[2], len(plain[2])) == plain[2]
+        refuses(Unavailable, btlog._unzip, zipped[2], len(plain[2]) - 1)
     assert "content-encoding" not in ask(log.url, "/tile/0/000", Accept_Encoding="gzip")[1]
 
 
@@ -2876,6 +2904,145 @@ def test_errors_of_our_own_say_nothing_of_the_inside(
     assert "ZeroDivisionError" in caplog.text
 
 
+def memory() -> float:
+    """MiB that this process holds."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20
+
+
+def test_hostile_heads_take_no_time(log: LocalLog) -> None:
+    """60,000 spaces and a byte that is not allowed: a regular expression that goes back would take hours."""
+    for tail in b"\x7f", b"\n", b"\0", b" ":
+        begun = time.monotonic()
+        answer = raw(log.port, b"GET / HTTP/1.1\r\nX:" + b" " * 60_000 + tail + b"\r\n\r\n", answers=1)
+        assert answer.startswith(b"HTTP/1.1 404 " if tail == b" " else b"HTTP/1.1 400 ")
+        assert time.monotonic() - begun < 1
+
+
+def test_a_client_that_does_not_read_holds_little(log: LocalLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    bulk(log.url, b"".join(as_line(entry(i)) for i in range(256)))
+    monkeypatch.setattr(btlog, "SEND_TIMEOUT", 1)
+    request = b"GET /tile/0/000 HTTP/1.1\r\n\r\n"
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(("127.0.0.1", log.port))
+        connection.settimeout(0.2)
+        before, sent = memory(), 0
+        with contextlib.suppress(OSError):
+            for _ in range(200):
+                sent += connection.send(request * 2000)
+        assert sent < 20_000_000  # it is not read from while it does not read
+        assert memory() - before < 60
+        assert add(log.url, entry(300))[0] == 200
+        eventually(lambda: len(log.server.connections) <= 1)  # and after a while it is gone
+    assert add(log.url, entry(301))[0] == 200
+
+
+def test_a_flood_of_pipelined_requests_starves_nobody(log: LocalLog) -> None:
+    add(log.url, entry(0))
+    over = threading.Event()
+    got = 0
+
+    def flood() -> None:
+        nonlocal got
+        with socket.create_connection(("127.0.0.1", log.port), 10) as connection:
+            connection.settimeout(0.001)
+            requests = b"GET /checkpoint HTTP/1.1\r\n\r\n" * 3000
+            rest = b""
+            while not over.is_set():
+                rest = rest or requests
+                with contextlib.suppress(TimeoutError):
+                    rest = rest[connection.send(rest) :]
+                with contextlib.suppress(TimeoutError):
+                    got += connection.recv(1 << 20).count(b"HTTP/1.1 200 ")
+
+    thread = threading.Thread(target=flood)
+    thread.start()
+    slowest = 0.0
+    for i in range(20):
+        begun = time.monotonic()
+        assert add(log.url, entry(1 + i))[0] == 200
+        slowest = max(slowest, time.monotonic() - begun)
+    over.set()
+    thread.join()
+    assert got > 100
+    assert slowest < 1
+
+
+def test_answers_come_in_the_order_of_the_requests(log: LocalLog) -> None:
+    """Entries, which are there, and adds, which take their time, on one connection, in pieces of any size."""
+    for i in range(30):
+        add(log.url, entry(i))
+    choose = random.Random(5)
+    for trial in range(15):
+        wanted: list[int] = []
+        stream = b""
+        for _ in range(30):
+            i = choose.randrange(30)
+            wanted.append(i)
+            body = as_line(entry(i))
+            if choose.random() < 0.5:
+                stream += b"GET /entry/%d HTTP/1.1\r\n\r\n" % i
+            else:
+                stream += b"POST /add HTTP/1.1\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+        with socket.create_connection(("127.0.0.1", log.port), 10) as connection:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
+            while stream:
+                piece = choose.randrange(1, 400)
+                connection.sendall(stream[:piece])
+                stream = stream[piece:]
+            connection.shutdown(socket.SHUT_WR)
+            got = b""
+            while part := connection.recv(65536):
+                got += part
+        assert [int(i) for i in re.findall(rb'\r\n\r\n\{"index": ?(\d+)', got)] == wanted, trial
+
+
+def test_a_connection_that_is_reset_says_nothing(log: LocalLog, caplog: pytest.LogCaptureFixture) -> None:
+    for _ in range(5):
+        with socket.create_connection(("127.0.0.1", log.port), 10) as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+            connection.sendall(b"GET /checkpoint HTTP/1.1\r\n\r\n" * 5000)
+    assert add(log.url, entry(0))[0] == 200
+    assert caplog.records == []
+
+
+def test_look_ups_are_bounded(log: LocalLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many files with one checksum, and many publishers of one file: a look-up answers with the first of them."""
+    monkeypatch.setattr(btlog, "MAX_FOUND", 40)
+    same = [Entry(f"name-{i}.whl", SUM).encode() for i in range(300)]
+    bulk(log.url, b"".join(map(as_line, same)))
+    entries = json.loads(ask(log.url, f"/entries?checksum={SUM}")[2])["entries"]
+    assert [e["index"] for e in entries] == list(range(40))
+    publishers = [Entry("one.whl", SUM, Publisher("i", f"s{i}")).encode() for i in range(50)]
+    statuses = [add(log.url, data)[0] for data in publishers]
+    assert statuses == [200] * 40 + [409] * 10
+    assert add(log.url, publishers[7])[1]["index"] == 307
+
+
+def test_names_that_point_here_cant_write(log: LocalLog) -> None:
+    """A web page's own name, made to point to this address: its requests look as if they were of this site."""
+    for host, status in ("evil.example:8080", 403), ("127.0.0.1:8080", 200), ("localhost", 200), ("[::1]:80", 200):
+        headers = {"Host": host, "Origin": f"http://{host}", "Sec_Fetch_Site": "same-origin"}
+        assert ask(log.url, "/add", "POST", as_line(entry(0)), **headers)[0] == status
+
+
+@pytest.mark.parametrize(
+    ("accepts", "zipped"),
+    [
+        ("gzip", True),
+        ("br, gzip;q=0.5", True),
+        ("GZIP ; q=1.0", True),
+        ("gzip;q=0", False),
+        ("gzip;q=0.000, br", False),
+        ("x-gzip", False),
+        ("", False),
+        ("*", False),
+    ],
+)
+def test_who_takes_gzip(accepts: str, zipped: bool) -> None:
+    assert btlog.takes_gzip(accepts) is zipped
+
+
 def test_connections_have_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(btlog, "MAX_CONNECTIONS", 20)
     with contextlib.closing(LocalLog(tmp_path / "log")) as log, contextlib.ExitStack() as stack:
@@ -3252,6 +3419,150 @@ def test_fsck_as_a_command(tmp_path: Path) -> None:
     done = run_btlog("fsck", "--storage-dir", "log", cwd=tmp_path)
     assert done.returncode == 3
     assert run_btlog("fsck", "--storage-dir", "nothing", cwd=tmp_path).returncode == 3
+
+
+def test_fsck_of_a_log_that_goes_on(tmp_path: Path) -> None:
+    with running("serve", "--storage-dir", "log", cwd=tmp_path) as server:
+        over = threading.Event()
+
+        def write() -> None:
+            for i in itertools.count():
+                if over.is_set():
+                    return
+                bulk(server.url, b"".join(as_line(entry(7 * i + j)) for j in range(7)))
+
+        thread = threading.Thread(target=write)
+        thread.start()
+        try:
+            for _ in range(6):
+                done = run_btlog("fsck", "--storage-dir", "log", cwd=tmp_path)
+                assert (done.returncode, done.stderr) == (0, "")
+        finally:
+            over.set()
+            thread.join()
+
+
+def test_T1_settings_that_are_corrupt(tmp_path: Path) -> None:
+    with contextlib.closing(found(tmp_path / "log")) as store:
+        fill(store, 300)
+    (tmp_path / "log" / "private.key").write_text(LOG_SKEY)
+    for sql in (
+        "UPDATE setting SET value = x'ff'",
+        "UPDATE setting SET value = 5",
+        "UPDATE setting SET value = 'junk'",
+        "DELETE FROM lookup",
+        "DROP TABLE lookup",
+        "DROP TABLE tile",
+        "DELETE FROM lookup WHERE key = (SELECT max(key) FROM lookup)",
+    ):
+        shutil.copytree(tmp_path / "log", tmp_path / "copy")
+        with contextlib.closing(sqlite3.connect(tmp_path / "copy" / "log.sqlite3")) as db, db:
+            db.execute(sql)
+        for command, codes in (("serve", "--port", "0"), {3}), (("fsck",), {1, 3}):
+            done = run_btlog(*command, "--storage-dir", str(tmp_path / "copy"))
+            assert done.returncode in codes, (sql, command)
+            assert "Traceback" not in done.stderr
+        shutil.rmtree(tmp_path / "copy")
+
+
+def test_T7_a_first_start_that_was_killed(tmp_path: Path) -> None:
+    """What it left is cleared away, and a key that is only half there never exists under its name."""
+    folder = tmp_path / "log"
+    folder.mkdir()
+    for name in ".log.sqlite3.77.new", ".log.sqlite3.77.new-wal", ".log.sqlite3.77.new-shm", ".private.key.77.new":
+        (folder / name).write_text("half")
+    with running("serve", "--storage-dir", str(folder)) as server:
+        assert add(server.url, entry(0))[0] == 200
+        server.stop()
+    assert sorted(name for name in os.listdir(folder) if "sqlite3" in name) == ["log.sqlite3"]
+    (folder / "public.key").unlink()
+    with running("serve", "--storage-dir", str(folder)) as server:
+        assert (folder / "public.key").read_text().strip() == server.line.split()[4]
+        server.stop()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://[::1",
+        "http://a..b/",
+        "http://.example/",
+        "http://" + "a" * 70 + ".example/",
+        "http://127.0.0.1:1/\u00fc",
+        "http://a b/",
+        "http://h\u2100.example/",
+        "x",
+        "http://",
+        "http://127.0.0.1:99999/",
+        "http://127.0.0.1:1/ x",
+    ],
+)
+def test_urls_that_are_none(tmp_path: Path, url: str) -> None:
+    (tmp_path / "key").write_text(LOG_VKEY)
+    (tmp_path / "w").write_text(WITNESS_VKEY)
+    wheel(tmp_path / "a.whl")
+    for command in (
+        ("health", url),
+        ("verify", "a.whl", "--public-key", "key", "--log-url", url),
+        ("add", "a.whl", "--log-url", url),
+        ("serve", "--port", "0", "--witness-url", url, "--witness-public-key", "w"),
+    ):
+        done = run_btlog(*command, cwd=tmp_path)
+        assert done.returncode in (2, 3), command
+        assert "Traceback" not in done.stderr
+
+
+def test_tokens_that_dont_fit_are_not_shown(tmp_path: Path) -> None:
+    wheel(tmp_path / "a.whl")
+    for text in "tok\nen", "t\u00f6ken", "", "a b", "\n":
+        (tmp_path / "token").write_text(text)
+        for command in ("add", "a.whl", "--log-url", "http://127.0.0.1:1"), ("serve", "--port", "0"):
+            done = run_btlog(*command, "--write-token-file", "token", cwd=tmp_path)
+            assert done.returncode == 2
+            assert "tok" not in done.stderr.replace("token", "")
+    (tmp_path / "token").write_text(" s3cret \n")
+    with running("serve", "--write-token-file", "token", cwd=tmp_path) as server:
+        assert (
+            run_btlog("add", "a.whl", "--log-url", server.url, "--write-token-file", "token", cwd=tmp_path).returncode
+            == 0
+        )
+        assert run_btlog("add", "a.whl", "--log-url", server.url, cwd=tmp_path).returncode == 3
+        server.stop()
+
+
+def test_what_a_log_says_does_not_reach_the_terminal(tmp_path: Path) -> None:
+    file = wheel(tmp_path / "some-1.0.whl")
+    (tmp_path / "key").write_text(LOG_VKEY)
+    evil = "\x1b[31mEVIL\x1b]0;x\x07"
+    for answers in (
+        {"entries": json.dumps({"entries": [{"index": evil, "filename": file.name, "checksum": "x"}]}).encode()},
+        {"entries": btlog.Response.json({"error": evil}, {}, 500)},
+        {"else_": btlog.Response(evil.encode(), status=400)},
+    ):
+        with contextlib.closing(Local(Liar(**answers).answer)) as liar:
+            done = run_btlog("verify", str(file), "--public-key", "key", "--log-url", liar.url, cwd=tmp_path)
+            assert done.returncode in (1, 3)
+            assert "\x1b" not in done.stderr
+            assert "\x07" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["--add-timeout", "-1"],
+        ["--add-timeout", "nan"],
+        ["--witness-timeout", "inf"],
+        ["--republish-interval", "1e300"],
+        ["--checkpoint-interval", "x"],
+        ["--bulk-append-max-entries", "-1"],
+        ["--port", "abc"],
+    ],
+)
+def test_numbers_that_are_none(tmp_path: Path, args: list[str]) -> None:
+    done = run_btlog("serve", *args, cwd=tmp_path)
+    assert (done.returncode, os.listdir(tmp_path)) == (2, [])
+    assert args[0] in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 def test_health_as_a_command(log: LocalLog) -> None:
@@ -3650,26 +3961,50 @@ def test_T15_fifty_writers_over_ten_logs(tmp_path: Path) -> None:
     assert all(tree.root == root_of(ENTRIES[: tree.size]) for _, tree in cosigned)
 
 
+def offered(body: bytes) -> bytes:
+    return body.partition(b"\n\n")[2]
+
+
 def test_a_log_that_shows_two_histories_leaves_evidence(
     witness: LocalWitness, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert cosign(witness, request_for(0, 5))[0] == 200
     kept = stored(witness)[1]
-    for body in request_for(5, 5, tag="x"), request_for(5, 9, tag="x"), request_for(5, 5, tag="x"):
+    unknown = signature_line(new_key("unknown.example"), "x").encode()
+    for body in request_for(5, 5, tag="x"), request_for(5, 9, tag="x"), request_for(5, 5, tag="x") + unknown:
         assert cosign(witness, body)[0] == 422
-    rows = witness.store.database.read("SELECT origin, stored, offered FROM evidence")
+    rows = witness.store.database.read("SELECT origin, forked, stored, offered FROM evidence ORDER BY rowid")
     assert rows == [
-        (LOG.name, kept, body.partition(b"\n\n")[2])
-        for body in (request_for(5, 5, tag="x"), request_for(5, 9, tag="x"))
+        (LOG.name, 1, kept, offered(request_for(5, 5, tag="x"))),
+        (LOG.name, 0, kept, offered(request_for(5, 9, tag="x"))),
     ]
-    for _, a, b in rows:  # each of the two is signed by the log: another verifier can check that
+    for _, _, a, b in rows:  # each of the two is signed by the log: another verifier can check that
         assert open_checkpoint(a, UNWITNESSED).tree.size == 5
         assert open_checkpoint(b, UNWITNESSED).tree.root != root_of(
             ENTRIES[: open_checkpoint(b, UNWITNESSED).tree.size]
         )
-    assert kept.decode() in caplog.text
-    assert request_for(5, 5, tag="x").partition(b"\n\n")[2].decode() in caplog.text
+        assert json.dumps([a.decode(), b.decode()]) in caplog.text
+    assert caplog.text.count("two trees of one size") == 1
     assert cosign(witness, request_for(5, 9))[0] == 200  # the history that it has seen goes on
+
+
+def test_nobody_can_fill_the_evidence(
+    witness: LocalWitness, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever asks chooses the proof and the lines that nobody knows: they are no evidence, and hide none."""
+    monkeypatch.setattr(btlog, "MAX_EVIDENCE", 3)
+    assert cosign(witness, request_for(0, 5))[0] == 200
+    for i in range(30):
+        line = signature_line(new_key(f"x{i}.example"), "x").encode()
+        assert cosign(witness, request_for(5, 5, proof=[bytes(32)]) + line)[0] == 422  # the tree that it has
+        assert cosign(witness, request_for(5, 6, proof=[bytes(32)]) + line)[0] == 422  # one checkpoint, 30 times
+    for size in range(7, 17):
+        assert cosign(witness, request_for(5, size, proof=[bytes(32)]))[0] == 422
+    assert witness.store.database.read("SELECT count(*) FROM evidence") == [(3,)]
+    assert len(caplog.records) < 10
+    assert cosign(witness, request_for(5, 5, tag="fork"))[0] == 422
+    assert "two trees of one size" in caplog.text
+    assert len(witness.store.database.read("SELECT 1 FROM evidence WHERE forked")) == 1
 
 
 def test_other_routes_of_the_witness(witness: LocalWitness) -> None:
@@ -3914,7 +4249,7 @@ def test_T9_a_restored_backup_signs_nothing(tmp_path: Path, caplog: pytest.LogCa
             eventually(lambda: log.log.trouble)
             status, answer = add(log.url, entry(100))
             assert status == 503
-            assert "has cosigned size 8, and this log has size 3" in answer["error"]
+            assert "has cosigned size 8, and this log has size 3: it was restored" in answer["error"]
             assert "restored from a backup" in answer["error"]
             assert ask(log.url, "/healthz")[0] == 503
             assert log.store.tree("signed").size == 3  # nothing was signed, not even to be refused
@@ -4061,6 +4396,196 @@ def test_T36_T67_a_slow_witness_delays_nobody(tmp_path: Path, monkeypatch: pytes
         assert time.monotonic() - begun < 10
 
 
+def test_a_witness_that_was_shown_more_halts_nothing(tmp_path: Path) -> None:
+    """A third party shows it what was published while a request of the log was on its way."""
+    with several_witnesses(tmp_path, 1) as [fast], contextlib.closing(LocalWitness(tmp_path / "late.db")) as late:
+        hold = threading.Event()
+        keys = (btlog.as_witness(fast.witness.signer.key), btlog.as_witness(WITNESS))
+
+        async def slow(request: btlog.Request, body: btlog.Body) -> btlog.Response:
+            data = await body.all(1 << 16)
+            while not hold.is_set():
+                await asyncio.sleep(0.02)
+            status, kind, answer = await asyncio.to_thread(cosign, late, data)
+            return btlog.Response(answer, kind, status)
+
+        with contextlib.closing(Local(slow)) as proxy:
+            policy = Policy((LOG,), keys, Quorum(1, keys), ((keys[0], fast.url), (keys[1], proxy.url)))
+            hold.set()
+            with contextlib.closing(LocalLog(tmp_path / "log", policy=policy)) as log:
+                assert add(log.url, entry(0))[0] == 200
+                eventually(lambda: late.store.last(LOG.name).tree.size == 1)  # type: ignore[union-attr]
+                hold.clear()
+                assert add(log.url, entry(1))[0] == 200  # on its way to the late one: size 2
+                assert add(log.url, entry(2))[0] == 200
+                note = b"\n".join(ask(log.url, "/checkpoint")[2].split(b"\n")[:5]) + b"\n"
+                proof = btlog.prove_consistency(log.log.tiles(log.log.signed.tree), 1)
+                body = btlog.AddCheckpoint(1, tuple(proof), note).encode()
+                assert cosign(late, body)[0] == 200  # which has size 3 now
+                hold.set()
+                for i in range(3, 6):
+                    assert add(log.url, entry(i))[0] == 200
+                assert ask(log.url, "/healthz")[0] == 200
+                eventually(lambda: late.store.last(LOG.name).tree.size == 6)  # type: ignore[union-attr]
+
+
+def test_claims_without_a_signature_pass(tmp_path: Path) -> None:
+    """A number, or a refusal, is nobody's signature: nothing is signed while it stands, and then all goes on."""
+    for claim in btlog.Response(b"999999\n", "text/x.tlog.size", 409), btlog.Response(b"no", status=422):
+        lies = True
+        shown: list[str] = []
+
+        def answer(request: btlog.AddCheckpoint, claim: btlog.Response = claim) -> btlog.Response:
+            return claim if lies else btlog.Response(honest(request))  # noqa: B023
+
+        folder = tmp_path / f"{claim.status}"
+        folder.mkdir()
+        with several_witnesses(folder, 1) as [good], contextlib.closing(Odd(answer)) as odd:
+            keys = (btlog.as_witness(good.witness.signer.key), btlog.as_witness(WITNESS))
+            policy = Policy((LOG,), keys, Quorum(1, keys), ((keys[0], good.url), (keys[1], odd.url)))
+            with contextlib.closing(LocalLog(folder / "log", policy=policy, timeout=0.7)) as log:
+                status, got = add(log.url, entry(0))
+                assert (status, log.store.tree("signed").size) == (503, 0)
+                assert "it does not show that" in got["error"]
+                lies = False
+                eventually(lambda: ask(log.url, "/healthz")[0] == 200)
+                assert add(log.url, entry(0))[0] == 200
+                lies = True
+                shown.append(log.log.trouble)
+        assert shown == [""]
+
+
+def test_a_witness_can_t_fill_the_log_s_memory(tmp_path: Path) -> None:
+    bomb = gzip.compress(b"ab\n" * (1 << 24))
+    assert len(bomb) < 65_536
+    with (
+        contextlib.closing(Odd(lambda r: btlog.Response(bomb, headers={"Content-Encoding": "gzip"}))) as odd,
+        several_witnesses(tmp_path, 1) as [good],
+    ):
+        keys = (btlog.as_witness(good.witness.signer.key), btlog.as_witness(WITNESS))
+        policy = Policy((LOG,), keys, Quorum(1, keys), ((keys[0], good.url), (keys[1], odd.url)))
+        before = memory()
+        with contextlib.closing(LocalLog(tmp_path / "log", policy=policy)) as log:
+            assert add(log.url, entry(0))[0] == 200
+            eventually(lambda: "larger than" in log.log.callers[1].error)
+        assert memory() - before < 60
+
+
+def test_a_client_s_time_out_is_for_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also for a server that closes the connection, and sends a byte now and then."""
+    over = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def drip() -> None:
+            connection, _ = server.accept()
+            with connection, contextlib.suppress(OSError):
+                connection.recv(65536)
+                connection.sendall(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 60000\r\n\r\n")
+                while not over.wait(0.05):
+                    connection.sendall(b"x")
+
+        thread = threading.Thread(target=drip)
+        thread.start()
+        begun = time.monotonic()
+        with contextlib.closing(btlog.Client(f"http://127.0.0.1:{server.getsockname()[1]}", timeout=0.5)) as client:
+            refuses(Unavailable, client.get, "/")
+        assert time.monotonic() - begun < 5
+        over.set()
+        thread.join()
+
+
+def test_a_log_that_lost_its_witnesses_publishes_what_it_signed(tmp_path: Path) -> None:
+    """What is acknowledged later, also without witnesses, is still there after the next start."""
+    nowhere = btlog.as_witness(WITNESS)
+    with (
+        several_witnesses(tmp_path, 1) as [witness_],
+        contextlib.closing(LocalLog(tmp_path / "log", policy=witnessed_policy(witness_))) as log,
+    ):
+        assert add(log.url, entry(0))[0] == 200
+    policy = Policy((LOG,), (nowhere,), Quorum(1, (nowhere,)), ((nowhere, "http://127.0.0.1:1"),))
+    with contextlib.closing(found(tmp_path / "log")) as store:
+        store.append([entry(1)], seal, False)  # sequenced, and not published
+    with contextlib.closing(LocalLog(tmp_path / "log", policy=policy, timeout=0.3)) as log:
+        assert ask(log.url, "/checkpoint")[0] == 503  # no witness of this policy has cosigned anything
+        assert add(log.url, entry(1))[0] == 503
+    for _ in range(2):
+        with contextlib.closing(LocalLog(tmp_path / "log")) as log:
+            assert walk(log.url) == [entry(0), entry(1)]
+            assert add(log.url, entry(1))[1]["index"] == 1
+
+
+def test_requests_that_are_given_up_leave_nothing(tmp_path: Path) -> None:
+    nowhere = btlog.as_witness(WITNESS)
+    policy = Policy((LOG,), (nowhere,), Quorum(1, (nowhere,)), ((nowhere, "http://127.0.0.1:1"),))
+    with contextlib.closing(LocalLog(tmp_path / "log", policy=policy, timeout=0.2)) as log:
+        for _ in range(3):
+            assert bulk(log.url, b"".join(as_line(entry(i)) for i in range(100)))[0] == 503
+        eventually(lambda: not log.log._queue)
+        assert (log.log._weight, log.log._waiting) == (0, [])
+
+
+def test_health_comes_back_by_itself(tmp_path: Path) -> None:
+    """Another process holds the database for a while, and nobody asks for anything thereafter."""
+    with contextlib.closing(LocalLog(tmp_path / "log", timeout=0.3)) as log:
+        for connection in log.store.database._writer, log.store.database._reader:
+            connection.execute("PRAGMA busy_timeout = 50")
+        with contextlib.closing(sqlite3.connect(log.store.database.path, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            status, answer = add(log.url, entry(0))
+            assert (status, "locked" in answer["error"]) == (503, True)
+            assert ask(log.url, "/healthz")[0] == 503
+            other.execute("ROLLBACK")
+        eventually(lambda: ask(log.url, "/healthz")[0] == 200)
+        assert add(log.url, entry(0))[0] == 200
+
+
+def test_sighup_under_load(tmp_path: Path) -> None:
+    """Registering logs and cosigning share one connection to the database."""
+    signers = [new_key(f"log{i}.example") for i in range(40)]
+    with contextlib.closing(LocalWitness(tmp_path / "w.db", signers[0].key)) as server:
+        over = threading.Event()
+        statuses: list[int] = []
+
+        def client() -> None:
+            while not over.is_set():
+                statuses.append(cosign(server, request_for(0, 0, signers[0]))[0])
+
+        threads = [threading.Thread(target=client) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for signer in signers:
+            server.witness.register([signer.key])
+        over.set()
+        for thread in threads:
+            thread.join()
+        assert set(statuses) == {200}
+        assert len(server.witness.logs) == 40
+        assert all(cosign(server, request_for(0, 1, signer))[0] == 200 for signer in signers)
+
+
+def test_too_many_witnesses_are_refused(tmp_path: Path) -> None:
+    keys = tuple(VerifierKey(f"x{i}", 4, hashlib.sha256(b"x%d" % i).digest()) for i in range(btlog.MAX_WITNESSES + 1))
+    policy = Policy((LOG,), keys, Quorum(1, keys), tuple((key, "http://127.0.0.1:1") for key in keys))
+    with contextlib.closing(found(tmp_path / "log")) as store, pytest.raises(Malformed, match="no room"):
+        btlog.Log(store, SIGNER, policy, btlog.LogOptions())
+
+
+def test_T67_adds_that_wait_are_told_at_the_end(tmp_path: Path) -> None:
+    (tmp_path / "w").write_text(WITNESS_VKEY)
+    with running("serve", "--witness-url", "http://127.0.0.1:1", "--witness-public-key", "w", cwd=tmp_path) as server:
+        statuses: list[int] = []
+        threads = [threading.Thread(target=lambda i=i: statuses.append(add(server.url, entry(i))[0])) for i in range(8)]
+        for thread in threads:
+            thread.start()
+        eventually(lambda: "since" in ask(server.url, "/healthz")[2].decode())
+        begun = time.monotonic()
+        assert server.stop()[0] == 0
+        assert time.monotonic() - begun < 5
+        for thread in threads:
+            thread.join()
+        assert statuses == [503] * 8
+
+
 def test_an_idle_log_has_its_checkpoint_cosigned_anew(tmp_path: Path) -> None:
     with several_witnesses(tmp_path, 1) as [witness_]:
         policy = witnessed_policy(witness_)
@@ -4198,7 +4723,7 @@ def test_three_of_five_witnesses(tmp_path: Path, clients: int) -> None:
 def test_verify_with_witnesses(tmp_path: Path) -> None:
     file = wheel(tmp_path / "some-1.0.whl")
     with several_witnesses(tmp_path, 2) as witnesses:
-        witnesses[1].now = 1_000_500.0
+        witnesses[1].now = time.time()
         policy = witnessed_policy(*witnesses)
         data = Entry(file.name, btlog.checksum_of(file)).encode()
         with contextlib.closing(LocalLog(tmp_path / "log", policy=policy)) as log:
@@ -4223,8 +4748,11 @@ def test_verify_with_witnesses(tmp_path: Path) -> None:
         ((*w[0], *w[0]), 2),
         (("--max-age", "10"), 1),
         ((*w[0], "--max-age", "10"), 1),
-        ((*w[0], *w[1], "--max-age", str(time.time() - 1_000_400)), 0),
-        ((*w[0], "--max-age", str(time.time() - 1_000_400)), 1),
+        ((*w[0], *w[1], "--max-age", "100"), 1),  # each of the quorum has to be fresh
+        ((*w[1], "--max-age", "100"), 0),
+        ((*w[0], *w[1], "--quorum", "1", "--max-age", "100"), 0),
+        ((*w[2], *w[1], "--quorum", "1", "--max-age", "100"), 0),
+        ((*w[1], "--max-age", "nan"), 2),
     ):
         done = run_btlog("verify", file.name, *key, *args, cwd=tmp_path)
         assert done.returncode == code, (args, done.stderr)
@@ -4343,6 +4871,14 @@ def test_the_two_processes_of_the_readme(tmp_path: Path) -> None:
     note = done.stdout[done.stdout.index("log.example.com/pypi\n") :].removesuffix("\n").encode()
     opened = open_checkpoint(note, btlog.simple_policy(keys[:1], keys[1:]))
     assert (opened.tree.size, len(opened.cosigned), note.count("\n\u2014 ".encode())) == (1, 1, 2)
+
+
+def test_the_proof_in_the_readme_holds() -> None:
+    [vkey] = re.findall(r"^```\n(log\.example\.com/pypi\+\S+)\nhttp", README, re.MULTILINE)
+    [proof] = re.findall(r"^c2sp\.org/tlog-proof@v1\n.*?(?=^```)", README, re.MULTILINE | re.DOTALL)
+    [text] = re.findall(r"^echo '(.*)' > demo-1.0-py3-none-any.whl$", README, re.MULTILINE)
+    entry_ = Entry("demo-1.0-py3-none-any.whl", "sha256:" + hashlib.sha256(f"{text}\n".encode()).hexdigest())
+    assert check_logged(entry_, proof.encode(), btlog.simple_policy([VerifierKey.parse(vkey)])).tree.size == 2
 
 
 def test_the_example_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
