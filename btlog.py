@@ -2076,6 +2076,7 @@ class Server:
         self.connections: dict[Connection, None] = {}  # those that were idle longest come first
         self.date = b""
         self.loop: asyncio.AbstractEventLoop
+        self.over: asyncio.Event
         self._bound = min(MAX_CONNECTIONS, _open_files() - 64)
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._socket = socket.socket(family)
@@ -2097,7 +2098,7 @@ class Server:
         """Serves until `ended` says so or SIGTERM or SIGINT come; then, after `ending`, finishes its answers."""
         self.loop = asyncio.get_running_loop()
         self.loop.set_exception_handler(lambda loop, context: logger.error("network: %s", context.get("message")))
-        over = asyncio.Event()
+        self.over = over = asyncio.Event()
         if threading.current_thread() is threading.main_thread():
             for number in signal.SIGTERM, signal.SIGINT:
                 self.loop.add_signal_handler(number, over.set)

@@ -1994,13 +1994,14 @@ class Local:
     def __init__(self, answer: btlog.Answer, port: int = 0) -> None:
         self.server = btlog.Server("127.0.0.1", port, answer)
         self.url, self.port = self.server.url, int(self.server.url.rpartition(":")[2])
-        ready, self._end = threading.Event(), threading.Event()
-        self._thread = threading.Thread(target=lambda: asyncio.run(self.server.run(ready.set, self._end.is_set)))
+        ready = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self.server.run(ready.set, lambda: False)))
         self._thread.start()
         assert ready.wait(10)
 
     def close(self) -> None:
-        self._end.set()
+        if self._thread.is_alive():  # and not closed already
+            self.server.loop.call_soon_threadsafe(self.server.over.set)
         self._thread.join(15)
         assert not self._thread.is_alive()
 
