@@ -39,10 +39,12 @@ import asyncio
 import base64
 import binascii
 import bisect
+import concurrent.futures
 import contextlib
 import dataclasses
 import email.utils
 import functools
+import gc
 import gzip
 import hashlib
 import hmac
@@ -617,8 +619,11 @@ class _PolicyLines:
 
 # --- Signing, and the encoders of what Part I parses -----------------------------------------------------
 
+b64 = functools.partial(binascii.b2a_base64, newline=False)
+
+
 def to_base64(data: bytes) -> str:
-    return binascii.b2a_base64(data, newline=False).decode()
+    return b64(data).decode()
 
 
 def encode_vkey(key: VerifierKey) -> str:
@@ -879,41 +884,42 @@ def prove_consistency(tiles: Tiles, old: int) -> list[bytes]:
     return subproof(0, tiles.size, True) if old else []
 
 
-def prove_many(tiles: Tiles, indices: Sequence[int], separator: str) -> Iterator[str]:
+def prove_many(tiles: Tiles, indices: Sequence[int], separator: bytes) -> Iterator[bytes]:
     """The inclusion proofs of many entries, as base64 joined by `separator`; `indices` ascend strictly.
 
     It is prove_inclusion from the root down, for all at once: a part of the path that proofs share, and its
     base64, is made once.
     """
-    todo = [(0, tiles.size, 0, len(indices), "")] if indices else []
+    todo = [(0, tiles.size, 0, len(indices), b"")] if indices else []
     while todo:
-        lo, hi, first, last, tail = todo.pop()  # indices[first:last] are in [lo, hi), and not none
-        count, end = hi - lo, separator + tail if tail else ""
+        lo, hi, first, last, end = todo.pop()  # indices[first:last] are in [lo, hi), and not none
+        count = hi - lo
         if count == last - first and count & (count - 1) == 0 and count <= 256:
-            yield from _prove_all(tiles, lo, count, separator, tail)
+            yield from _prove_all(tiles, lo, count, separator, end)
             continue
         middle = lo + split(count)
         between = bisect.bisect_left(indices, middle, first, last)
         if between < last:
-            todo.append((middle, hi, between, last, to_base64(tiles.hash(lo, middle)) + end))
+            todo.append((middle, hi, between, last, separator + b64(tiles.hash(lo, middle)) + end))
         if first < between:
-            todo.append((lo, middle, first, between, to_base64(tiles.hash(middle, hi)) + end))
+            todo.append((lo, middle, first, between, separator + b64(tiles.hash(middle, hi)) + end))
 
 
-def _prove_all(tiles: Tiles, lo: int, count: int, separator: str, tail: str) -> list[str]:
-    """The proofs of all entries of a complete subtree of `count`, at most 256, level by level; `tail` ends them all."""
-    height, place = count.bit_length() - 1, lo % 256
-    levels = tiles.expanded(0, lo // 256)
-    ends = [separator + tail if tail else ""]
-    for level in range(height - 1, -1, -1):
-        nodes = [to_base64(node) for node in levels[level][place >> level : (place + count) >> level]]
-        before = separator if level else ""
-        ends = [f"{before}{nodes[i ^ 1]}{ends[i >> 1]}" for i in range(len(nodes))]
-    return ends if height else [tail]
+def _prove_all(tiles: Tiles, lo: int, count: int, separator: bytes, end: bytes) -> list[bytes]:
+    """The proofs of all entries of a complete subtree of `count`, at most 256, level by level; `end` ends them all."""
+    place, levels, ends = lo % 256, tiles.expanded(0, lo // 256), [end]
+    for level in range(count.bit_length() - 2, -1, -1):
+        nodes = [separator + b64(node) for node in levels[level][place >> level : (place + count) >> level]]
+        ends = [nodes[i ^ 1] + ends[i >> 1] for i in range(len(nodes))]
+    skip = len(separator)
+    return [proof[skip:] for proof in ends]
 
 
-def grow(size: int, edge: Callable[[int, int, int], bytes], leaves: list[bytes]) -> Iterator[tuple[int, int, bytes]]:
-    """The level, index and bytes of each tile that `leaves`, 32 bytes each, change or add behind `size` entries.
+Grown = tuple[int, int, bytes, list[list[bytes]]]  # a tile's level, index and bytes, and if it is full, its nodes
+
+
+def grow(size: int, edge: Callable[[int, int, int], bytes], leaves: list[bytes]) -> Iterator[Grown]:
+    """Each tile that `leaves`, 32 bytes each, change or add behind `size` entries.
 
     `edge(level, index, width)` returns the partial tile that stands at the right edge of a level until then.
     """
@@ -923,11 +929,12 @@ def grow(size: int, edge: Callable[[int, int, int], bytes], leaves: list[bytes])
         data = (edge(level, index, width) if width else b"") + b"".join(leaves)
         leaves = []
         for at in range(0, len(data), 8192):
-            tile = data[at : at + 8192]
-            yield level, index + at // 8192, tile
+            tile, nodes = data[at : at + 8192], []
             # "a partial tile … MUST NOT be hashed into a tile at the level above"
             if len(tile) == 8192:
-                leaves.append(expand_tile(tile)[8][0])
+                nodes = expand_tile(tile)
+                leaves.append(nodes[8][0])
+            yield level, index + at // 8192, tile, nodes
         level, size = level + 1, size >> 8
 
 
@@ -1357,14 +1364,16 @@ class LogStore(LogRows):
         return {VerifierKey.parse(vkey): size for vkey, size in self.query("SELECT vkey, size FROM witness")}
 
     def append(
-        self, entries: list[bytes], seal: Callable[[Tree], bytes], publish: bool, replace: bool = False
+        self, entries: list[bytes], seal: Callable[[Tree], bytes], publish: bool, *, replace: bool = False,
+        cache: Cache | None = None,
     ) -> list[Outcome]:
         """Adds what is new of `entries`, at most MAX_ENTRY bytes each, and says for each of them where it is.
 
         `seal` gets the new tree and returns the note to store as signed, and to `publish` where that is asked for;
         it may raise, and then nothing has happened. An entry whose filename is logged with another checksum
-        is a Conflict, unless it may `replace`.
+        is a Conflict, unless it may `replace`. `cache` gets the nodes of full tiles, once they are committed.
         """
+        full: dict[tuple[int, int, int], Any] = {}
         with self.database.transaction() as db:
             rows = LogRows(lambda sql, *values: db.execute(sql, values).fetchall())
             old = rows.tree("signed")
@@ -1375,11 +1384,20 @@ class LogStore(LogRows):
             if fresh:
                 if len(fresh) < len(entries):
                     hashes = field_hashes(FILENAME, [field_of(FILENAME, entry) for entry in fresh])
-                tree = _extend(rows, db, old, fresh, hashes)
+                keys = str(look_up_keys(old.size, fresh, hashes))
+                edge = _Edge(rows, old.size)
+                # SQLite needs no interpreter for this: many entries are hashed meanwhile.
+                with _aside(len(fresh) > 256, db.execute, "INSERT INTO lookup SELECT value FROM json_each(?)", (keys,)):
+                    grown = list(grow(old.size, edge.tile, leaf_hashes(fresh)))
+                full = {(level, index, 256): nodes for level, index, _, nodes in grown if nodes}
+                tree = _extend(rows, db, old, fresh, grown)
                 self._remember(rows, db, old.size, hashes)
                 kinds = ("signed", "published") if publish else ("signed",)
                 note = seal(tree)
                 db.executemany("INSERT OR REPLACE INTO checkpoint VALUES (?, ?)", [(kind, note) for kind in kinds])
+        if cache:
+            for place, nodes in full.items():
+                cache.put(place, nodes)
         return outcomes
 
     def _where(self, rows: LogRows, size: int, hashes: list[int]) -> list[int]:
@@ -1472,18 +1490,40 @@ def _name_hashes(rows: LogRows, part: int) -> list[int]:
     return [key >> PART & (1 << 31) - 1 for key, in keys]
 
 
-def _extend(rows: LogRows, db: sqlite3.Connection, old: Tree, entries: list[bytes], hashes: list[int]) -> Tree:
-    """Stores new entries behind tree `old`, and all that follows from them; returns a tree that is proved to follow."""
-    for level, index, data in grow(old.size, rows.tile, leaf_hashes(entries)):
-        db.execute("INSERT OR REPLACE INTO tile VALUES (?, ?)", (level << 56 | index, data))
+class _Edge:
+    """The partial tiles of the right edge, read at once."""
+
+    def __init__(self, rows: LogRows, size: int) -> None:
+        places = [(level, *divmod(size >> 8 * level, 256)) for level in range(8)]
+        self._tiles = {level: rows.tile(level, index, width) for level, index, width in places if width}
+
+    def tile(self, level: int, index: int, width: int) -> bytes:
+        return self._tiles[level]
+
+
+@contextlib.contextmanager
+def _aside(really: bool, do: Callable[..., Any], *args: Any) -> Iterator[None]:
+    """Does something in another thread while the block runs, if that is worth a thread; raises what it raises."""
+    if not really:
+        do(*args)
+        yield
+    else:
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            done = pool.submit(do, *args)
+            yield
+            done.result()
+
+
+def _extend(rows: LogRows, db: sqlite3.Connection, old: Tree, entries: list[bytes], grown: list[Grown]) -> Tree:
+    """Stores entries behind tree `old`, and what its tiles have `grown` to; returns a tree that is proved to follow."""
+    tiles_ = [(level << 56 | index, data) for level, index, data, _ in grown]
+    db.executemany("INSERT OR REPLACE INTO tile VALUES (?, ?)", tiles_)
     first, width = divmod(old.size, 256)
     head = rows.bundle(first, width) if width else b""
     for start in range(-width, len(entries), 256):
         data = head + encode_bundle(entries[max(start, 0) : start + 256])
         db.execute("INSERT OR REPLACE INTO bundle VALUES (?, ?)", (first, data))
         first, head = first + 1, b""
-    keys = str(look_up_keys(old.size, entries, hashes))
-    db.execute("INSERT INTO lookup SELECT value FROM json_each(?)", (keys,))
     tiles = Tiles(old.size + len(entries), rows.tile)
     tree = Tree(tiles.size, tiles.hash(0, tiles.size))
     check_consistency(old, tree, prove_consistency(tiles, old.size))
@@ -1777,8 +1817,8 @@ class Request:
 
 @dataclass
 class Response:
-    """An answer; a `body` that is an iterator is sent in chunks, as it comes."""
-    body: bytes | Iterator[bytes]
+    """An answer; a `body` that is an iterator is sent in chunks as it comes, each of several pieces."""
+    body: bytes | Iterator[list[bytes]]
     kind: str = "application/json"
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
@@ -2014,14 +2054,15 @@ class Connection(asyncio.Protocol):
         self._send(response.head + self._server.date + end + (body if request.method != "HEAD" else b""))
         self._next(keep)
 
-    async def _stream(self, request: Request, response: Response, body: Iterator[bytes]) -> None:
+    async def _stream(self, request: Request, response: Response, body: Iterator[list[bytes]]) -> None:
         # A client of HTTP/1.0 knows no chunks: it reads until the connection is closed.
         keep = request.keep and not self._server.stopping
         mode = b"" if request.old else b"Transfer-Encoding: chunked\r\n"
         self._send(response.head + self._server.date + mode + (b"\r\n" if keep else b"Connection: close\r\n\r\n"))
         try:
-            for part in body:
-                self._send(part if request.old else b"%x\r\n%b\r\n" % (len(part), part))
+            for pieces in body:
+                length = sum(map(len, pieces))
+                self._send(b"".join(pieces if request.old else [b"%x\r\n" % length, *pieces, b"\r\n"]))
                 if self._paused:
                     self._writable = self._server.loop.create_future()
                     await self._writable
@@ -2206,17 +2247,19 @@ class Refused(NamedTuple):
     error: Error
 
 
-def parse_lines(lines: Sequence[bytes]) -> list[bytes | Refused]:
-    """The entries of NDJSON lines; of a line that is none, what it names and why it is none."""
+def parse_lines(block: bytes) -> list[bytes | Refused]:
+    """The entries of NDJSON lines, and for a line that is none what it names and why it is none."""
     # As one array they are read much faster. That says the same if every line begins and ends an object (a string
     # can't go on over the newline, and no entry holds an array) and if all of them are entries.
-    if all(line[:1] == b"{" and line[-1:] == b"}" for line in lines):
+    block = block.removesuffix(b"\n")
+    count = block.count(b"\n") + 1
+    if block[:1] == b"{" and block[-1:] == b"}" and block.count(b"}\n{") == count - 1:
         with contextlib.suppress(Malformed):
-            values = parse_json(b"[" + b",\n".join(lines) + b"]")
-            if len(values) == len(lines):
+            values = parse_json(b"[%b]" % block.replace(b"\n", b",\n"))
+            if len(values) == count:
                 return [entry_from_json(value) for value in values]
     results: list[bytes | Refused] = []
-    for line in lines:
+    for line in filter(None, map(bytes.strip, block.split(b"\n"))):
         value = None
         try:
             value = parse_json(line)
@@ -2593,11 +2636,11 @@ class Published:
     """A published checkpoint: its note, its tree, and how JSON answers hold the note."""
     note: bytes
     tree: Tree
-    json: str
+    json: bytes
 
     @classmethod
     def of(cls, note: bytes) -> Published:
-        return cls(note, Checkpoint.parse(split_note(note)[0]).tree, json.dumps(to_base64(note)))
+        return cls(note, Checkpoint.parse(split_note(note)[0]).tree, b'"%b"' % b64(note))
 
 
 class Submission(Job):
@@ -2607,7 +2650,7 @@ class Submission(Job):
         super().__init__()
         self.entries, self.prove = entries, prove
         self.outcomes: list[Outcome] = []
-        self.proofs: dict[int, str] = {}
+        self.proofs: dict[int, bytes] = {}
         self.published: Published
 
     def weight(self) -> int:
@@ -2702,10 +2745,11 @@ class Log(Worker[Submission]):
     def tiles(self, tree: Tree) -> Tiles:
         return Tiles(tree.size, self.store.tile, self._cache)
 
-    def proofs(self, published: Published, indices: Iterable[int], separator: str = '","') -> dict[int, str]:
-        """The inclusion proofs of entries, as base64 with a separator."""
+    def proofs(self, published: Published, indices: Iterable[int]) -> dict[int, bytes]:
+        """The inclusion proofs of entries, as the inside of a JSON array of base64."""
         ordered = sorted(set(indices))
-        return dict(zip(ordered, prove_many(self.tiles(published.tree), ordered, separator), strict=True))
+        proofs = prove_many(self.tiles(published.tree), ordered, b'","')
+        return {index: b'"%b"' % proof if proof else b"" for index, proof in zip(ordered, proofs, strict=True)}
 
     def halt(self, message: str) -> None:
         """Signs nothing any more; what is published can still be read."""
@@ -2813,7 +2857,9 @@ class Log(Worker[Submission]):
             return sealed[0]
 
         entries = [entry for submission in batch for entry in submission.entries]
-        outcomes = iter(self.store.append(entries, seal, not self.callers, self.options.replace))
+        outcomes = iter(self.store.append(
+            entries, seal, not self.callers, replace=self.options.replace, cache=self._cache
+        ))
         for submission in batch:
             submission.outcomes = [next(outcomes) for _ in submission.entries]
         if sealed:
@@ -2946,10 +2992,8 @@ class LogServer:
             self.adds.add(0, 0, 1)
             raise
         self.adds.add(time.monotonic() - start)
-        hashes = f'["{proof}"]' if (proof := submission.proofs[outcome]) else "[]"
-        return Response(
-            f'{{"index":{outcome},"checkpoint":{submission.published.json},"inclusionProof":{hashes}}}\n'.encode()
-        )
+        answer = b'{"index":%d,"checkpoint":%b,"inclusionProof":[%b]}\n'
+        return Response(answer % (outcome, submission.published.json, submission.proofs[outcome]))
 
     async def _post_bulk(self, request: Request, body: Body) -> Response:
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != NDJSON:
@@ -2967,7 +3011,10 @@ class LogServer:
                 self.bulks.add(0, 0, len(entries))
                 raise
             published, outcomes = submission.published, iter(submission.outcomes)
-        results = [(entry, next(outcomes)) if isinstance(entry, bytes) else entry for entry in parsed]
+        results: list[tuple[bytes, Outcome] | Refused] = (
+            list(zip(entries, outcomes, strict=True)) if len(entries) == len(parsed)
+            else [(entry, next(outcomes)) if isinstance(entry, bytes) else entry for entry in parsed]
+        )
         logged = sum(type(result[1]) is int for result in results)
         self.bulks.add(time.monotonic() - start, logged, len(results) - logged)
         return Response(self._bulk_answer(published, results), NDJSON)
@@ -2979,27 +3026,28 @@ class LogServer:
         parsed: list[bytes | Refused] = []
         rest = b""
         while data := await body.part():
-            *lines, rest = (rest + data).split(b"\n")
-            parsed += self._parse_bulk(lines, len(parsed))
-            if len(rest) > MAX_ADD:
-                raise HttpError(413, f"a line has more than {MAX_ADD} bytes")
-        return parsed + self._parse_bulk([rest], len(parsed))
-
-    def _parse_bulk(self, lines: list[bytes], before: int) -> list[bytes | Refused]:
-        lines = [stripped for line in lines if (stripped := line.strip())]
-        if before + len(lines) > self._max_bulk:
+            block, newline, rest = (rest + data).rpartition(b"\n")
+            if newline:
+                parsed += parse_lines(block)
+            if len(rest) > MAX_ADD or len(parsed) > self._max_bulk:
+                break
+        if len(rest) > MAX_ADD:
+            raise HttpError(413, f"a line has more than {MAX_ADD} bytes")
+        parsed += parse_lines(rest) if len(parsed) <= self._max_bulk else []
+        if len(parsed) > self._max_bulk:
             raise HttpError(413, f"at most {self._max_bulk} entries can be appended at once")
-        return parse_lines(lines)
+        return parsed
 
     def _bulk_answer(
         self, published: Published, results: list[tuple[bytes, Outcome] | Refused]
-    ) -> Iterator[bytes]:
-        yield f'{{"type":"checkpoint","checkpoint":{published.json},"tree_size":{published.tree.size}}}\n'.encode()
-        for at in range(0, len(results), 512):
-            part = results[at : at + 512]
+    ) -> Iterator[list[bytes]]:
+        head = b'{"type":"checkpoint","checkpoint":%b,"tree_size":%d}\n'
+        yield [head % (published.json, published.tree.size)]
+        for at in range(0, len(results), 256):
+            part = results[at : at + 256]
             proofs = self.log.proofs(published, [result[1] for result in part if isinstance(result[1], int)])
-            yield "".join([_bulk_result(entry, outcome, proofs) for entry, outcome in part]).encode()
-        yield f'{{"type":"complete","count":{len(results)}}}\n'.encode()
+            yield [_bulk_result(entry, outcome, proofs) for entry, outcome in part]
+        yield [b'{"type":"complete","count":%d}\n' % len(results)]
 
     def _get_entries(self, request: Request) -> Response:
         query = request.query()
@@ -3070,16 +3118,15 @@ class LogServer:
         return Response.json({"status": "ok", "tree_size": self.log.published.tree.size, "witnesses": witnesses}, OPEN)
 
 
-def _bulk_result(entry: bytes | str, outcome: int | Error, proofs: dict[int, str]) -> str:
+def _bulk_result(entry: bytes | str, outcome: int | Error, proofs: dict[int, bytes]) -> bytes:
     """The line that answers a line of a bulk, from its entry or only its filename."""
-    filename = json_string(entry if isinstance(entry, str) else field_of(FILENAME, entry).decode())
+    filename = json_string(entry if isinstance(entry, str) else entry[93:].partition(b"\n")[0].decode()).encode()
     if isinstance(outcome, int):
-        hashes = f'["{proof}"]' if (proof := proofs[outcome]) else "[]"
-        result = f'"index":{outcome},"status":"logged","inclusionProof":{hashes}'
-    else:
-        index = f'"index":{outcome.index},' if isinstance(outcome, Conflict) else ""
-        result = f'{index}"status":"error","error":{json_string(str(outcome))}'
-    return f'{{"type":"result","result":{{"filename":{filename},{result}}}}}\n'
+        line = b'{"type":"result","result":{"filename":%b,"index":%d,"status":"logged","inclusionProof":[%b]}}\n'
+        return line % (filename, outcome, proofs[outcome])
+    index = b'"index":%d,' % outcome.index if isinstance(outcome, Conflict) else b""
+    error = json_string(str(outcome)).encode()
+    return b'{"type":"result","result":{"filename":%b,%b"status":"error","error":%b}}\n' % (filename, index, error)
 
 
 # --- The witness -----------------------------------------------------------------------------------------------
@@ -3484,6 +3531,8 @@ def run_server(
     server: Server, what: str, worker: Worker[Any], hangup: Callable[[], None] | None = None
 ) -> int:
     """Serves until SIGTERM or SIGINT (exit code 0), or until the worker fails (3); SIGHUP calls `hangup`."""
+    gc.freeze()  # what is there now stays; and of what comes, little is in cycles
+    gc.set_threshold(20_000, 20, 20)
     ready = functools.partial(print, server.url, what, flush=True)
     asyncio.run(server.run(ready, worker.failed.is_set, hangup, worker.quit))
     signal.signal(signal.SIGHUP, signal.SIG_IGN)

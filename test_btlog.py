@@ -32,6 +32,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.parse
@@ -259,7 +260,7 @@ ENTRIES = [b"entry %d" % i for i in range(70_000)]
 def tiles_of(entries: list[bytes]) -> dict[tuple[int, int], bytes]:
     """All tiles of a tree, grown at once."""
     grown = btlog.grow(0, lambda *_: b"", [leaf_hash(entry) for entry in entries])
-    return {(level, index): data for level, index, data in grown}
+    return {(level, index): data for level, index, data, _ in grown}
 
 
 def root_of(entries: list[bytes]) -> bytes:
@@ -504,11 +505,11 @@ def test_many_proofs_at_once_are_the_same(big: Callable[[int, int, int], bytes])
     for size in 1, 2, 3, 255, 256, 257, 1000, 65_535, 65_536, 65_537, 70_000:
         tiles = btlog.Tiles(size, big)
         some = sorted(set(choose.choices(range(size), k=20)) | {0, size - 1} | set(range(max(0, size - 300), size)))
-        proofs = list(btlog.prove_many(tiles, some, "\n"))
+        proofs = list(btlog.prove_many(tiles, some, b"\n"))
         assert len(proofs) == len(some)
         for index, text in zip(some, proofs, strict=True):
-            assert text == "\n".join(b64(h) for h in btlog.prove_inclusion(tiles, index))
-    assert list(btlog.prove_many(btlog.Tiles(5, big), [], ",")) == []
+            assert text.decode() == "\n".join(b64(h) for h in btlog.prove_inclusion(tiles, index))
+    assert list(btlog.prove_many(btlog.Tiles(5, big), [], b",")) == []
 
 
 def test_thousands_of_proofs_pinned(big: Callable[[int, int, int], bytes]) -> None:
@@ -529,7 +530,7 @@ def test_growing_in_steps_is_growing_at_once(first: int, steps: list[int]) -> No
     for count in [first, *steps]:
         leaves = [leaf_hash(entry) for entry in ENTRIES[size : size + count]]
         edge = lambda level, index, width: tiles[level, index][: 32 * width]  # noqa: E731
-        for level, index, data in list(btlog.grow(size, edge, leaves)):
+        for level, index, data, _ in list(btlog.grow(size, edge, leaves)):
             tiles[level, index] = data
         size += count
     assert tiles == tiles_of(ENTRIES[:size])
@@ -5006,5 +5007,105 @@ def test_files_at_the_top() -> None:
     assert there == {"btlog.py", "test_btlog.py", "README.md", "Dockerfile", "LICENSE"}
 
 
+# --- How fast, and how large: `python test_btlog.py bench [MILLIONS]` -------------------------------------------------------
+
+
+def file_name(i: int) -> str:
+    return f"package_{i % 9973}-{i // 9973}.{i % 17}.{i % 5}-py3-none-any{i}.whl"
+
+
+def hashing_limit() -> float:
+    """L: the seconds that a bare loop takes for the two hashes that each of 50,000 entries costs."""
+
+    def once() -> float:
+        sha256, leaf, left, start = hashlib.sha256, b"\0" + b"x" * 119, b"y" * 32, time.perf_counter()
+        leaves = [sha256(leaf).digest() for _ in range(50_000)]
+        _ = [sha256(b"\1" + left + h).digest() for h in leaves]
+        return time.perf_counter() - start
+
+    return min(once() for _ in range(5))
+
+
+def timed(repeat: int, call: Callable[[int], Any]) -> float:
+    """The median of the milliseconds that `call` takes."""
+    times = []
+    for i in range(repeat):
+        start = time.perf_counter()
+        call(i)
+        times.append((time.perf_counter() - start) * 1000)
+    return sorted(times)[len(times) // 2]
+
+
+def small_work(url: str, size: int, tag: str) -> str:
+    """A lone add, a look-up and a proof, each now and then over a kept connection."""
+    connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=60)
+    choose = random.Random(size)
+
+    def get(path_: str) -> None:
+        connection.request("GET", path_)
+        answer = connection.getresponse()
+        assert answer.read()
+        assert answer.status == 200
+
+    def add_one(i: int) -> None:
+        data = as_line(entry(i, tag))
+        connection.request("POST", "/add", data)
+        answer = connection.getresponse()
+        assert b"inclusionProof" in answer.read()
+
+    parts = {
+        "add": timed(50, add_one),
+        "look-up": timed(50, lambda _: get(f"/entries?filename={file_name(choose.randrange(size))}")),
+        "proof": timed(50, lambda _: get(f"/entry/{choose.randrange(size)}/proof")),
+    }
+    connection.close()
+    return ", ".join(f"{name} {value:.2f} ms" for name, value in parts.items())
+
+
+def bench(millions: int = 10) -> None:
+    """Fills a log by bulks of 50,000 over HTTP, and prints what that takes and how the log behaves at its end."""
+    with tempfile.TemporaryDirectory(dir=HERE) as folder:
+        arguments = ("serve", "--storage-dir", "log", "--origin", "log.example/bench")
+        size = 0
+        with running(*arguments, cwd=Path(folder)) as server:
+            for million in range(millions):
+                limit, times = hashing_limit(), []
+                for _ in range(20):
+                    lines = (
+                        json.dumps(
+                            {"filename": file_name(i), "checksum": f"sha256:{hashlib.sha256(b'%d' % i).hexdigest()}"}
+                        )
+                        for i in range(size, size + 50_000)
+                    )
+                    body = "\n".join(lines).encode()
+                    connection = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=300)
+                    start = time.perf_counter()
+                    connection.request("POST", "/admin/bulk/append", body, {"Content-Type": "application/x-ndjson"})
+                    answer = connection.getresponse().read()
+                    times.append(time.perf_counter() - start)
+                    connection.close()
+                    assert answer.count(b'"status":"logged"') == 50_000
+                    size += 50_000
+                peak = re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{server.process.pid}/status").read_text())
+                stored = sum(f.stat().st_size for f in Path(folder, "log").iterdir())
+                print(
+                    f"million {million + 1}: {sum(times):.1f} s, a bulk {min(times) / limit:.1f} to {max(times) / limit:.1f} L, median "
+                    f"{sorted(times)[10] / limit:.1f}; peak memory {int(peak[1]) // 1024 if peak else 0} MiB, {stored / size:.0f} bytes an entry; "
+                    + small_work(server.url, size, f"m{million}-"),
+                    flush=True,
+                )
+            server.stop()
+        start = time.perf_counter()
+        with running(*arguments, cwd=Path(folder)) as server:
+            assert ask(server.url, "/checkpoint")[0] == 200
+            print(
+                f"start-up at {size:,}: {time.perf_counter() - start:.2f} s; {small_work(server.url, size, 'again-')}"
+            )
+            server.stop()
+
+
 if __name__ == "__main__":
-    sys.exit(subprocess.call([sys.executable, "-m", "pytest", *sys.argv[1:]], cwd=HERE))
+    if sys.argv[1:2] == ["bench"]:
+        bench(*map(int, sys.argv[2:3]))
+    else:
+        sys.exit(subprocess.call([sys.executable, "-m", "pytest", *sys.argv[1:]], cwd=HERE))
