@@ -100,8 +100,10 @@ MAX_ANSWER = 1 << 26  # what a client reads of an answer
 MAX_BATCH, MAX_WAITING = 50_000, 200_000  # entries that are sequenced together, and that wait for it
 MAX_BULK = 1 << 26  # the body of a bulk
 MAX_ZIPPED = 1 << 20  # a bundle that is compressed: longer would take too long
+MAX_STREAM = 1 << 20  # of a long answer that is made, and not sent yet
 MAX_UNREAD = 1 << 18  # of a body, before the client has to wait
 MAX_FOUND = 1000  # entries that a look-up answers with, and that may have one filename
+BUSY_TIMEOUT = 4_000  # milliseconds that SQLite waits for another process
 MAX_WAL = 1 << 22  # of SQLite's journal, before it is emptied into the database
 MAX_CONNECTIONS = 4096  # of a server; beyond, those that ask for nothing are closed
 # Of a connection, in seconds: between requests, for a head, a piece of an answer, the end.
@@ -109,7 +111,6 @@ IDLE_TIMEOUT, HEAD_TIMEOUT, SEND_TIMEOUT, LINGER_TIMEOUT = 60, 10, 30, 2
 MIN_RATE = 16_384  # bytes a second that a body has to come at, after HEAD_TIMEOUT
 DRAIN_TIMEOUT, WORKER_TIMEOUT = 5, 3  # seconds in which a server that ends finishes its answers, and its commits
 MAX_SKEW = 300  # seconds that the clock of a witness may be ahead of ours
-WITNESS_TIMEOUT = 30  # seconds after which a witness gives up a request that it could not store
 
 MAX_ADD_CHECKPOINT = 1 << 16  # the body of a request to a witness, and of its answer
 MAX_WITNESSES = 64  # that a log asks: a note with more signatures than MAX_SIGNATURES could not be read
@@ -990,8 +991,12 @@ def witness_step(
     Raises, in this order: Malformed; BadSignature, where no key signed or a signature is false; Malformed, where the
     old size is above the checkpoint's; Stale; BadProof. Then nothing changes.
     """
-    checkpoint = Checkpoint.parse(split_note(request.note)[0])  # what is malformed is so whoever signed it
-    text, signed = open_note(request.note, keys)
+    try:
+        text, signed = open_note(request.note, keys)
+    except BadSignature:
+        Checkpoint.parse(split_note(request.note)[0])  # what is malformed is so whoever signed it
+        raise
+    checkpoint = Checkpoint.parse(text)
     # "The old size MUST be equal to or lower than the checkpoint size."
     if request.old > checkpoint.tree.size:
         raise Malformed(f"the old size {request.old} is above the checkpoint's {checkpoint.tree.size}")
@@ -1041,7 +1046,7 @@ class Database:
 
     def __init__(self, path: Path, application_id: int, read_only: bool = False) -> None:
         self.path, self.read_only = path, read_only
-        self._lock, self._writing = threading.Lock(), threading.Lock()
+        self._lock, self._writing, self._untidy = threading.Lock(), threading.Lock(), 0
         with self._guarded():
             self._reader = self._connect("ro" if read_only else "rw")
             for name, wanted in ("application_id", application_id), ("user_version", 1):
@@ -1050,7 +1055,7 @@ class Database:
             if not read_only:
                 self._writer = self._connect("rw")
                 _make_durable(self._writer)
-                self._writer.execute("PRAGMA cache_size = -16384")  # KiB: what a large batch changes
+                self._writer.execute("PRAGMA cache_size = -8192")  # KiB: most of what a large batch changes
 
     @staticmethod
     def create(path: Path, application_id: int, schema: str) -> None:
@@ -1071,7 +1076,8 @@ class Database:
 
     def _connect(self, mode: str) -> sqlite3.Connection:
         uri = f"file:{urllib.parse.quote(str(self.path.absolute()))}?mode={mode}"
-        return sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, timeout=4)
+        wait = BUSY_TIMEOUT / 1000
+        return sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, timeout=wait)
 
     @contextlib.contextmanager
     def _guarded(self) -> Iterator[None]:
@@ -1127,15 +1133,23 @@ class Database:
             db.execute("PRAGMA user_version = 1")
 
     def tidy(self) -> None:
-        """Moves what is committed from the WAL to where it belongs, once it is much; not while somebody waits."""
+        """Moves what is committed from the WAL to where it belongs, now and then, while nobody waits for it.
+
+        A WAL that is written over, and does not grow, is the quickest to sync; one that has become large is emptied.
+        """
         with self._writing, self._guarded():
-            if os.stat(f"{self.path}-wal").st_size > MAX_WAL:
-                self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            self._untidy += 1
+            large = os.stat(f"{self.path}-wal").st_size > MAX_WAL
+            if large or self._untidy > 64:
+                self._untidy = 0
+                self._writer.execute("PRAGMA busy_timeout = 0")  # what a reader still needs stays until later
+                self._writer.execute(f"PRAGMA wal_checkpoint({'TRUNCATE' if large else 'PASSIVE'})")
+                self._writer.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT}")
 
 
 def _make_durable(connection: sqlite3.Connection) -> None:
     """A commit is on disk when it returns. SQLite ignores settings that it does not know, so they are read back."""
-    settings = {"journal_mode": "wal", "synchronous": 2, "busy_timeout": 4_000, "wal_autocheckpoint": 0}
+    settings = {"journal_mode": "wal", "synchronous": 2, "busy_timeout": BUSY_TIMEOUT, "wal_autocheckpoint": 0}
     for name, wanted in settings.items():
         connection.execute(f"PRAGMA {name} = {wanted}")
         if (found := connection.execute(f"PRAGMA {name}").fetchone()[0]) != wanted:
@@ -1169,6 +1183,7 @@ LOG_SCHEMA = """
 # the file however large the log is. What is found by a hash is compared in full.
 CHECKSUM, FILENAME = 0, 1
 PART = 18
+INSERT_KEYS = "INSERT INTO lookup SELECT value FROM json_each(?) ORDER BY value"
 LOOK_UP = "SELECT lookup.key FROM json_each(?) CROSS JOIN lookup ON lookup.key BETWEEN value AND value + ? LIMIT ?"
 
 
@@ -1196,7 +1211,7 @@ def key_index(key: int) -> int:
 
 
 def look_up_keys(first: int, entries: Sequence[bytes], name_hashes: Sequence[int]) -> list[int]:
-    """All look-up keys of entries that stand at `first` and behind it, in order."""
+    """All look-up keys of entries that stand at `first` and behind it."""
     hashes = {CHECKSUM: field_hashes(CHECKSUM, [entry[21:92] for entry in entries]), FILENAME: name_hashes}
     keys: list[int] = []
     for part in range(first >> PART, (first + len(entries) >> PART) + 1):
@@ -1204,7 +1219,6 @@ def look_up_keys(first: int, entries: Sequence[bytes], name_hashes: Sequence[int
         for kind in CHECKSUM, FILENAME:
             start = first_key(kind, part, 0) - (part << PART)
             keys += [start + (hash_ << PART) + i for i, hash_ in enumerate(hashes[kind][lo - first : hi - first], lo)]
-    keys.sort()
     return keys
 
 
@@ -1214,7 +1228,7 @@ class NameFilter:
     A byte answers for eight parts: their bits are set in two places for each name. It forgets nothing.
     """
 
-    SLOTS = 1 << 22
+    SLOTS = 1 << 23
 
     def __init__(self) -> None:
         self.groups: list[bytearray] = []
@@ -1386,11 +1400,13 @@ class LogStore(LogRows):
                     hashes = field_hashes(FILENAME, [field_of(FILENAME, entry) for entry in fresh])
                 keys = str(look_up_keys(old.size, fresh, hashes))
                 edge = _Edge(rows, old.size)
-                # SQLite needs no interpreter for this: many entries are hashed meanwhile.
-                with _aside(len(fresh) > 256, db.execute, "INSERT INTO lookup SELECT value FROM json_each(?)", (keys,)):
+                # SQLite needs no interpreter for this: the entries are hashed meanwhile.
+                with _aside(len(fresh) > 256, db.execute, INSERT_KEYS, (keys,)):
                     grown = list(grow(old.size, edge.tile, leaf_hashes(fresh)))
+                    bundles = edge.bundles(fresh)
                 full = {(level, index, 256): nodes for level, index, _, nodes in grown if nodes}
-                tree = _extend(rows, db, old, fresh, grown)
+                db.executemany("INSERT OR REPLACE INTO bundle VALUES (?, ?)", bundles)
+                tree = _extend(db, old, Tiles(old.size + len(fresh), rows.tile), grown)
                 self._remember(rows, db, old.size, hashes)
                 kinds = ("signed", "published") if publish else ("signed",)
                 note = seal(tree)
@@ -1491,14 +1507,23 @@ def _name_hashes(rows: LogRows, part: int) -> list[int]:
 
 
 class _Edge:
-    """The partial tiles of the right edge, read at once."""
+    """What is partial at the right edge of a log: read at once, to go on from while the database is busy."""
 
     def __init__(self, rows: LogRows, size: int) -> None:
+        self.size = size
         places = [(level, *divmod(size >> 8 * level, 256)) for level in range(8)]
         self._tiles = {level: rows.tile(level, index, width) for level, index, width in places if width}
+        self._bundle = rows.bundle(size // 256, size % 256) if size % 256 else b""
 
     def tile(self, level: int, index: int, width: int) -> bytes:
         return self._tiles[level]
+
+    def bundles(self, entries: list[bytes]) -> list[tuple[int, bytes]]:
+        """The bundles that entries behind the edge change or add, by index."""
+        first, width = divmod(self.size, 256)
+        starts = range(256 - width, len(entries), 256)
+        head = (first, self._bundle + encode_bundle(entries[: 256 - width]))
+        return [head, *((first + n, encode_bundle(entries[at : at + 256])) for n, at in enumerate(starts, 1))]
 
 
 @contextlib.contextmanager
@@ -1514,17 +1539,10 @@ def _aside(really: bool, do: Callable[..., Any], *args: Any) -> Iterator[None]:
             done.result()
 
 
-def _extend(rows: LogRows, db: sqlite3.Connection, old: Tree, entries: list[bytes], grown: list[Grown]) -> Tree:
-    """Stores entries behind tree `old`, and what its tiles have `grown` to; returns a tree that is proved to follow."""
-    tiles_ = [(level << 56 | index, data) for level, index, data, _ in grown]
-    db.executemany("INSERT OR REPLACE INTO tile VALUES (?, ?)", tiles_)
-    first, width = divmod(old.size, 256)
-    head = rows.bundle(first, width) if width else b""
-    for start in range(-width, len(entries), 256):
-        data = head + encode_bundle(entries[max(start, 0) : start + 256])
-        db.execute("INSERT OR REPLACE INTO bundle VALUES (?, ?)", (first, data))
-        first, head = first + 1, b""
-    tiles = Tiles(old.size + len(entries), rows.tile)
+def _extend(db: sqlite3.Connection, old: Tree, tiles: Tiles, grown: list[Grown]) -> Tree:
+    """Stores what the tiles of tree `old` have grown to; returns the tree of `tiles`, proved to follow it."""
+    rows = [(level << 56 | index, data) for level, index, data, _ in grown]
+    db.executemany("INSERT OR REPLACE INTO tile VALUES (?, ?)", rows)
     tree = Tree(tiles.size, tiles.hash(0, tiles.size))
     check_consistency(old, tree, prove_consistency(tiles, old.size))
     return tree
@@ -2059,6 +2077,7 @@ class Connection(asyncio.Protocol):
         keep = request.keep and not self._server.stopping
         mode = b"" if request.old else b"Transfer-Encoding: chunked\r\n"
         self._send(response.head + self._server.date + mode + (b"\r\n" if keep else b"Connection: close\r\n\r\n"))
+        self._transport.set_write_buffer_limits(MAX_STREAM)  # so that the next part is made while this one is sent
         try:
             for pieces in body:
                 length = sum(map(len, pieces))
@@ -2075,6 +2094,7 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
             return
         self._send(b"" if request.old else b"0\r\n\r\n")
+        self._transport.set_write_buffer_limits()
         self._next(keep)
 
     def _send(self, data: bytes) -> None:
@@ -3131,22 +3151,30 @@ def _bulk_result(entry: bytes | str, outcome: int | Error, proofs: dict[int, byt
 
 # --- The witness -----------------------------------------------------------------------------------------------
 
-class Cosigning(Job):
-    """A request for a cosignature. Once it is done, `line` is the answer."""
+class Cosigning:
+    """A request for a cosignature: once it is done, its `line`, or its error."""
 
     def __init__(self, origin: str, request: AddCheckpoint) -> None:
-        super().__init__()
         self.origin, self.request, self.line = origin, request, ""
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
 
-class Witness(Worker[Cosigning]):
-    """Cosigns what follows from what it cosigned last, and stores that before the cosignature leaves."""
+class Witness:
+    """Cosigns what follows from what it cosigned last, and stores that before the cosignature leaves.
+
+    What has come in one turn of the loop is stored in one transaction.
+    """
 
     def __init__(self, store: WitnessStore, signer: Signer, clock: Callable[[], float] = time.time) -> None:
-        super().__init__("witness", WITNESS_TIMEOUT, store.database)
         self.store, self.signer, self._clock = store, signer, clock
+        self.trouble = ""
+        self.failed = threading.Event()
+        self._waiting: list[Cosigning] = []
         store.claim(signer.key)
-        self.logs = store.logs()
+        self._read_logs()
+
+    def _read_logs(self) -> None:
+        self.logs = self.store.logs()
         self.origins = {hashlib.sha256(origin.encode()).hexdigest(): origin for origin in self.logs}
 
     def register(self, keys: Collection[VerifierKey]) -> None:
@@ -3157,22 +3185,54 @@ class Witness(Worker[Cosigning]):
             if key.name == self.signer.name or key.key == self.signer.key.key:
                 raise Malformed(f"{encode_vkey(key)} has the name or the key of this witness: it can't be a log's")
         new = [key for key in keys if self.store.register(key)]
-        self.logs = self.store.logs()
-        self.origins = {hashlib.sha256(origin.encode()).hexdigest(): origin for origin in self.logs}
+        self._read_logs()
         for key in new:
             logger.info("registered the log %s", encode_vkey(key))
 
-    def process(self, batch: list[Cosigning]) -> None:
-        with self.store.database.transaction() as db:
-            for job in batch:
-                job.error = None
-                try:
-                    job.line = self._cosign(db, job)
-                except Error as error:
-                    job.error = error
-        self.trouble = ""
-        self.settle(batch)
-        self.store.database.tidy()
+    async def cosign(self, origin: str, request: AddCheckpoint) -> str:
+        """The line to answer with; raises what witness_step does, or Unavailable."""
+        if self.failed.is_set():
+            raise Unavailable(self.trouble)
+        job = Cosigning(origin, request)
+        self._waiting.append(job)
+        if len(self._waiting) == 1:
+            asyncio.get_running_loop().call_soon(self._process)
+        await job.done
+        return job.line
+
+    def check(self) -> None:
+        """Raises Unavailable while nothing can be stored."""
+        if self.trouble and not self.failed.is_set():
+            self.store.database.probe()
+            self.trouble = ""
+        if self.trouble:
+            raise Unavailable(f"the witness can't cosign: {self.trouble}")
+
+    def _process(self) -> None:
+        batch, self._waiting = self._waiting, []
+        errors: list[Error | None] = [None] * len(batch)
+        try:
+            with self.store.database.transaction() as db:
+                for i, job in enumerate(batch):
+                    try:
+                        job.line = self._cosign(db, job)
+                    except Error as error:
+                        errors[i] = error
+            self.trouble = ""
+        except Error as error:
+            self.trouble = str(error)
+            logger.critical("%s", error)
+            if isinstance(error, (CommitFailed, Corrupt)):  # only what is on disk counts now
+                self.failed.set()
+            errors = [Unavailable(str(error))] * len(batch)
+        for job, failure in zip(batch, errors, strict=True):
+            if not job.done.done():
+                if failure:
+                    job.done.set_exception(failure)
+                else:
+                    job.done.set_result(None)
+        if not self.trouble:
+            self.store.database.tidy()
 
     def _cosign(self, db: sqlite3.Connection, job: Cosigning) -> str:
         last = self.store.last(job.origin, lambda sql, *values: db.execute(sql, values).fetchall())
@@ -3224,18 +3284,18 @@ class WitnessServer:
 
     async def _add_checkpoint(self, body: Body) -> Response:
         request = AddCheckpoint.parse(await body.all(MAX_ADD_CHECKPOINT))
-        text = split_note(request.note)[0]
-        origin = text.partition("\n")[0]
-        Checkpoint.parse("any" * bool(origin) + text[len(origin) :])  # any origin may be unknown, and none malformed
+        origin = parse_text(request.note).partition("\n")[0]
         # "If the checkpoint origin is unknown, the witness MUST respond with a "404 Not Found" HTTP status code."
         if origin not in self.witness.logs:
+            text = split_note(request.note)[0]
+            Checkpoint.parse("any" * bool(origin) + text[len(origin) :])  # unknown it may be, and not malformed
             raise HttpError(404, f"the log {origin} is not known here")
         try:
-            job = await self.witness.submit(Cosigning(origin, request))
+            line = await self.witness.cosign(origin, request)
         except Stale as error:
             # "the tree size … in decimal, followed by a newline … a `Content-Type` of `text/x.tlog.size`"
             return Response(f"{error.size}\n".encode(), "text/x.tlog.size", 409)
-        return Response(job.line.encode(), TEXT)
+        return Response(line.encode(), TEXT)
 
     def _get_checkpoint(self, request: Request) -> Response:
         """The last cosigned checkpoint of a log, under the SHA-256 of its origin in hex."""
@@ -3247,8 +3307,7 @@ class WitnessServer:
         return Response(last.note, TEXT, headers={**OPEN, "Cache-Control": "no-cache"})
 
     def _get_health(self, request: Request) -> Response:
-        if self.witness.trouble:
-            raise Unavailable(f"the witness can't cosign: {self.witness.trouble}")
+        self.witness.check()
         return Response.json({"status": "ok", "logs": len(self.witness.logs)}, OPEN)
 
 
@@ -3426,7 +3485,7 @@ def cmd_serve(args: argparse.Namespace) -> int:
             log.start()
         try:
             what = f"serves the log {encode_vkey(log.key)} of {store.tree('published').size} entries"
-            return run_server(server, what, log)
+            return run_server(server, what, log.failed, ending=log.quit)
         finally:
             log.stop()
     finally:
@@ -3511,12 +3570,8 @@ def cmd_witness(args: argparse.Namespace) -> int:
                 logger.error("SIGHUP: %s", error)
 
         server = Server(args.host, args.port, WitnessServer(witness).answer)
-        witness.start()
-        try:
-            return run_server(server, f"serves the witness {encode_vkey(signer.key)} of {len(witness.logs)} logs",
-                              witness, register)
-        finally:
-            witness.stop()
+        what = f"serves the witness {encode_vkey(signer.key)} of {len(witness.logs)} logs"
+        return run_server(server, what, witness.failed, hangup=register)
     finally:
         store.close()
 
@@ -3528,15 +3583,16 @@ def read_logs(args: argparse.Namespace) -> list[VerifierKey]:
 
 
 def run_server(
-    server: Server, what: str, worker: Worker[Any], hangup: Callable[[], None] | None = None
+    server: Server, what: str, failed: threading.Event, *, hangup: Callable[[], None] | None = None,
+    ending: Callable[[], None] = lambda: None,
 ) -> int:
-    """Serves until SIGTERM or SIGINT (exit code 0), or until the worker fails (3); SIGHUP calls `hangup`."""
+    """Serves until SIGTERM or SIGINT (exit code 0), or until `failed` is set (3); SIGHUP calls `hangup`."""
     gc.freeze()  # what is there now stays; and of what comes, little is in cycles
     gc.set_threshold(20_000, 20, 20)
     ready = functools.partial(print, server.url, what, flush=True)
-    asyncio.run(server.run(ready, worker.failed.is_set, hangup, worker.quit))
+    asyncio.run(server.run(ready, failed.is_set, hangup, ending))
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    return 3 if worker.failed.is_set() else 0
+    return 3 if failed.is_set() else 0
 
 
 # --- Adding and verifying ------------------------------------------------------------------------------------
