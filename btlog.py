@@ -48,7 +48,9 @@ import gc
 import gzip
 import hashlib
 import hmac
+import html.parser
 import http.client
+import io
 import ipaddress
 import itertools
 import json
@@ -65,7 +67,7 @@ import threading
 import time
 import urllib.parse
 import zlib
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -115,6 +117,9 @@ MAX_SKEW = 300  # seconds that the clock of a witness may be ahead of ours
 MAX_ADD_CHECKPOINT = 1 << 16  # the body of a request to a witness, and of its answer
 MAX_WITNESSES = 64  # that a log asks: a note with more signatures than MAX_SIGNATURES could not be read
 MAX_EVIDENCE = 1000  # pairs of checkpoints that a witness keeps against a log
+MAX_FINDINGS = 1000  # of a kind that a monitor tells one by one, in 65,536 entries
+MAX_BAD_TILES = 20  # likewise, with the tiles as evidence
+MAX_COMPARED = 1000  # projects, beside those with new files, that a monitor compares with the index at a time
 
 TEXT, NDJSON, OCTETS = "text/plain; charset=utf-8", "application/x-ndjson", "application/octet-stream"
 OPEN = {"Access-Control-Allow-Origin": "*"}  # reads are open to the scripts of any web page
@@ -813,7 +818,7 @@ class Tiles:
     def hash(self, lo: int, hi: int) -> bytes:
         """The Merkle tree hash of entries lo to hi - 1, "MTH(D[lo:hi])" of RFC 6962 section 2.1, of 32 bytes.
 
-        Unless hi is the tree's size, hi - lo must be a power of two that divides lo: what proofs are made of.
+        lo is 0, or such that its complete subtrees are nodes of the tree, as are those that proofs are made of.
         """
         count = hi - lo
         if count == 0:
@@ -824,10 +829,6 @@ class Tiles:
             return self.expanded(level, node >> 8 - height)[height][node & (1 << 8 - height) - 1]
         middle = lo + split(count)
         return node_hash(self.hash(lo, middle), self.hash(middle, hi))
-
-    def prefix(self, size: int) -> bytes:
-        """The root of the tree of the first `size` entries, of 32 bytes."""
-        return Tiles(size, self._fetch, self._cache).hash(0, size)
 
 
 class AuthenticTiles(Tiles):
@@ -1025,6 +1026,118 @@ def take_cosignature(text: str, answer: bytes, key: VerifierKey) -> str:
     note = text.encode() + b"\n" + answer
     open_note(note, [key])
     return next(signature_line(*parts) for parts in split_note(note)[1] if parts[:2] == (key.name, key.key_id))
+
+
+def utc(seconds: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+
+
+def check_age(checkpoint: Checkpoint, policy: Policy, limit: float | None, now: float) -> None:
+    """Raises BadSignature unless there are cosignatures of the last `limit` seconds, enough for the quorum."""
+    fresh = [key for key, at in checkpoint.cosigned if limit is None or now - limit <= at <= now + MAX_SKEW]
+    if limit is not None and not (fresh and policy.quorum.met(fresh)):
+        times = ", ".join(utc(at) for _, at in checkpoint.cosigned if at < 1e11) or "never"
+        raise BadSignature(f"the checkpoint is not fresh enough: it was cosigned at {times}")
+
+
+# --- What a monitor finds ------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that the one who watches a log, or an index, has to know.
+
+    `evidence` has files by name: checkpoints verbatim, and parts of the log's static tree under their tlog-tiles
+    paths. For entries, by `indices`, it is their .tlog-proof files, which are made when it is reported.
+    """
+    kind: str
+    text: str
+    indices: tuple[int, ...] = ()
+    evidence: dict[str, bytes] = field(default_factory=dict)
+
+
+class Found(Error):
+    """A finding after which the log can't be followed any further."""
+    status, exit_code = 422, 1
+
+    def __init__(self, kind: str, text: str, evidence: dict[str, bytes]) -> None:
+        super().__init__(text)
+        self.finding = Finding(kind, text, (), evidence)
+
+
+def project_of(filename: str) -> str:
+    """The normalized name (PEP 503) of the project whose distribution file this is; "" where the name shows none."""
+    wheel = filename.endswith((".whl", ".egg"))
+    return normalize(filename.partition("-")[0] if wheel else filename.rpartition("-")[0])
+
+
+def normalize(project: str) -> str:
+    """The name of a project as PEP 503 has it in URLs."""
+    return re.sub(r"[-_.]+", "-", project).lower()
+
+
+_PLAIN = re.compile(rb"(?:pypi-transparency/v1\nsha256:[0-9a-f]{64}\n[!-.0-[\]-~]{1,150}\x00)*")
+
+
+def all_plain(entries: Sequence[bytes]) -> bool:
+    """Whether all of these are entries without a publisher, of ASCII without spaces, as most are: a quick look."""
+    for at in range(0, len(entries), 256):
+        part = entries[at : at + 256]
+        data = b"\x00".join(part) + b"\x00"
+        if data.count(b"\x00") != len(part) or not _PLAIN.fullmatch(data):
+            return False
+    return True
+
+
+def match_entries(entries: Iterable[bytes]) -> list[re.Match[str] | None]:
+    """For each entry its checksum, filename and publisher as groups of a match; None where Entry.parse refuses it."""
+    matches = []
+    for data in entries:
+        match = _ENTRY.fullmatch(data.decode(errors="surrogateescape"))
+        if match and len(data) > MAX_FILENAME:
+            try:
+                Entry.parse(data)
+            except Malformed:
+                match = None
+        matches.append(match)
+    return matches
+
+
+def replaced(
+    first: int, matches: Sequence[re.Match[str] | None], stored: Iterable[tuple[int, bytes]]
+) -> Iterator[Finding]:
+    """Of entries behind `first` those that have the filename of an earlier one, and another checksum."""
+    known: dict[str, tuple[int, str]] = {}
+    for index, data in stored:
+        if earlier := match_entries([data])[0]:
+            known.setdefault(earlier[2], (index, earlier[1]))
+    for at, match in enumerate(matches, first):
+        if match:
+            index, checksum = known.setdefault(match[2], (at, match[1]))
+            if checksum != match[1]:
+                text = f"{match[2]} is logged with {checksum} at index {index}, and with {match[1]} at index {at}"
+                yield Finding("replaced", text, (index, at))
+
+
+def publishers(
+    first: int, matches: Sequence[re.Match[str] | None], known: dict[str, dict[str, int]]
+) -> Iterator[Finding]:
+    """Of entries behind `first` those that have another publisher than all earlier ones of their project, or none.
+
+    `known` has, by project, the publishers with the index of the first entry of each; "" stands for none, and counts
+    only once the project had one. What is new is added to it.
+    """
+    for at, match in enumerate(matches, first):
+        if match and (match[3] or known):
+            project, publisher = project_of(match[2]), f"{match[3]} {match[4]}" if match[3] else ""
+            seen = known.get(project, {})
+            if project and publisher not in seen and (publisher or seen):
+                if seen:
+                    name, index = next(reversed(seen.items()))
+                    what = f"is published by {publisher}" if publisher else "has no publisher"
+                    before = f"was published by {name}" if name else "had none"
+                    text = f"{match[2]} at index {at} {what}; the project {project} {before} at index {index}"
+                    yield Finding("publisher", text, (index, at))
+                known.setdefault(project, seen)[publisher] = at
 
 
 # === Part III: storage ==================================================================================
@@ -1267,6 +1380,15 @@ class LogRows:
         note = self.checkpoint(kind)
         return Checkpoint.parse(split_note(note)[0]).tree if note else Tree(0, EMPTY_ROOT)
 
+    def setting(self, name: str) -> Any:
+        rows = self.query("SELECT value FROM setting WHERE name = ?", name)
+        return rows[0][0] if rows else None
+
+    def stored(self) -> Tree:
+        """All that is stored: a mirror may be on its way to the checkpoint that it will sign for."""
+        size = self.setting("stored")
+        return self.tree("signed") if size is None else Tree(size, Tiles(size, self.tile).hash(0, size))
+
     def tile(self, level: int, index: int, width: int) -> bytes:
         """The first `width` hashes of a tile, 32 bytes each."""
         path = tile_path(level, index, width)
@@ -1344,14 +1466,15 @@ class LogStore(LogRows):
 
     def key(self) -> VerifierKey | None:
         """The key of the log that this is; None while it is none."""
-        rows = self.query("SELECT value FROM setting WHERE name = 'vkey'")
+        vkey = self.setting("vkey")
         try:
-            return VerifierKey.parse(str(rows[0][0])) if rows else None
+            return VerifierKey.parse(str(vkey)) if vkey is not None else None
         except Malformed as error:
             raise Corrupt(f"{self.folder} is corrupt: the stored key: {error}") from None
 
-    def check_last_part(self, size: int) -> None:
+    def check_last_part(self) -> None:
         """Raises Corrupt unless the last part has as many look-up keys as entries; fsck looks at all of them."""
+        size = self.stored().size
         part = max(size - 1, 0) >> PART
         last = size - (part << PART)
         for kind in CHECKSUM, FILENAME:
@@ -1387,14 +1510,35 @@ class LogStore(LogRows):
         it may raise, and then nothing has happened. An entry whose filename is logged with another checksum
         is a Conflict, unless it may `replace`. `cache` gets the nodes of full tiles, once they are committed.
         """
+        kinds = ("signed", "published") if publish else ("signed",)
+
+        def choose(
+            db: sqlite3.Connection, size: int, entries: list[bytes], names: list[bytes], known: list[tuple[int, bytes]]
+        ) -> tuple[list[Outcome], list[bytes]]:
+            return _deduplicate(size, entries, names, known, replace)
+
+        def finish(db: sqlite3.Connection, tree: Tree, grown: list[Grown]) -> None:
+            note = seal(tree)
+            db.executemany("INSERT OR REPLACE INTO checkpoint VALUES (?, ?)", [(kind, note) for kind in kinds])
+
+        return self._append(entries, choose, finish, cache)
+
+    def _append(
+        self, entries: list[bytes], choose: Callable[..., tuple[list[Outcome], list[bytes]]],
+        finish: Callable[[sqlite3.Connection, Tree, list[Grown]], None], cache: Cache | None = None,
+    ) -> list[Outcome]:
+        """One transaction: `choose` says what of `entries` is appended, and `finish` gets the tree and its new tiles.
+
+        `choose` is called with the size, the entries, their names, and all stored entries that have one of these.
+        """
         full: dict[tuple[int, int, int], Any] = {}
         with self.database.transaction() as db:
             rows = LogRows(lambda sql, *values: db.execute(sql, values).fetchall())
-            old = rows.tree("signed")
+            old = rows.stored()
             names = [entry[93:].partition(b"\n")[0] for entry in entries]  # field_of, without a call for each
             hashes = field_hashes(FILENAME, names)
             known = rows.entries(self._where(rows, old.size, hashes), old.size)
-            outcomes, fresh = _deduplicate(old.size, entries, names, known, replace)
+            outcomes, fresh = choose(db, old.size, entries, names, known)
             if fresh:
                 if len(fresh) < len(entries):
                     hashes = field_hashes(FILENAME, [field_of(FILENAME, entry) for entry in fresh])
@@ -1408,9 +1552,7 @@ class LogStore(LogRows):
                 db.executemany("INSERT OR REPLACE INTO bundle VALUES (?, ?)", bundles)
                 tree = _extend(db, old, Tiles(old.size + len(fresh), rows.tile), grown)
                 self._remember(rows, db, old.size, hashes)
-                kinds = ("signed", "published") if publish else ("signed",)
-                note = seal(tree)
-                db.executemany("INSERT OR REPLACE INTO checkpoint VALUES (?, ?)", [(kind, note) for kind in kinds])
+                finish(db, tree, grown)
         if cache:
             for place, nodes in full.items():
                 cache.put(place, nodes)
@@ -1435,6 +1577,13 @@ class LogStore(LogRows):
             if hi == part + 1 << PART:
                 data = bytes(self._filter.groups[part >> 3])
                 db.execute("INSERT OR REPLACE INTO name_filter VALUES (?, ?)", (part >> 3, data))
+
+    def proof(self, index: int, note: bytes, tiles: Tiles) -> bytes:
+        """The .tlog-proof of an entry at the checkpoint `note`, whose tree is that of `tiles`."""
+        data = self.entry(index)
+        # The entry goes with the proof where its file does not tell it.
+        extra = data if b"\n" in data[93:] or not data.startswith(b"pypi-transparency/v1\n") else b""
+        return encode_proof(Proof(index, tuple(prove_inclusion(tiles, index)), note, extra))
 
     def close(self) -> None:
         self.database.close()
@@ -1553,13 +1702,10 @@ def check_store(rows: LogRows, key: VerifierKey, progress: Callable[[int, int], 
     for line, in rows.query("PRAGMA integrity_check(20)"):
         if line != "ok":
             yield f"log.sqlite3: {line}"
-    trees = {}
-    for kind in ("signed", "published"):
-        try:
-            trees[kind] = open_checkpoint(rows.checkpoint(kind) or b"", simple_policy([key])).tree
-        except Error as error:
-            yield f"the {kind} checkpoint: {error}"
+    trees: dict[str, Tree] = {}
+    yield from _check_checkpoints(rows, key, trees)
     size = trees["signed"].size if "signed" in trees else 256 * rows.query("SELECT count(*) FROM bundle")[0][0]
+    size = rows.setting("stored") or size
     hashes: list[bytes] = []  # of one level, from the entries up
     keys: list[int] = []
     for index in range((size + 255) // 256):
@@ -1586,6 +1732,16 @@ def check_store(rows: LogRows, key: VerifierKey, progress: Callable[[int, int], 
     if rows.query("SELECT 1 FROM lookup WHERE key & ? >= ? LIMIT 1", (1 << 62) - 1, beyond):
         yield "lookup: keys beyond the end of the log"
     yield from _check_filter(rows, size >> PART)
+
+
+def _check_checkpoints(rows: LogRows, key: VerifierKey, trees: dict[str, Tree]) -> Iterator[str]:
+    for kind in ("signed", "published"):
+        note = rows.checkpoint(kind)
+        if note is not None or rows.setting("stored") is None:  # else a mirror on the way to its first checkpoint
+            try:
+                trees[kind] = open_checkpoint(note or b"", simple_policy([key])).tree
+            except Error as error:
+                yield f"the {kind} checkpoint: {error}"
 
 
 def _check_bundle(rows: LogRows, index: int, width: int, keys: list[int]) -> tuple[list[bytes], list[str]]:
@@ -1641,6 +1797,139 @@ def _check_tiles(rows: LogRows, size: int, hashes: list[bytes]) -> Iterator[str]
             if len(part) == 256:
                 above.append(expand_tile(b"".join(part))[8][0])
         level, hashes = level + 1, above
+
+
+# --- A mirror: the store of a monitor ------------------------------------------------------------------------
+
+MIRROR_SCHEMA = """
+    CREATE TABLE IF NOT EXISTS finding (
+        n INTEGER PRIMARY KEY, kind TEXT NOT NULL, text TEXT NOT NULL, indices TEXT NOT NULL, evidence TEXT NOT NULL
+    );
+    CREATE TABLE IF NOT EXISTS project (name TEXT PRIMARY KEY, compared INTEGER NOT NULL) WITHOUT ROWID;
+    CREATE TABLE IF NOT EXISTS publisher (
+        project TEXT, name TEXT, first INTEGER NOT NULL, PRIMARY KEY (project, name)
+    ) WITHOUT ROWID;
+"""
+SET = "INSERT OR REPLACE INTO setting VALUES (?, ?)"
+
+
+class MirrorStore(LogStore):
+    """A log's store that is filled with what another log publishes, with all that a monitor has to remember of it.
+
+    Findings about entries are stored with the entries, and leave when they have been reported.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        with self.database.transaction() as db:
+            for statement in filter(str.strip, MIRROR_SCHEMA.split(";")):
+                db.execute(statement)
+
+    def last(self) -> bytes | None:
+        """The note of the newest checkpoint that was accepted, whether all of its entries are here yet or not."""
+        return self.checkpoint("target") or self.checkpoint("signed")
+
+    def follow(
+        self, entries: list[bytes], target: tuple[Tree, bytes],
+        check: Callable[[Tree, list[Grown]], Iterable[Finding]], wanted: Callable[[re.Match[str]], bool] | None,
+    ) -> None:
+        """Appends all of `entries`, on the way to a tree and its note, and what is found in them.
+
+        `check` gets the new tree and its tiles, and may raise: then nothing has happened.
+        """
+        findings: list[Finding] = []
+
+        def choose(
+            db: sqlite3.Connection, size: int, entries: list[bytes], names: list[bytes], known: list[tuple[int, bytes]]
+        ) -> tuple[list[Outcome], list[bytes]]:
+            plain, distinct = all_plain(entries), set(names)
+            repeated = len(distinct) < len(names) or any(field_of(FILENAME, data) in distinct for _, data in known)
+            matches = [] if plain else match_entries(entries)
+            seen = self._publishers(db, names if plain else [match[2].encode() for match in matches if match])
+            if plain and not (repeated or seen or wanted):
+                return [], entries
+            matches = matches or match_entries(entries)
+            findings.extend(
+                Finding("bad-entry", f"what is logged at index {at} is no entry: {entries[at - size][:100]!r}", (at,))
+                for at, match in enumerate(matches, size) if not match
+            )
+            findings.extend(replaced(size, matches, known) if repeated else ())
+            findings.extend(publishers(size, matches, seen))
+            rows = [(project, name, at) for project, names in seen.items() for name, at in names.items()]
+            db.executemany("INSERT OR REPLACE INTO publisher VALUES (?, ?, ?)", rows)
+            findings.extend(
+                Finding("match", f"{match[2]} with {match[1]} is logged at index {at}", (at,))
+                for at, match in enumerate(matches, size) if wanted and match and wanted(match)
+            )
+            return [], entries
+
+        def finish(db: sqlite3.Connection, tree: Tree, grown: list[Grown]) -> None:
+            findings.extend(check(tree, grown))
+            if tree == target[0]:
+                db.execute("DELETE FROM setting WHERE name = 'stored'")
+                db.execute("DELETE FROM checkpoint WHERE kind = 'target'")
+                self._accept(db, target[1])
+            else:
+                db.execute(SET, ("stored", tree.size))
+                db.execute("INSERT OR REPLACE INTO checkpoint VALUES ('target', ?)", (target[1],))
+            for f in _bounded(findings):
+                evidence = {name: to_base64(data) for name, data in f.evidence.items()}
+                row = (f.kind, f.text, json.dumps(f.indices), json.dumps(evidence))
+                db.execute("INSERT INTO finding (kind, text, indices, evidence) VALUES (?, ?, ?, ?)", row)
+
+        self._append(entries, choose, finish)
+
+    @staticmethod
+    def _publishers(db: sqlite3.Connection, names: list[bytes]) -> dict[str, dict[str, int]]:
+        """Adds the projects of new files; returns the publishers that they had so far, as `publishers` takes them."""
+        # The part of a name that tells the project, many times the same, is made a project once.
+        stems = {n.partition(b"-")[0] if n.endswith((b".whl", b".egg")) else n.rpartition(b"-")[0] for n in names}
+        projects = sorted({normalize(stem.decode()) for stem in stems} - {""})
+        db.executemany("INSERT OR IGNORE INTO project VALUES (?, 0)", zip(projects))
+        known: dict[str, dict[str, int]] = {}
+        wanted = "SELECT project, name, first FROM publisher WHERE project IN (SELECT value FROM json_each(?))"
+        for project, name, first in sorted(db.execute(wanted, (json.dumps(projects),)), key=lambda row: row[2]):
+            known.setdefault(project, {})[name] = first
+        return known
+
+    def renew(self, note: bytes) -> None:
+        """Keeps another note of the checkpoint that was reached."""
+        with self.database.transaction() as db:
+            self._accept(db, note)
+
+    @staticmethod
+    def _accept(db: sqlite3.Connection, note: bytes) -> None:
+        rows = [(kind, note) for kind in ("signed", "published")]
+        db.executemany("INSERT OR REPLACE INTO checkpoint VALUES (?, ?)", rows)
+
+    def unreported(self, size: int) -> list[tuple[int, Finding]]:
+        """The findings about the first `size` entries, each with the number that it is stored under."""
+        found = []
+        for n, kind, text, indices, evidence in self.query("SELECT * FROM finding ORDER BY n"):
+            files = {name: parse_base64(data) for name, data in json.loads(evidence).items()}
+            found.append((n, Finding(kind, text, tuple(json.loads(indices)), files)))
+        return [(n, finding) for n, finding in found if max(finding.indices, default=-1) < size]
+
+    def reported(self, numbers: Iterable[int]) -> None:
+        with self.database.transaction() as db:
+            db.executemany("DELETE FROM finding WHERE n = ?", [(n,) for n in numbers])
+
+    def compared(self, size: int, projects: Iterable[str], now: int) -> None:
+        """Keeps that entries up to `size`, and those `projects`, have been compared with the index."""
+        with self.database.transaction() as db:
+            db.execute(SET, ("compared", size))
+            db.executemany("UPDATE project SET compared = ? WHERE name = ?", [(now, name) for name in projects])
+
+
+def _bounded(findings: list[Finding]) -> list[Finding]:
+    """At most MAX_FINDINGS of a kind, and how many more there are: a hostile log could make millions."""
+    bounded: list[Finding] = []
+    for _, group in itertools.groupby(sorted(findings, key=lambda f: f.kind), lambda f: f.kind):
+        same = list(group)
+        bounded += same[:MAX_FINDINGS]
+        if more := same[MAX_FINDINGS:]:
+            bounded.append(Finding(more[0].kind, f"{more[0].text}; and {len(more) - 1} more like it", more[0].indices))
+    return bounded
 
 
 # --- The witness's store -----------------------------------------------------------------------------------
@@ -2292,6 +2581,33 @@ def parse_lines(block: bytes) -> list[bytes | Refused]:
 
 # --- The client ----------------------------------------------------------------------------------------------
 
+class _Timed(io.RawIOBase):
+    """What comes in until a deadline: the time-out of a socket begins anew with every byte that it gets."""
+
+    def __init__(self, sock: socket.socket, deadline: float, file: io.BufferedIOBase) -> None:
+        self._sock, self._deadline, self._file = sock, deadline, file
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        if (left := self._deadline - time.monotonic()) <= 0:
+            raise TimeoutError("no whole answer in time")
+        self._sock.settimeout(left)
+        return self._sock.recv_into(buffer)
+
+    def close(self) -> None:
+        self._file.close()  # which lets go of the socket
+        super().close()
+
+
+class _TimedResponse(http.client.HTTPResponse):
+    def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
+        super().__init__(sock, *args, **kwargs)
+        deadline = time.monotonic() + (sock.gettimeout() or 0)
+        self.fp: io.BufferedReader = io.BufferedReader(_Timed(sock, deadline, self.fp))
+
+
 class Client:
     """Talks to a log or witness at `url`, over one connection that is kept. Raises Unavailable."""
 
@@ -2303,6 +2619,7 @@ class Client:
                 raise ValueError("it has to be http:// or https://, a host, and perhaps a port and a path")
             make = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
             self._connection = make(host, parts.port, timeout=timeout)
+            self._connection.response_class = _TimedResponse
         except (ValueError, http.client.InvalidURL) as error:
             raise Malformed(f"not the URL of a server: {url!r}: {error}") from None
         self.url, self._prefix, self._timeout = url.rstrip("/"), parts.path.rstrip("/"), timeout
@@ -2316,18 +2633,16 @@ class Client:
         fields = {"User-Agent": f"btlog/{__version__}", **(headers or {})}
         for attempt in (1, 2):
             fresh = self._connection.sock is None
-            # The socket's own time-out begins anew with every byte that comes.
-            late = threading.Timer(self._timeout, self._abort)
-            late.start()
             try:
                 if fresh:
                     self._connection.connect()
                 self._socket = self._connection.sock  # which the connection lets go of before the answer is read
+                self._socket.settimeout(self._timeout)
                 self._connection.request(method, self._prefix + path, body, fields)
                 answer = self._connection.getresponse()
                 data = answer.read(limit + 1)
-                if late.finished.is_set() or (answer.length and len(data) <= limit):
-                    raise TimeoutError(f"no whole answer in {self._timeout:g} s")
+                if answer.length and len(data) <= limit:
+                    raise http.client.IncompleteRead(data, answer.length)
                 break
             except (OSError, http.client.HTTPException, ValueError) as error:
                 self._connection.close()
@@ -2335,8 +2650,6 @@ class Client:
                 if fresh or attempt == 2 or isinstance(error, TimeoutError):
                     reason = str(error) or type(error).__name__
                     raise Unavailable(f"{self.url}{path[:80]} is not reached: {reason}") from None
-            finally:
-                late.cancel()
         if len(data) > limit:
             self._connection.close()
             raise Unavailable(f"{self.url}{path}: an answer of more than {limit} bytes")
@@ -2358,7 +2671,8 @@ class Client:
         except (ValueError, RecursionError):
             raise Unavailable(f"{self.url}{path} does not answer in JSON") from None
 
-    def _abort(self) -> None:
+    def abort(self) -> None:
+        """Ends what another thread is waiting for."""
         with contextlib.suppress(OSError, AttributeError):
             self._socket.shutdown(socket.SHUT_RDWR)
 
@@ -2384,6 +2698,89 @@ def error_message(data: bytes) -> str:
         if isinstance(value, dict) and isinstance(value.get("error"), str):
             data = value["error"].encode(errors="replace")
     return "".join(c if c.isprintable() else "?" for c in data[:300].decode(errors="replace"))
+
+
+ItemT = TypeVar("ItemT")
+ResultT = TypeVar("ResultT")
+
+
+class Source:
+    """What a log or an index serves at `url`, read by several threads, each over a connection that it keeps."""
+
+    THREADS, WINDOW, ATTEMPTS = 8, 128, 5
+
+    def __init__(self, url: str, timeout: float = 30) -> None:
+        self.url, self._timeout = Client(url).url, timeout
+        self._own, self._clients = threading.local(), list[Client]()
+        self._pool = concurrent.futures.ThreadPoolExecutor(self.THREADS, "reader")
+        self._closed = threading.Event()
+
+    def fetch(self, path: str, headers: dict[str, str] | None = None) -> tuple[str, bytes] | None:
+        """Content type and body, None where there is nothing; raises Unavailable once trying again has not helped."""
+        error = Unavailable(f"{self.url} is closed")
+        for attempt in range(self.ATTEMPTS):
+            if not hasattr(self._own, "client"):
+                self._own.client = Client(self.url, self._timeout)
+                self._clients.append(self._own.client)
+            try:
+                status, kind, data = self._own.client.request("GET", path, None, headers)
+            except Unavailable as trouble:
+                error = trouble
+            else:
+                if status in (200, 404, 410):
+                    return (kind, data) if status == 200 else None
+                error = Unavailable(f"{self.url}{path} answers {status}: {error_message(data)}")
+                if status != 429 and status < 500:
+                    break
+            if attempt + 1 < self.ATTEMPTS and self._closed.wait(0.2 * 2**attempt):
+                break
+        raise error
+
+    def get(self, path: str) -> bytes:
+        if not (found := self.fetch(path)):
+            raise Unavailable(f"{self.url}{path} is not there")
+        return found[1]
+
+    def tile(self, level: int | None, index: int, width: int) -> tuple[bytes, bool]:
+        """A tile, or with level None an entry bundle; and whether it is the full one, in the place of a partial one."""
+        found = self.fetch(f"/{tile_path(level, index, width)}")
+        if found or width == 256:
+            return (found[1] if found else self.get(f"/{tile_path(level, index)}")), False
+        # "MAY fetch the full tile … as a fallback in case the partial tile is not available anymore"
+        return self.get(f"/{tile_path(level, index)}"), True
+
+    def hashes(self, level: int, index: int, width: int) -> bytes:
+        """The bytes of a tile, not checked yet."""
+        data, full = self.tile(level, index, width)
+        return data[: 32 * width] if full else data
+
+    def entries(self, index: int, width: int) -> tuple[bytes, list[bytes] | None]:
+        """A bundle as it was served, and its first `width` entries, None where it is not one of as many."""
+        data, full = self.tile(None, index, width)
+        with contextlib.suppress(Malformed):
+            entries = split_bundle(data)
+            if len(entries) == (256 if full else width):
+                return data, entries[:width]
+        return data, None
+
+    def each(self, do: Callable[[ItemT], ResultT], items: Iterable[ItemT]) -> Iterator[ResultT]:
+        """What `do` returns for each of the items, in order; some are on their way while others are used."""
+        waiting: deque[concurrent.futures.Future[ResultT]] = deque()
+        for item in items:
+            waiting.append(self._pool.submit(do, item))
+            if len(waiting) >= self.WINDOW:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+    def close(self) -> None:
+        self._closed.set()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        for client in self._clients:
+            client.abort()
+        self._pool.shutdown()
+        for client in self._clients:
+            client.close()
 
 
 # --- Work that is done in batches, by one thread ------------------------------------------------------------
@@ -2636,7 +3033,7 @@ class Caller:
         try:
             status, _, note = self._client.request("GET", f"/{name}/checkpoint", None, {}, MAX_ADD_CHECKPOINT)
             theirs = open_checkpoint(note, simple_policy([self._log.key])).tree if status == 200 else ours
-            same = theirs.size <= ours.size and self._log.tiles(ours).prefix(theirs.size) == theirs.root
+            same = theirs.size <= ours.size and self._log.tiles(ours).hash(0, theirs.size) == theirs.root
         except Error:
             same = True
         says = f"the witness {self.key.name} {what}, and this log has size {ours.size}"
@@ -2706,7 +3103,7 @@ class Log(Worker[Submission]):
         self.key, self._cache = key, Cache(256)
         self._policy = dataclasses.replace(policy, logs=(key,))
         self.signed = self._open("signed")
-        self.store.check_last_part(self.signed.tree.size)
+        self.store.check_last_part()
         published = self._open("published")
         self._published = published if self._accepts(published.note) else None
         self._waiting: list[Submission] = []  # for a checkpoint that includes them to be published
@@ -2886,10 +3283,6 @@ class Log(Worker[Submission]):
             self.signed = Published.of(sealed[0])
         if not self.callers:
             self._published, self.trouble = self.signed, ""
-
-
-def utc(seconds: float) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
 
 # --- The log: its routes ---------------------------------------------------------------------------------------
@@ -3092,13 +3485,10 @@ class LogServer:
             raise HttpError(404, str(error)) from None
         if number >= published.tree.size or rest not in ("", "proof") or request.target.endswith("/"):
             raise HttpError(404, f"there is no {request.target[:80]}: the published size is {published.tree.size}")
-        data = self.log.store.entry(number)
-        entry = Entry.parse(data)
-        if not rest:
-            return Response.json(entry_to_json(number, entry), OPEN)
-        hashes = tuple(prove_inclusion(self.log.tiles(published.tree), number))
-        proof = Proof(number, hashes, published.note, data if entry.publisher else b"")
-        return Response(encode_proof(proof), TEXT, headers=OPEN)
+        if rest:
+            proof = self.log.store.proof(number, published.note, self.log.tiles(published.tree))
+            return Response(proof, TEXT, headers=OPEN)
+        return Response.json(entry_to_json(number, Entry.parse(self.log.store.entry(number))), OPEN)
 
     def _get_status(self, request: Request) -> Response:
         folder = self.log.store.folder
@@ -3311,6 +3701,376 @@ class WitnessServer:
         return Response.json({"status": "ok", "logs": len(self.witness.logs)}, OPEN)
 
 
+# --- An index: the simple repository API, in JSON (PEP 691) or HTML (PEP 503) ----------------------------------
+
+class _Links(html.parser.HTMLParser):
+    """The links of a page of PEP 503: what they show, and where they lead."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.links: list[tuple[str, str]] = []
+        self._href: str | None = None
+        self._text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag == "a":
+            self._href, self._text = dict(attrs).get("href") or "", ""
+
+    def handle_data(self, data: str) -> None:
+        self._text += data
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "a" and self._href is not None:
+            self.links.append((self._text.strip(), self._href))
+            self._href = None
+
+
+class Index:
+    """A package index, by the URL that pip takes as --index-url."""
+
+    def __init__(self, url: str) -> None:
+        self.source = Source(url)
+
+    def projects(self) -> list[str]:
+        """The names of all projects that the index lists."""
+        found = self._page("/")
+        if isinstance(found, dict):
+            return [str(project.get("name")) for project in _dicts(found.get("projects"))]
+        return [text for text, _ in found or ()]
+
+    def files(self, project: str) -> dict[str, str] | None:
+        """The files of a project with their checksums, "" where the index gives none; None if it has no such project.
+
+        Raises Unavailable.
+        """
+        found = self._page(f"/{urllib.parse.quote(normalize(project))}/")
+        if isinstance(found, dict):
+            hashes = {str(f.get("filename")): f.get("hashes") for f in _dicts(found.get("files"))}
+            return {name: _checksum(h.get("sha256") if isinstance(h, dict) else None) for name, h in hashes.items()}
+        if found is None:
+            return None
+        parts = [(text, urllib.parse.urlsplit(href)) for text, href in found]
+        return {
+            text or urllib.parse.unquote(url.path.rpartition("/")[2]):
+            _checksum(url.fragment.removeprefix("sha256=") if url.fragment.startswith("sha256=") else None)
+            for text, url in parts
+        }
+
+    def _page(self, path: str) -> dict[str, Any] | list[tuple[str, str]] | None:
+        accept = "application/vnd.pypi.simple.v1+json, text/html;q=0.1"
+        if (found := self.source.fetch(path, {"Accept": accept})) is None:
+            return None
+        kind, data = found
+        try:
+            if "json" in kind:
+                page = json.loads(data)
+                if isinstance(page, dict):
+                    return page
+                raise ValueError("not an object")
+            page_links = _Links()
+            page_links.feed(data.decode())
+            return page_links.links
+        except (ValueError, RecursionError) as error:
+            raise Unavailable(f"{self.source.url}{path} is no page of a package index: {error}") from None
+
+
+def _dicts(value: Any) -> list[dict[str, Any]]:
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
+
+
+def _checksum(sha256: Any) -> str:
+    text = f"sha256:{sha256}".lower()
+    return text if re.fullmatch(r"sha256:[0-9a-f]{64}", text) else ""
+
+
+class Comparison:
+    """Holds what is logged against what an index serves."""
+
+    CHUNK = 20_000  # entries at a time
+
+    def __init__(self, store: MirrorStore, index: Index) -> None:
+        self._store, self._index = store, index
+
+    def round(self, now: int) -> Iterator[Finding]:
+        """Compares the entries that are new, all files of their projects, and of some projects that wait longest."""
+        size = self._store.tree("signed").size
+        start = self._store.setting("compared") or 0
+        for first in range(start, size, self.CHUNK):
+            yield from self._compare(first, min(first + self.CHUNK, size), now)
+        waiting = "SELECT name FROM project WHERE compared < ? ORDER BY compared LIMIT ?"
+        names = [name for name, in self._store.query(waiting, now, MAX_COMPARED)]
+        for project, files in zip(names, self._index.source.each(self._index.files, names), strict=True):
+            yield from self._unlogged(project, files or {}, size)
+        self._store.compared(size, names, now)
+
+    def _compare(self, first: int, last: int, now: int) -> Iterator[Finding]:
+        """The entries from `first` up to `last`, and the projects that they are of."""
+        projects: dict[str, list[tuple[int, re.Match[str]]]] = {}
+        for n in range(first // 256, (last + 255) // 256):
+            for at, match in enumerate(match_entries(self._store.bundled(n, min(256, last - 256 * n))), 256 * n):
+                if match and at >= first and (project := project_of(match[2])):
+                    projects.setdefault(project, []).append((at, match))
+        size, pages = self._store.tree("signed").size, self._index.source.each(self._index.files, projects)
+        for (project, logged), files in zip(projects.items(), pages, strict=True):
+            for at, match in logged:
+                if match[2] not in (files or {}):
+                    text = f"{match[2]} is logged at index {at}, and not in the index"
+                    yield Finding("not-on-index", text, (at,))
+            yield from self._unlogged(project, files or {}, size)
+        self._store.compared(last, projects, now)
+
+    def _unlogged(self, project: str, files: dict[str, str], size: int) -> Iterator[Finding]:
+        """What the index has of a project, and the log has not, or not so."""
+        for name, checksum in files.items():
+            found = self._store.look_up(FILENAME, name.encode(errors="replace"), size)
+            sums = {data[21:92].decode(errors="replace"): index for index, data in found}
+            evidence = {"index.json": json.dumps({"project": project, "filename": name, "checksum": checksum}).encode()}
+            if not sums:
+                yield Finding("not-logged", f"{name} of {project} is in the index, and not in the log", (), evidence)
+            elif checksum and checksum not in sums:
+                logged, at = next(iter(sums.items()))
+                text = f"the index has {name} with {checksum}, and the log has it with {logged} at index {at}"
+                yield Finding("index-differs", text, (at,), evidence)
+
+
+# --- The monitor -----------------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Watch:
+    """What a monitor looks for, beside what no log may do: matching entries, and checkpoints older than `max_age`."""
+    wanted: Callable[[re.Match[str]], bool] | None = None
+    max_age: float | None = None
+
+
+class Goal:
+    """A checkpoint that a log serves, and its tree's tiles; `served` has those that were read, verbatim, by path."""
+
+    def __init__(self, note: bytes, tree: Tree, source: Source) -> None:
+        self.note, self.tree, self._source = note, tree, source
+        self.served: dict[str, bytes] = {}
+        try:
+            self.tiles = AuthenticTiles(tree, self.tile)
+        except BadProof as error:
+            raise self.bad_tile(error) from None
+
+    def width(self, level: int, index: int) -> int:
+        return min(256, (self.tree.size >> 8 * level) - 256 * index)
+
+    def tile(self, level: int, index: int, width: int) -> bytes:
+        """A tile as it is served."""
+        path = tile_path(level, index, width)
+        if path not in self.served:
+            self.served[path] = self._source.hashes(level, index, width)
+        return self.served[path]
+
+    def bad_tile(self, error: BadProof) -> Found:
+        return Found("bad-tile", str(error), {"checkpoint": self.note, **self.served})
+
+    def prefix(self, size: int) -> bytes:
+        """The root that the tree had when it was of `size`; raises Found where the tiles do not tell."""
+        try:
+            return self.tiles.hash(0, size)
+        except BadProof as error:
+            raise self.bad_tile(error) from None
+
+    def path_to(self, level: int, index: int) -> dict[str, bytes]:
+        """The tiles that authenticate a tile: those of the right edge, and those above it; and the checkpoint."""
+        places = [(above, self.tree.size >> 8 * above >> 8) for above in range(8)]
+        places += [(level + up, index >> 8 * up) for up in range(8 - level)]
+        widths = [(above, i, self.width(above, i)) for above, i in places]
+        return {"checkpoint": self.note, **{tile_path(*place): self.tile(*place) for place in widths if place[2] > 0}}
+
+
+class Block(NamedTuple):
+    """A bundle and its level 0 tile as they are served, and the entries of the bundle, None where it is none."""
+    n: int
+    bundle: bytes
+    tile: bytes
+    entries: list[bytes] | None
+
+
+class Monitor:
+    """Follows a log into a mirror: all entries are hashed, and only what leads to a signed root is kept.
+
+    `conditions` are the findings of the last round that are not about entries.
+    """
+
+    BATCH = 1 << 14  # entries that are stored together, up to borders whose roots few tiles tell
+
+    def __init__(self, store: MirrorStore, source: Source, policy: Policy, watch: Watch) -> None:
+        if len(policy.logs) != 1:
+            raise Malformed(f"a monitor follows one log, and the policy names {len(policy.logs)}")
+        self.store, self._source, self._policy, self._watch = store, source, policy, watch
+        self._key = policy.logs[0]
+        self.conditions: list[Finding] = []
+        if (key := store.key()) is None:
+            store.found(self._key, None)
+        elif key != self._key:
+            raise Malformed(f"{store.folder} mirrors the log {encode_vkey(key)}, not {encode_vkey(self._key)}")
+        for kind in ("signed", "target"):
+            self._check_stored(kind)
+        store.check_last_part()
+
+    def _check_stored(self, kind: str) -> None:
+        """Raises Corrupt where what was accepted can't have been: nobody else is to blame for that."""
+        if (note := self.store.checkpoint(kind)) is not None:
+            try:
+                tree = open_checkpoint(note, simple_policy([self._key])).tree
+                if kind == "signed" and self._own_tiles().hash(0, tree.size) != tree.root:
+                    raise Corrupt("the stored tiles do not lead to its root")
+            except Error as error:
+                raise Corrupt(f"{self.store.folder}: {kind} checkpoint: {error}") from None
+
+    def _own_tiles(self, served: dict[str, bytes] | None = None) -> Tiles:
+        """What is stored, and in `served` which tiles were read of it."""
+
+        def fetch(level: int, index: int, width: int) -> bytes:
+            data = self.store.tile(level, index, width)
+            if served is not None:
+                served[tile_path(level, index, width)] = data
+            return data
+
+        return Tiles(self.store.stored().size, fetch)
+
+    def round(self, progress: Callable[[int, int], None], now: float) -> None:
+        """Accepts what the log has published since the last round; raises Unavailable, and Corrupt."""
+        self.conditions = []
+        try:
+            self._round(self._source.get("/checkpoint"), progress, now)
+        except Found as found:
+            self.conditions.append(found.finding)
+
+    def _round(self, note: bytes, progress: Callable[[int, int], None], now: float) -> None:
+        checkpoint = self._open(note, now)
+        tree, stored, last = checkpoint.tree, self.store.stored(), self.store.last()
+        before = Checkpoint.parse(split_note(last)[0]).tree if last else Tree(0, EMPTY_ROOT)
+        if tree == before == stored:
+            if note != last:
+                self.store.renew(note)
+            return
+        goal = Goal(note, tree, self._source)
+        self._compare(before, last, goal)
+        if goal.prefix(stored.size) != stored.root:
+            raise Found("fork", f"the tree of size {tree.size} does not begin with what it had at size {stored.size}",
+                        {"earlier-checkpoint": last or b"", "checkpoint": note, **goal.served})
+        size = stored.size
+        blocks = self._source.each(functools.partial(self._read, goal), range(size // 256, (tree.size + 255) // 256))
+        while size < tree.size:
+            end = min(tree.size, (size // self.BATCH + 1) * self.BATCH)
+            self._follow(goal, size, end, itertools.islice(blocks, (end + 255) // 256 - size // 256))
+            progress(end, tree.size)
+            size = end
+
+    def _open(self, note: bytes, now: float) -> Checkpoint:
+        """The checkpoint that is served, if the policy accepts it; what else is remarkable is a condition."""
+        served = {"checkpoint": note}
+        try:
+            checkpoint = open_checkpoint(note, self._policy)
+        except Error as error:
+            try:
+                open_checkpoint(note, simple_policy([self._key]))
+            except Error as unsigned:
+                text = f"what is served is not a checkpoint of {self._key.name}: {unsigned}"
+                raise Found("bad-signature", text, served) from None
+            raise Found("bad-cosignature", str(error), served) from None
+        if checkpoint.extensions:
+            text = f"the checkpoint has extension lines: {' | '.join(checkpoint.extensions)[:500]}"
+            self.conditions.append(Finding("extension", text, (), served))
+        try:
+            check_age(checkpoint, self._policy, self._watch.max_age, now)
+        except BadSignature as error:
+            self.conditions.append(Finding("stale", str(error), (), served))
+        return checkpoint
+
+    def _compare(self, before: Tree, last: bytes | None, goal: Goal) -> None:
+        """Raises Found unless the new checkpoint follows the last one that was accepted."""
+        notes = {"earlier-checkpoint": last or b"", "checkpoint": goal.note}
+        tree, sizes = goal.tree, f"of size {before.size}, and now of {goal.tree.size}"
+        served: dict[str, bytes] = goal.served
+        if tree.size >= before.size:
+            good = tree == before if tree.size == before.size else goal.prefix(before.size) == before.root
+            behind = False
+        else:
+            # Our own tiles tell, as far as they go; behind that it is the log that has to have them.
+            behind, served = True, {}
+            if self.store.stored().size >= tree.size:
+                good = self._own_tiles(served).hash(0, tree.size) == tree.root
+            else:
+                earlier = Goal(last or b"", before, self._source)
+                good, served = earlier.prefix(tree.size) == tree.root, earlier.served
+        if not good:
+            raise Found("fork", f"the log has signed two histories: {sizes}, which does not go with it",
+                        {**notes, **served})
+        if behind:
+            raise Found("rollback", f"the log has gone back: its last checkpoint was {sizes}", notes)
+
+    def _read(self, goal: Goal, index: int) -> Block:
+        width = goal.width(0, index)
+        bundle, entries = self._source.entries(index, width)
+        return Block(index, bundle, self._source.hashes(0, index, width), entries)
+
+    def _follow(self, goal: Goal, size: int, end: int, served: Iterable[Block]) -> None:
+        """Stores the entries from `size` to `end`, which the blocks have, if they lead to the root."""
+        blocks: list[Block] = []
+        entries: list[bytes] = []
+        for block in served:
+            if block.entries is None:
+                path = tile_path(None, block.n, goal.width(0, block.n))
+                raise Found("bad-bundle", f"{path} is not a bundle of as many entries",
+                            {**goal.path_to(0, block.n), path: block.bundle})
+            blocks.append(block)
+            # What is stored of a bundle that was partial is compared, and not stored again.
+            new = max(size - 256 * block.n, 0)
+            if new and block.entries[:new] != self.store.bundled(block.n, new):
+                raise self._blame(goal, blocks)
+            entries += block.entries[new:]
+
+        def check(tree: Tree, grown: list[Grown]) -> list[Finding]:
+            if tree.root != goal.prefix(end):
+                raise self._blame(goal, blocks)
+            return self._check_tiles(goal, {block.n: block.tile for block in blocks}, grown)
+
+        self.store.follow(entries, (goal.tree, goal.note), check, self._watch.wanted)
+
+    def _check_tiles(self, goal: Goal, lowest: dict[int, bytes], grown: list[Grown]) -> list[Finding]:
+        """Holds the tiles that are served against those that the entries lead to."""
+        findings: list[Finding] = []
+        for level, index, data, _ in grown:
+            width = goal.width(level, index)
+            served = lowest[index] if level == 0 else goal.tile(level, index, width)
+            if (served[: len(data)] != data or len(served) != 32 * width) and len(findings) < MAX_BAD_TILES:
+                path = tile_path(level, index, width)
+                text = f"{path} is not what the entries from {256 * index << 8 * level} on lead to"
+                findings.append(Finding("bad-tile", text, (), {**goal.path_to(level, index), path: served}))
+        return findings
+
+    def _blame(self, goal: Goal, blocks: list[Block]) -> Error:
+        """The entries do not lead to the root: in which bundle that is so, by the tiles, which do."""
+        for index, bundle, _, entries in blocks:
+            leaves, path = leaf_hashes(entries or []), tile_path(None, index, goal.width(0, index))
+            try:
+                if len(leaves) < 256:
+                    good = goal.tiles.expanded(0, index)[0] == leaves
+                else:
+                    good = goal.tiles.hash(256 * index, 256 * index + 256) == expand_tile(b"".join(leaves))[8][0]
+            except BadProof as error:
+                return goal.bad_tile(error)
+            if not good:
+                return Found("bad-bundle", f"the entries of {path} are not those that the log has signed",
+                             {**goal.path_to(0, index), path: bundle})
+        return Corrupt(f"{self.store.folder}: local state is corrupt: what is stored does not lead to a signed root")
+
+    def evidence(self, finding: Finding) -> dict[str, bytes]:
+        """The files of a finding; for entries, .tlog-proof files at the checkpoint that was reached."""
+        note, files = self.store.checkpoint("signed"), {}
+        if finding.indices and note:
+            tiles = Tiles(self.store.tree("signed").size, self.store.tile)
+            for index in finding.indices:
+                files[f"{index}.tlog-proof"] = self.store.proof(index, note, tiles)
+                files[f"{index}.entry"] = self.store.entry(index)
+        return {**finding.evidence, **files}
+
+
 # === Part V: commands ===================================================================================
 # --- Files -----------------------------------------------------------------------------------------------
 
@@ -3381,12 +4141,23 @@ def write_new(path: Path, data: bytes, mode: int = 0o644) -> None:
         draft.unlink(missing_ok=True)
 
 
+def make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Unavailable(f"can't make {folder}: {error.strerror}") from None
+
+
 def write_over(path: Path, data: bytes) -> None:
     """Writes a file so that it is, whatever happens, the old or the new one."""
     draft = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
-        draft.write_bytes(data)
+        with open(draft, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
         draft.replace(path)
+        sync_folder(path.parent)
     except OSError as error:
         draft.unlink(missing_ok=True)
         raise Unavailable(f"can't write {path}: {error.strerror}") from None
@@ -3428,11 +4199,11 @@ def read_policy(args: argparse.Namespace) -> Policy:
 
 def show_progress(what: str) -> Callable[[int, int], None]:
     """Counts on a terminal, at most ten times a second."""
-    shown = 0.0
+    shown, terminal = 0.0, sys.stderr.isatty()
 
     def progress(done: int, total: int) -> None:
         nonlocal shown
-        if sys.stderr.isatty() and (time.monotonic() > shown + 0.1 or done == total):
+        if terminal and (time.monotonic() > shown + 0.1 or done == total):
             shown = time.monotonic()
             end = "\n" if done >= total else ""
             print(f"\r{what}: {done:,} of {total:,}", end=end, file=sys.stderr, flush=True)
@@ -3469,10 +4240,7 @@ def cmd_serve(args: argparse.Namespace) -> int:
         raise Malformed(f"on {args.host} anybody could write: give --write-token-file, --read-only or --open-writes")
     folder, policy = Path(args.storage_dir), Policy(()) if args.read_only else witness_policy(args)
     if not args.read_only:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise Unavailable(f"can't make {folder}: {error.strerror}") from None
+        make_folder(folder)
     store = LogStore(folder, args.read_only)
     try:
         signer = None if args.read_only else claim_store(store, args)
@@ -3587,8 +4355,6 @@ def run_server(
     ending: Callable[[], None] = lambda: None,
 ) -> int:
     """Serves until SIGTERM or SIGINT (exit code 0), or until `failed` is set (3); SIGHUP calls `hangup`."""
-    gc.freeze()  # what is there now stays; and of what comes, little is in cycles
-    gc.set_threshold(20_000, 20, 20)
     ready = functools.partial(print, server.url, what, flush=True)
     asyncio.run(server.run(ready, failed.is_set, hangup, ending))
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -3610,11 +4376,7 @@ def log_url(policy: Policy) -> str | None:
 
 def add_files(args: argparse.Namespace, client: Client, policy: Policy | None) -> int:
     headers = {"Authorization": f"Bearer {read_token(args.write_token_file)}"} if args.write_token_file else {}
-    if policy is None:
-        vkey = client.get("/.well-known/public-key").decode(errors="replace").removesuffix("\n")
-        policy = simple_policy([VerifierKey.parse(vkey)])
-        logger.info("the log says that its key is %s; hold it to that with --public-key", vkey)
-    code = 0
+    policy, code = policy or told_policy(client), 0
     for path in map(Path, args.files):
         try:
             proof = add_file(client, path, policy, headers)
@@ -3625,6 +4387,13 @@ def add_files(args: argparse.Namespace, client: Client, policy: Policy | None) -
             logger.error("%s: %s", path, error)
             code = max(code, error.exit_code)
     return code
+
+
+def told_policy(client: Client) -> Policy:
+    """For want of a key that is known from elsewhere: the one that the log says is its own."""
+    vkey = client.get("/.well-known/public-key").decode(errors="replace").removesuffix("\n")
+    logger.info("the log says that its key is %s; hold it to that with --public-key", vkey)
+    return simple_policy([VerifierKey.parse(vkey)])
 
 
 def add_file(client: Client, path: Path, policy: Policy, headers: dict[str, str]) -> Proof:
@@ -3648,22 +4417,33 @@ def add_file(client: Client, path: Path, policy: Policy, headers: dict[str, str]
 
 def cmd_verify(args: argparse.Namespace) -> int:
     policy = read_policy(args)
-    if args.proof and (len(args.targets) > 1 or args.log_url):
-        raise Malformed("--proof is the proof of one file, and takes the place of --log-url")
-    url = args.log_url or log_url(policy)
-    with contextlib.closing(Client(url)) if url else contextlib.nullcontext() as client:
-        return verify_files(args, policy, client)
+    if bool(args.proof) + bool(args.log_url) + bool(args.storage_dir) > 1:
+        raise Malformed("give one of --proof, --log-url and --storage-dir")
+    if args.proof and len(args.targets) > 1:
+        raise Malformed("--proof is the proof of one file")
+    with contextlib.ExitStack() as stack:
+        finder: Finder | None = None
+        if args.storage_dir:
+            store = stack.enter_context(contextlib.closing(LogStore(Path(args.storage_dir), read_only=True)))
+            finder = functools.partial(stored_proof, store)
+        elif url := args.log_url or log_url(policy):
+            source = stack.enter_context(contextlib.closing(Source(url)))
+            finder = functools.partial(fetch_proof, source, policy)
+        return verify_files(args, policy, finder)
 
 
-def verify_files(args: argparse.Namespace, policy: Policy, client: Client | None) -> int:
+Finder = Callable[[str, str], bytes]  # a filename and a checksum in, a .tlog-proof out; raises Error
+
+
+def verify_files(args: argparse.Namespace, policy: Policy, finder: Finder | None) -> int:
     code = 0
     for path in map(Path, args.targets):
         try:
             plain = Entry(path.name, checksum_of(path))
-            proof = find_proof(path, plain.checksum, args, client)
+            proof = find_proof(path, plain.checksum, args, finder)
             entry = Proof.parse(proof).entry(plain.filename, plain.checksum)
             checkpoint = check_logged(entry, proof, policy)
-            check_age(checkpoint, policy, args.max_age)
+            check_age(checkpoint, policy, args.max_age, time.time())
         except Error as error:
             logger.error("%s: %s", path, error)
             # What is malformed here came with the claim that the file is logged: the claim does not hold.
@@ -3675,40 +4455,73 @@ def verify_files(args: argparse.Namespace, policy: Policy, client: Client | None
     return code
 
 
-def check_age(checkpoint: Checkpoint, policy: Policy, limit: float | None) -> None:
-    """Raises BadSignature unless there are cosignatures of the last `limit` seconds, enough for the quorum."""
-    now = time.time()
-    fresh = [key for key, at in checkpoint.cosigned if limit is None or now - limit <= at <= now + MAX_SKEW]
-    if limit is not None and not (fresh and policy.quorum.met(fresh)):
-        times = ", ".join(utc(at) for _, at in checkpoint.cosigned if at < 1e11) or "never"
-        raise BadSignature(f"the checkpoint is not fresh enough: it was cosigned at {times}")
-
-
-def find_proof(path: Path, checksum: str, args: argparse.Namespace, client: Client | None) -> bytes:
+def find_proof(path: Path, checksum: str, args: argparse.Namespace, finder: Finder | None) -> bytes:
     """A .tlog-proof of a file: the one that is named, or from the log, or the one that lies beside the file."""
     beside = path.with_name(f"{path.name}.tlog-proof")
-    if args.proof or (not args.log_url and beside.exists()):
+    if args.proof or (not args.log_url and not args.storage_dir and beside.exists()):
         try:
             return read_file(args.proof or str(beside))
         except Malformed as error:
             raise Unavailable(str(error)) from None
-    if client is None:
+    if finder is None:
         raise Unavailable(f"no {beside.name} beside it: give --proof, --log-url or a policy with the log's URL")
-    return fetch_proof(client, path.name, checksum)
+    return finder(path.name, checksum)
 
 
-def fetch_proof(client: Client, filename: str, checksum: str) -> bytes:
+def not_logged(others: Iterable[int]) -> BadProof:
+    """Why there is no proof: the indices at which the filename is logged with other checksums."""
+    indices = ", ".join(map(str, itertools.islice(others, 5)))
+    return BadProof(f"not logged, but with another checksum at index {indices}" if indices else "not logged")
+
+
+def stored_proof(store: LogStore, filename: str, checksum: str) -> bytes:
+    """The proof that a log's folder, or its mirror's, has for a file."""
+    if (note := store.checkpoint("published")) is None:
+        raise Unavailable(f"{store.folder} has no checkpoint yet")
+    tree = store.tree("published")
+    found = store.look_up(FILENAME, filename.encode(errors="replace"), tree.size)
+    same = [index for index, data in found if field_of(CHECKSUM, data) == checksum.encode()]
+    if not same:
+        raise not_logged(index for index, _ in found)
+    return store.proof(same[-1], note, Tiles(tree.size, store.tile))
+
+
+def fetch_proof(source: Source, policy: Policy, filename: str, checksum: str) -> bytes:
     """The proof that a log has for a file; what the log says about it here is a hint to where, and no more."""
-    answer = client.get_json(f"/entries?filename={urllib.parse.quote(filename, safe='')}")
-    entries = answer.get("entries") if isinstance(answer, dict) else None
-    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise Unavailable(f"{client.url}/entries does not answer as a log does")
+    path = f"/entries?filename={urllib.parse.quote(filename, safe='')}"
+    if (answer := source.fetch(path)) is None:
+        return search_proof(source, policy, filename, checksum)
+    try:
+        found = json.loads(answer[1])
+    except (ValueError, RecursionError):
+        found = None
+    entries = found.get("entries") if isinstance(found, dict) else None
+    if not isinstance(entries, list) or len(_dicts(entries)) < len(entries):
+        raise Unavailable(f"{source.url}/entries does not answer as a log does")
     same_name = [entry for entry in entries if entry.get("filename") == filename]
     same = [parse_decimal(str(entry.get("index"))) for entry in same_name if entry.get("checksum") == checksum]
     if not same:
-        others = ", ".join(str(parse_decimal(str(entry.get("index")))) for entry in same_name[:5])
-        raise BadProof(f"not logged, but with another checksum at index {others}" if others else "not logged")
-    return client.get(f"/entry/{same[-1]}/proof")
+        raise not_logged(parse_decimal(str(entry.get("index"))) for entry in same_name)
+    return source.get(f"/entry/{same[-1]}/proof")
+
+
+def search_proof(source: Source, policy: Policy, filename: str, checksum: str) -> bytes:
+    """The proof of a file that is in a static tree, where nothing can be looked up: all entries are read."""
+    note = source.get("/checkpoint")
+    tree = open_checkpoint(note, policy).tree
+    tiles, start = AuthenticTiles(tree, source.hashes), encode_entry(filename, checksum)
+    widths = [(n, min(256, tree.size - 256 * n)) for n in reversed(range((tree.size + 255) // 256))]
+    progress, others = show_progress(f"bundles read for {filename}"), list[int]()
+    for done, (data, entries) in enumerate(source.each(lambda place: source.entries(*place), widths), 1):
+        for at, entry in enumerate(entries or () if filename.encode() in data else (), 256 * widths[done - 1][0]):
+            if entry == start or entry.startswith(start + b"\n"):
+                progress(len(widths), len(widths))
+                extra = entry if entry != start else b""
+                return encode_proof(Proof(at, tuple(prove_inclusion(tiles, at)), note, extra))
+            if field_of(FILENAME, entry) == filename.encode():
+                others.append(at)
+        progress(done, len(widths))
+    raise not_logged(others)
 
 
 # --- Looking after a log -------------------------------------------------------------------------------------
@@ -3729,6 +4542,292 @@ def cmd_fsck(args: argparse.Namespace) -> int:
     good = f"{store.folder}: all {entries} entries of {key.name} are as they should be"
     print(f"{found} findings" if found else good)
     return 1 if found else 0
+
+
+def cmd_monitor(args: argparse.Namespace) -> int:
+    policy, folder = read_policy(args), Path(args.storage_dir)
+    url = args.log_url or log_url(policy)
+    logger.setLevel(logging.DEBUG if args.debug else logging.INFO)
+    if not url:
+        raise Malformed("give --log-url, or a policy with the log's URL")
+    make_folder(folder)
+    watch = Watch(wanted_entries(args.filename_regex, args.checksum_regex), args.max_age)
+    with contextlib.ExitStack() as stack:
+        source = stack.enter_context(contextlib.closing(Source(url)))
+        index = Index(args.index_url) if args.index_url else None
+        if index:
+            stack.enter_context(contextlib.closing(index.source))
+        try:
+            store = stack.enter_context(contextlib.closing(MirrorStore(folder)))
+            monitor = Monitor(store, source, policy, watch)
+        except Corrupt as error:
+            raise Corrupt(f"local state is corrupt, which accuses nobody: {error}") from None
+        report, args.follow = Reporter(monitor, args.json_logging), args.follow or args.once == "false"
+        comparison = Comparison(store, index) if index else None
+        return run_rounds(args, lambda: watch_round(monitor, comparison, report, args.follow))
+
+
+def wanted_entries(filename: str | None, checksum: str | None) -> Callable[[re.Match[str]], bool] | None:
+    """Whether an entry is what --filename-regex and --checksum-regex look for; None where they are not given."""
+    try:
+        names, checksums = re.compile(filename or ""), re.compile(checksum or "")
+    except re.error as error:
+        raise Malformed(f"not a regular expression: {error}") from None
+    if filename is None and checksum is None:
+        return None
+    return lambda match: bool(names.search(match[2]) and checksums.search(match[1]))
+
+
+def watch_round(monitor: Monitor, comparison: Comparison | None, report: Reporter, follow: bool) -> int:
+    """One round of a monitor; its exit code."""
+    before, code = monitor.store.tree("signed").size, 0
+    report.begin()
+    try:
+        monitor.round(show_progress("entries"), time.time())
+    except Error as error:
+        logger.error("%s", error)
+        code = error.exit_code
+    tree = monitor.store.tree("signed")
+    for number, finding in monitor.store.unreported(tree.size):
+        report(finding, always=True)
+        monitor.store.reported([number])
+    for finding in monitor.conditions:
+        report(finding)
+    try:
+        for finding in comparison.round(int(time.time())) if comparison else ():
+            report(finding)
+    except Unavailable as error:
+        logger.error("%s", error)
+        code = error.exit_code
+    report.end()
+    if report.count:
+        return 1
+    if code == 0 and not (follow and tree.size == before):
+        new = tree.size - before
+        report.say(f"{monitor.store.folder} has all {tree.size} entries of the log, {new} of them new: nothing found",
+                   size=tree.size, new=new)
+    return code
+
+
+class Reporter:
+    """Prints findings, and keeps their evidence in a folder of their own each.
+
+    A finding that stays is printed once, until a round has passed without it.
+    """
+
+    def __init__(self, monitor: Monitor, as_json: bool) -> None:
+        self._monitor, self._json, self.count = monitor, as_json, 0
+        self._known: set[tuple[str, str]] = set()
+        self._now: set[tuple[str, str]] = set()
+
+    def begin(self) -> None:
+        self.count, self._now = 0, set()
+
+    def end(self) -> None:
+        self._known = self._now
+
+    def __call__(self, finding: Finding, always: bool = False) -> None:
+        self.count += 1
+        key = (finding.kind, finding.text)
+        self._now.add(key)
+        if always or key not in self._known:
+            digest = hashlib.sha256(finding.text.encode(errors="replace")).hexdigest()[:16]
+            folder = self._monitor.store.folder / "evidence" / f"{finding.kind}-{digest}"
+            for name, data in {**self._monitor.evidence(finding), "finding.txt": f"{finding.text}\n".encode()}.items():
+                make_folder((folder / name).parent)
+                write_over(folder / name, data)
+            self.say(finding.text, finding.kind, evidence=str(folder))
+
+    def say(self, text: str, kind: str = "", **fields: Any) -> None:
+        clean = "".join(c if c.isprintable() else "?" for c in text)
+        if self._json:
+            level = {"level": "ERROR", "kind": kind} if kind else {"level": "INFO"}
+            print(json.dumps({"time": utc(time.time()), **level, "msg": clean, **fields}), flush=True)
+        else:
+            evidence = f" (evidence: {fields['evidence']})" if kind else ""
+            print(f"{f'FOUND {kind}: ' if kind else ''}{clean}{evidence}", flush=True)
+
+
+def run_rounds(args: argparse.Namespace, run: Callable[[], int]) -> int:
+    """Runs once or, with --follow, again and again until SIGTERM or SIGINT; the exit code of the worst round."""
+    if not args.follow:
+        return run()
+    codes = {0}
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        while True:
+            codes.add(run())
+            time.sleep(args.frequency)
+    except KeyboardInterrupt:
+        return 1 if 1 in codes else 0
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+# --- The static tree -----------------------------------------------------------------------------------------
+
+def cmd_export(args: argparse.Namespace) -> int:
+    out = Path(args.out)
+    make_folder(out)
+    with contextlib.ExitStack() as stack:
+        store = stack.enter_context(contextlib.closing(LogStore(Path(args.storage_dir), read_only=True)))
+        stack.callback(os.close, lock_folder(out))
+        last = b""
+
+        def export() -> int:
+            nonlocal last
+            if (note := store.checkpoint("published")) is None:
+                raise Unavailable(f"{store.folder} has no published checkpoint yet")
+            if note != last:
+                old, new = StaticTree(store, out).export(note, show_progress("files"))
+                print(f"{out} has the tree of size {new}, {new - old} entries of it new", flush=True)
+            last = note
+            return 0
+
+        return run_rounds(args, export)
+
+
+class StaticTree:
+    """The files of tlog-tiles in a folder, which never has a checkpoint whose tiles are not there, on disk."""
+
+    KEPT = 3600  # seconds that partial tiles are kept after they have become full
+
+    def __init__(self, store: LogStore, out: Path) -> None:
+        self._store, self._out = store, out
+        self._folders: set[Path] = set()
+
+    def export(self, note: bytes, progress: Callable[[int, int], None]) -> tuple[int, int]:
+        """Writes what is new, the checkpoint last; returns the tree size that was there, and that is there now."""
+        tree = Checkpoint.parse(split_note(note)[0]).tree
+        old = self._old_tree(tree)
+        places = [
+            (level, index, min(256, size - 256 * index))
+            for level, size, before in self._levels(tree.size, old.size)
+            for index in range(before // 256, (size + 255) // 256)
+            if before < min(256 * index + 256, size)
+        ]
+        for done, (level, index, width) in enumerate(places):
+            data = self._store.bundle(index, width) if level is None else self._store.tile(level, index, width)
+            self._write(tile_path(level, index, width), data)
+            progress(done, len(places))
+        for folder in sorted(self._folders, key=lambda path: len(path.parts), reverse=True):
+            sync_folder(folder)
+        self._write("checkpoint", note)
+        sync_folder(self._out)
+        self._remove_partials([place for place in places if place[2] < 256])
+        return old.size, tree.size
+
+    @staticmethod
+    def _levels(size: int, old: int) -> list[tuple[int | None, int, int]]:
+        """Bundles and levels of tiles, each with its width in a tree of `size`, and in the `old` one."""
+        return [(None, size, old), *((level, size >> 8 * level, old >> 8 * level) for level in range(8))]
+
+    def _old_tree(self, tree: Tree) -> Tree:
+        """The tree that the folder has; raises Malformed if that is not an earlier one of this log."""
+        path, key = self._out / "checkpoint", self._store.key()
+        if not path.exists() and (strange := [n for n in os.listdir(self._out) if n != "tile" and n[0] != "."]):
+            raise Malformed(f"{self._out} holds other things than a static tree ({min(strange)}): choose another one")
+        if not path.exists() or key is None:
+            return Tree(0, EMPTY_ROOT)
+        try:
+            old = open_checkpoint(read_file(str(path)), simple_policy([key])).tree
+            if Tiles(tree.size, self._store.tile).hash(0, old.size) == old.root and old.size <= tree.size:
+                return old
+        except Error as error:
+            raise Malformed(f"{path} is not a checkpoint of {key.name}: {error}") from None
+        raise Malformed(f"{path} is of a tree of size {old.size} that this log, of size {tree.size}, does not have")
+
+    def _write(self, name: str, data: bytes) -> None:
+        path, draft = self._out / name, self._out / ".draft"
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(draft, "wb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            draft.replace(path)
+        except OSError as error:
+            raise Unavailable(f"can't write {path}: {error.strerror}") from None
+        self._folders.update(folder for folder in path.parents if folder.is_relative_to(self._out))
+
+    def _remove_partials(self, new: list[tuple[int | None, int, int]]) -> None:
+        """Removes partial tiles whose full tile has been there for long enough to be found in their place."""
+        # "MAY delete any partial tile once the corresponding full tile is … available"
+        listed = self._out / ".partials"
+        folders = set(listed.read_text().split("\n") if listed.exists() else ())
+        folders |= {f"{tile_path(level, index)}.p" for level, index, _ in new}
+        for name in sorted(folders):
+            full = self._out / name.removesuffix(".p")
+            if name and full.exists() and time.time() - full.stat().st_mtime > self.KEPT:
+                for partial in (self._out / name).glob("*"):
+                    partial.unlink()
+                (self._out / name).rmdir()
+                folders.remove(name)
+        self._write(".partials", "\n".join(sorted(folders)).encode())
+
+
+# --- Logging what an index has -------------------------------------------------------------------------------
+
+def cmd_ingest(args: argparse.Namespace) -> int:
+    policy = read_policy(args) if args.policy or args.public_key or args.witness_public_key else None
+    url = args.log_url or (policy and log_url(policy)) or "http://127.0.0.1:8080"
+    headers = {"Content-Type": NDJSON}
+    if args.write_token_file:
+        headers["Authorization"] = f"Bearer {read_token(args.write_token_file)}"
+    index, totals = Index(args.index_url), Counter[str]()
+    with contextlib.closing(Client(url, timeout=300)) as client, contextlib.closing(index.source):
+        policy = policy or told_policy(client)
+        size = open_checkpoint(client.get("/checkpoint"), policy).tree.size
+        projects = args.projects or index.projects()
+        lines: list[dict[str, str]] = []
+        progress = show_progress("projects")
+        pages = index.source.each(index.files, projects)
+        for done, (project, files) in enumerate(zip(projects, pages, strict=True), 1):
+            if files is None:
+                logger.error("the index has no project %s", project)
+                totals["failed"] += 1
+            for name, checksum in (files or {}).items():
+                if checksum:
+                    lines.append({"filename": name, "checksum": checksum})
+                else:
+                    logger.error("%s: the index does not give its SHA-256", name)
+                    totals["failed"] += 1
+            if lines and (len(lines) >= 10_000 or done == len(projects)):
+                totals += log_lines(client, lines, policy, headers, size)
+                lines = []
+            progress(done, len(projects))
+    print(f"{len(projects)} projects: {totals['new']} files logged, {totals['known']} were logged already, "
+          f"{totals['conflict']} conflicts, {totals['failed']} failed")
+    return 1 if totals["conflict"] else 3 if totals["failed"] else 0
+
+
+def log_lines(
+    client: Client, lines: list[dict[str, str]], policy: Policy, headers: dict[str, str], size: int
+) -> Counter[str]:
+    """Logs files in bulk, and verifies the answer; counts those that are "new" (behind `size`), and others."""
+    body = "".join(f"{json.dumps(line)}\n" for line in lines).encode()
+    status, _, data = client.request("POST", "/admin/bulk/append", body, headers)
+    if status != 200:
+        raise Unavailable(f"{client.url}/admin/bulk/append answers {status}: {error_message(data)}")
+    counts = Counter[str]()
+    try:
+        head, *results, end = (dict(parse_json(line)) for line in data.removesuffix(b"\n").split(b"\n"))
+        note = parse_base64(head["checkpoint"])
+        tree = open_checkpoint(note, policy).tree
+        if end != {"type": "complete", "count": len(lines)} or len(results) != len(lines):
+            raise BadProof(f"the log answers {len(results)} of {len(lines)} lines")
+        for line, result in zip(lines, (dict(result["result"]) for result in results), strict=True):
+            if result["status"] != "logged":
+                counts["conflict" if "index" in result else "failed"] += 1
+                logger.error("%s: %s", line["filename"], error_message(json.dumps(result).encode()))
+                continue
+            leaf = leaf_hash(encode_entry(line["filename"], line["checksum"]))
+            index, proof = parse_decimal(str(result["index"])), result["inclusionProof"]
+            check_inclusion(leaf, index, tree, [parse_base64(text, 32) for text in proof])
+            counts["new" if index >= size else "known"] += 1
+    except (Malformed, KeyError, TypeError, ValueError) as error:
+        raise BadProof(f"the log's answer does not have the form that it should have: {error}") from None
+    return counts
 
 
 def cmd_health(args: argparse.Namespace) -> int:
@@ -3780,6 +4879,7 @@ def parser() -> argparse.ArgumentParser:
     _log_command(command)
     _witness_command(command)
     _user_commands(command)
+    _watch_commands(command)
     return top
 
 
@@ -3845,6 +4945,7 @@ def _user_commands(command: Command) -> None:
     add("targets", nargs="+", metavar="TARGET", help="a file as it was installed")
     add("--log-url", metavar="U", help="ask this log (default: FILE.tlog-proof beside the file, or the policy's URL)")
     add("--proof", metavar="F", help="check against this .tlog-proof, offline")
+    add("--storage-dir", metavar="D", help="ask a log's or a monitor's folder, without a network")
     add("--max-age", type=duration, metavar="S", help="refuse what no quorum has cosigned in the last S seconds")
     _add_policy(add)
 
@@ -3853,6 +4954,42 @@ def _user_commands(command: Command) -> None:
 
     add = command(cmd_health, "ask servers whether they can do their work", "http://127.0.0.1:8080")
     add("urls", nargs="*", metavar="URL", help="servers, one of them healthy (default: http://127.0.0.1:8080)")
+
+
+def _watch_commands(command: Command) -> None:
+    what = "follow a log, check all of it, and say what is wrong; what it keeps can be served"
+    example = "--log-url http://127.0.0.1:8080 --public-key public.key --storage-dir mirror"
+    add = command(cmd_monitor, what, example)
+    add("--log-url", metavar="U", help="the log, or its static tree (default: the policy's URL)")
+    add("--storage-dir", default="btlog-mirror", metavar="D", help="the folder for the mirror, and the evidence")
+    add("--once", nargs="?", const="true", choices=["true", "false"], default="true", help="false is --follow")
+    add("--max-age", type=duration, metavar="S", help="find stale what no quorum has cosigned in the last S seconds")
+    add("--filename-regex", metavar="R", help="find entries whose filename has a match for this")
+    add("--checksum-regex", metavar="R", help="find entries whose checksum has a match for this")
+    add("--index-url", metavar="U", help="compare with this package index, by the URL that pip takes")
+    add("--json-logging", action="store_true", help="print JSON lines")
+    add("--debug", action="store_true", help="say more on stderr")
+    _add_follow(add, 60)
+    _add_policy(add)
+
+    what = "write the static tree of tlog-tiles, for a web server, an object store, a CDN"
+    add = command(cmd_export, what, "--storage-dir btlog-data public --follow")
+    add("out", metavar="OUT", help="the folder for it")
+    add("--storage-dir", default="btlog-data", metavar="D", help="the folder of the log, or of a monitor")
+    _add_follow(add, 1)
+
+    what = "log the files that a package index has"
+    add = command(cmd_ingest, what, "--index-url http://127.0.0.1:3141/root/dev/+simple some-project")
+    add("projects", nargs="*", metavar="PROJECT", help="whose files (default: all that the index lists)")
+    add("--index-url", required=True, metavar="U", help="the index, by the URL that pip takes")
+    add("--log-url", metavar="U", help="the log (default: the policy's URL, or http://127.0.0.1:8080)")
+    add("--write-token-file", metavar="F", help="a file with the log's write token")
+    _add_policy(add)
+
+
+def _add_follow(add: Callable[..., Any], frequency: float) -> None:
+    add("--follow", action="store_true", help="go on until SIGTERM or Ctrl-C")
+    add("--frequency", type=duration, default=frequency, metavar="S", help="seconds between rounds, with --follow")
 
 
 def whole_number(text: str) -> int:
@@ -3869,7 +5006,15 @@ def port_number(text: str) -> int:
 
 
 def duration(text: str) -> float:
-    if not 0 <= (value := float(text)) <= 1e9:
+    """Seconds, given as a number or as Go's flags have it: 90, 1.5, 1m30s."""
+    units = {"h": 3600, "m": 60, "s": 1, "ms": 0.001}
+    parts = re.findall(r"([0-9.]+)(h|ms|m|s)", text)
+    try:
+        exact = "".join(number + unit for number, unit in parts) == text != ""
+        value = sum(float(number) * units[unit] for number, unit in parts) if exact else float(text)
+    except ValueError:
+        value = -1
+    if not 0 <= value <= 1e9:
         raise argparse.ArgumentTypeError(f"{text} is no number of seconds")
     return value
 
@@ -3891,6 +5036,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser().print_help()
             return 2
         args = parser().parse_args(arguments)
+        gc.freeze()  # what is there now stays; and of what comes, little is in cycles
+        gc.set_threshold(20_000, 20, 20)
         code: int = args.run(args)
         sys.stdout.flush()
         return code

@@ -3574,7 +3574,9 @@ def test_health_as_a_command(log: LocalLog) -> None:
     assert (done.returncode, done.stderr.count("\n")) == (3, 1)
 
 
-COMMANDS = ["keygen", "vkey", "serve", "witness", "add", "verify", "fsck", "health"]
+COMMANDS = [
+    "keygen", "vkey", "serve", "witness", "add", "verify", "fsck", "health", "monitor", "export", "ingest",
+]
 
 
 def test_help_reads_well() -> None:
