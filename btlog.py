@@ -1028,6 +1028,12 @@ def take_cosignature(text: str, answer: bytes, key: VerifierKey) -> str:
     return next(signature_line(*parts) for parts in split_note(note)[1] if parts[:2] == (key.name, key.key_id))
 
 
+def cosignature_times(note: bytes) -> list[tuple[str, int]]:
+    """UNVERIFIED, the name and time of each line of a note that may be a cosignature: for display."""
+    return [(name, seconds) for name, _, value in split_note(note)[1]
+            if len(value) == 72 and 0 < (seconds := int.from_bytes(value[:8], "big")) < 1 << 35]
+
+
 def utc(seconds: float) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
@@ -2024,6 +2030,33 @@ class WitnessStore:
 logger = logging.getLogger("btlog")
 
 
+class JsonLines(logging.Formatter):
+    """A log record as a line of JSON, with the keys that Go's slog has."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {"time": utc(record.created), "level": record.levelname, "msg": record.getMessage()}
+        return json.dumps(line | ({"error": self.formatException(record.exc_info)} if record.exc_info else {}))
+
+
+class Flood(logging.Filter):
+    """Lets at most `limit` records of a kind through in a period, in seconds, and then says how many it held back."""
+
+    def __init__(self, limit: int = 20, period: float = 60) -> None:
+        super().__init__()
+        self._limit, self._period = limit, period
+        self._seen: dict[str, tuple[float, int]] = {}  # by the text before its values are put in
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        kind = str(record.msg)
+        begun, count = self._seen.get(kind, (-math.inf, 0))
+        if record.created > begun + self._period:
+            if count > self._limit:
+                record.msg = f"{kind} (and {count - self._limit} more like it)"
+            begun, count = record.created, 0
+        self._seen[kind] = begun, count + 1
+        return count < self._limit
+
+
 class HttpError(Error):
     """A request that is answered with `status`, for reasons of HTTP."""
 
@@ -2350,6 +2383,8 @@ class Connection(asyncio.Protocol):
             await self._stream(request, response, response.body)
 
     def _trouble(self, request: Request, error: Exception) -> Response:
+        if isinstance(error, Error) and error.status < 500:
+            logger.debug("%s %s: %d: %s", request.method, request.target[:200], error.status, error)
         if not isinstance(error, Error) or error.status == 500:
             traceback = None if isinstance(error, Error) else error
             logger.error("%s %s: %s", request.method, request.target[:200], error, exc_info=traceback)
@@ -2783,6 +2818,69 @@ class Source:
             client.close()
 
 
+# --- Measures ------------------------------------------------------------------------------------------------
+
+class Latency:
+    """How long requests took that were answered, and how many failed: as bt-log's status has it, and Prometheus."""
+
+    BOUNDS = 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30  # seconds
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.count = self.failures = 0
+        self.last = self.total = self.least = self.most = self.rate = 0.0  # in milliseconds; entries a second
+        self._buckets, self._seconds = [0] * (len(self.BOUNDS) + 1), 0.0  # of requests, however many entries they have
+
+    def add(self, seconds: float, entries: int = 1, failures: int = 0) -> None:
+        with self._lock:
+            self.failures += failures
+            if entries:
+                self.count += entries
+                self.last = seconds * 1000
+                self.total += self.last * entries
+                self.least = min(self.least or self.last, self.last)
+                self.most = max(self.most, self.last)
+                self.rate = entries / seconds if seconds else 0.0
+                self._buckets[bisect.bisect_left(self.BOUNDS, seconds)] += 1
+                self._seconds += seconds
+
+    def json(self) -> dict[str, float]:
+        with self._lock:
+            average = self.total / self.count if self.count else 0.0
+            names = ("count", "failures", "last_ms", "average_ms", "min_ms", "max_ms", "throughput_per_second")
+            values = (self.count, self.failures, self.last, average, self.least, self.most, self.rate)
+            return dict(zip(names, (round(value, 3) for value in values), strict=True))
+
+    def samples(self, **labels: str) -> Iterator[Sample]:
+        """As the samples of a histogram."""
+        with self._lock:
+            counts = list(itertools.accumulate(self._buckets))
+            for bound, count in zip((*map(str, self.BOUNDS), "+Inf"), counts, strict=True):
+                yield "_bucket", {**labels, "le": bound}, count
+            yield "_sum", labels, self._seconds
+            yield "_count", labels, counts[-1]
+
+
+Sample = tuple[str, dict[str, str], float]  # what follows the metric's name, its labels and its value
+
+
+def metric(name: str, kind: str, what: str, samples: Iterable[Sample]) -> str:
+    """A metric in the text format of Prometheus."""
+    lines = [f"# HELP {name} {what}\n# TYPE {name} {kind}\n"]
+    for suffix, labels, value in samples:
+        pairs = ",".join(f"{label}={prometheus_string(text)}" for label, text in labels.items())
+        lines.append(f"{name}{suffix}{f'{{{pairs}}}' if pairs else ''} {value}\n")
+    return "".join(lines)
+
+
+def prometheus_string(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return f'"{escaped}"'
+
+
+METRICS = "text/plain; version=0.0.4; charset=utf-8"
+
+
 # --- Work that is done in batches, by one thread ------------------------------------------------------------
 
 class Job:
@@ -2958,6 +3056,7 @@ class Caller:
         self.key, self.url, self.size, self._timeout, self._log = key, url, size, timeout, log
         self.dark_since, self.error, self.cosigned = 0.0, "", 0  # two times in seconds, and why the first
         self.claims = False  # to have what this log has not
+        self.latency = Latency()
         self._wake = threading.Condition()
         self._next: Round | None = None
         self._client = Client(url, timeout)
@@ -2980,6 +3079,7 @@ class Caller:
                 self._wake.wait_for(lambda: self._next)
                 round_, self._next = self._next, None
             if round_:
+                start = time.monotonic()
                 try:
                     line = self._ask(round_)
                 except Differs as error:
@@ -2990,6 +3090,7 @@ class Caller:
                     logger.exception("witness %s: internal error", self.key.name)
                     self._dark("internal error", False)
                 else:
+                    self.latency.add(time.monotonic() - start)
                     self._bright(round_, line)
                 self._log.answered(self, round_)
 
@@ -3001,6 +3102,7 @@ class Caller:
         round_.lines[self.key] = line
 
     def _dark(self, error: str, claims: bool) -> None:
+        self.latency.add(0, 0, 1)
         if error != self.error:
             logger.warning("witness %s: %s", self.key.name, error)
         self.dark_since, self.error, self.claims = self.dark_since or time.time(), error, claims
@@ -3111,6 +3213,7 @@ class Log(Worker[Submission]):
         self._halted = False
         self._earliest = self._due = 0.0  # when the witnesses may, and when they have to be asked next
         self._backoff = 0.1
+        self.publishing = Latency()  # from when entries are taken up until they are published
         self.callers: list[Caller] = []
         if signer and policy.quorum.threshold:
             self._call_witnesses()
@@ -3199,12 +3302,19 @@ class Log(Worker[Submission]):
     def left(self) -> list[Submission]:
         return [*self._queue, *self._waiting]
 
+    def waiting(self) -> int:
+        """How many entries are not published yet."""
+        return self._weight + sum(submission.weight() for submission in self._waiting)
+
     def process(self, batch: list[Submission]) -> None:
+        start = time.monotonic()
         if batch:
             self._append(batch)
             self._waiting += batch
         if self.callers:
             self._ask_witnesses()
+        if batch and not self.trouble:
+            self.publishing.add(time.monotonic() - start, sum(submission.weight() for submission in batch))
         self._waiting = [submission for submission in self._waiting if not submission.done.done()]
         if published := self._published:
             self._answer([s for s in self._waiting if s.size() <= published.tree.size], published)
@@ -3248,6 +3358,7 @@ class Log(Worker[Submission]):
         except Unavailable as error:
             self._missed(str(error))
             return
+        logger.debug("published size %d, cosigned by %d witnesses", published.tree.size, len(lines))
         self._published, self.trouble, self._backoff = published, "", 0.1
         idle = max(self.options.republish_interval, self.options.checkpoint_interval)
         self._due = time.monotonic() + idle if self.options.republish_interval else math.inf
@@ -3287,31 +3398,413 @@ class Log(Worker[Submission]):
 
 # --- The log: its routes ---------------------------------------------------------------------------------------
 
-class Latency:
-    """How long successful requests took, in milliseconds, and how many failed: as bt-log's status has it."""
+def page_policy(page: str) -> str:
+    """The Content-Security-Policy under which a page runs its own script and style, and nothing else."""
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self.count = self.failures = 0
-        self.last = self.total = self.least = self.most = self.rate = 0.0
+    def source(tag: str) -> str:
+        inside = page.partition(f"<{tag}>")[2].partition(f"</{tag}>")[0]
+        return f"'sha256-{to_base64(hashlib.sha256(inside.encode()).digest())}'"
 
-    def add(self, seconds: float, entries: int = 1, failures: int = 0) -> None:
-        with self._lock:
-            self.failures += failures
-            if entries:
-                self.count += entries
-                self.last = seconds * 1000
-                self.total += self.last * entries
-                self.least = min(self.least or self.last, self.last)
-                self.most = max(self.most, self.last)
-                self.rate = entries / seconds if seconds else 0.0
+    return (f"default-src 'none'; connect-src 'self'; img-src data:; style-src {source('style')}; "
+            f"script-src {source('script')}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
 
-    def json(self) -> dict[str, float]:
-        with self._lock:
-            average = self.total / self.count if self.count else 0.0
-            names = ("count", "failures", "last_ms", "average_ms", "min_ms", "max_ms", "throughput_per_second")
-            values = (self.count, self.failures, self.last, average, self.least, self.most, self.rate)
-            return dict(zip(names, (round(value, 3) for value in values), strict=True))
+
+PAGE = r"""<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Transparency log</title>
+<link rel="icon" href="data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 16 16' fill='none'
+ stroke='%230b8a70' stroke-width='2'%3E%3Cpath d='M8 2v6M3 14v-3q0-3 3-3h4q3 0 3 3v3'/%3E%3C/svg%3E">
+<style>
+:root { color-scheme: light dark; --paper: #f5f4ef; --card: #fff; --soft: #f0f1ea; --line: #dcddd4; --ink: #1b2320;
+  --mute: #58635d; --key: #0b6b57; --on: #fff; --good: #17703c; --bad: #b3261e; --warn: #7d5000;
+  --mono: ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", monospace }
+@media (prefers-color-scheme: dark) { :root { --paper: #101412; --card: #171c1a; --soft: #1f2623; --line: #2a322e;
+  --ink: #e4eae6; --mute: #9ba8a1; --key: #72d4b6; --on: #0c1a15; --good: #74d592; --bad: #ff958b; --warn: #e8ba60 } }
+* { box-sizing: border-box; margin: 0 }
+body { margin: 0 auto; max-width: 72rem; padding: 1.5rem 1rem 3rem; background: var(--paper); color: var(--ink);
+  font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: anywhere; -webkit-text-size-adjust: 100% }
+h1 { font-size: clamp(1.4rem, 5vw, 2.1rem); line-height: 1.2; letter-spacing: -.02em }
+h2 { font-size: 1rem; margin-bottom: .75rem }
+h3, pre, code, .mono, input, textarea { font: .8125rem/1.6 var(--mono); font-variant-ligatures: none }
+h3, strong { font-weight: 600 }
+ol, ul { list-style: none; padding: 0 } dd { margin: 0 } a { color: var(--key); text-underline-offset: .2em }
+pre { white-space: pre-wrap; background: var(--soft); border-radius: .4rem; padding: .6rem .75rem }
+.small, dt, th, label, summary { font-size: .875rem; font-weight: 400 } .mute, dt, th { color: var(--mute) }
+.good { color: var(--good) } .bad { color: var(--bad) } .warn { color: var(--warn) }
+header { display: flex; flex-wrap: wrap; gap: .4rem 1rem; align-items: center; margin-bottom: 1.5rem }
+header div { flex: 1 1 15rem } svg { width: 2.5rem; stroke: var(--key) }
+#state { border: 1px solid; border-radius: 2rem; padding: .1rem .8rem }
+main, main > div { display: grid; gap: 1rem; grid-template-columns: minmax(0, 1fr); align-content: start }
+section, .trouble { background: var(--card); border: 1px solid var(--line); border-radius: .75rem; padding: 1.1rem }
+.trouble { border: 2px solid; color: var(--bad); margin-bottom: 1rem; font-weight: 600 }
+p:empty:not(#found), body:not(.ready) :is(main, footer) { display: none }
+#size { font-size: clamp(2.2rem, 9vw, 3.2rem); font-weight: 600; line-height: 1.2; letter-spacing: -.03em }
+#size, table, .at { font-variant-numeric: tabular-nums }
+form { display: flex; flex-wrap: wrap; gap: .5rem } label, form p { flex: 1 0 100% }
+input, textarea { flex: 1 1 14rem; min-width: 0; padding: .55rem .7rem; background: var(--paper); color: inherit;
+  border: 1px solid var(--mute); border-radius: .4rem; resize: vertical; word-break: break-all }
+input { font-size: 1rem }
+button { font: 600 .9rem/1.4 system-ui, sans-serif; padding: .45rem 1rem; border-radius: .4rem; cursor: pointer;
+  min-height: 2.5rem; border: 1px solid var(--key); background: var(--key); color: var(--on) }
+button.plain { background: none; color: var(--key) }
+:focus-visible { outline: 3px solid var(--key); outline-offset: 2px }
+details, #found:not(:empty) { margin-top: .9rem } summary { cursor: pointer } details form { margin-top: .6rem }
+article { border-top: 1px solid var(--line); margin-top: 1rem; padding-top: 1rem }
+article form { margin: .6rem 0; align-items: center; gap: 1rem }
+.steps li { display: grid; grid-template-columns: 1.5rem minmax(0, 1fr); margin-top: .7rem; font-size: .9rem }
+.steps dt { font-size: .75rem; margin-top: .2rem } .steps dd { font: .75rem/1.5 var(--mono); white-space: pre-wrap }
+.verdict { margin-top: 1rem; border-left: .3rem solid; background: var(--soft); padding: .7rem; font-weight: 600 }
+#newest li { display: grid; grid-template-columns: minmax(0, 1fr) auto; column-gap: 1rem; padding: .4rem 0 }
+li + li, tr { border-top: 1px solid var(--line) } .steps li { border: 0 }
+#newest li > * { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; font: .75rem/1.4rem var(--mono) }
+#newest a { text-decoration: none; font-size: .85rem } #newest a:hover { text-decoration: underline }
+#witnesses li { padding: .5rem 0 } #witnesses li:first-child { padding-top: 0 }
+table { width: 100%; border-collapse: collapse } tr:has(td:empty) { border: 0 }
+th { text-align: left; padding: .25rem 0 }
+td, th.at, .at { text-align: right; font-size: .875rem; padding-left: .5rem }
+.row { display: flex; justify-content: space-between; align-items: center; margin: .9rem 0 .5rem }
+footer { margin-top: 1.5rem } footer code { display: block; margin-top: .3rem }
+@media (min-width: 60rem) { body { padding: 2.5rem 2rem 4rem }
+  main { grid-template-columns: minmax(0, 14fr) minmax(0, 9fr) }
+  #tree { grid-column: 1 / -1; display: flex; flex-wrap: wrap; gap: 0 3rem } #next { flex: 0 0 100% } }
+</style>
+<header>
+  <svg viewBox="0 0 16 16" fill="none" stroke-width="1.5" aria-hidden="true"><circle
+    cx="8" cy="3" r="1.5"/><path d="M8 4.5V8M3.5 13.5V10q0-2 2-2h5q2 0 2 2v3.5M2 14h3M11 14h3"/></svg>
+  <div><p class="small mute">Transparency log of Python packages</p><h1 id="origin">…</h1></div>
+  <p id="state" role="status" class="small mute">connecting</p>
+</header>
+<noscript><p class="trouble">This page needs JavaScript. See <a href="/status.json">status.json</a>.</p></noscript>
+<p id="trouble" class="trouble" role="alert"></p>
+<main>
+  <section id="tree" aria-label="Signed tree">
+    <dl><dt>Entries</dt><dd id="size">–</dd></dl>
+    <dl><dt>Root of the tree (SHA-256)</dt><dd id="root" class="mono">–</dd></dl>
+    <p id="next"></p>
+  </section>
+  <div>
+    <section aria-labelledby="h-find">
+      <h2 id="h-find">Is a file logged?</h2>
+      <form id="find" role="search">
+        <label for="query">Its name, or its checksum (SHA-256 in hex)</label>
+        <input id="query" type="search" autocomplete="off" autocapitalize="off" spellcheck="false">
+        <button>Find and verify</button>
+      </form>
+      <details><summary>Verify with <strong id="whose">…</strong></summary>
+        <form id="pin">
+          <label for="key">Verifier key of the log</label>
+          <textarea id="key" rows="3" spellcheck="false" aria-describedby="remark"></textarea>
+          <p id="remark" class="small"></p>
+          <label for="trusted">Keys of witnesses, one a line: each of them has to have cosigned</label>
+          <textarea id="trusted" rows="3" spellcheck="false" placeholder="none"></textarea>
+          <p></p><button>Pin in this browser</button><button type="button" class="plain" id="forget">Forget</button>
+        </form>
+      </details>
+      <p id="found" role="status"></p>
+      <div id="results"></div>
+    </section>
+    <section aria-labelledby="h-newest"><h2 id="h-newest">Newest entries</h2><ol id="newest"></ol></section>
+  </div>
+  <div>
+    <section aria-labelledby="h-witnesses"><h2 id="h-witnesses">Witnesses</h2><ul id="witnesses"></ul></section>
+    <section aria-labelledby="h-work"><h2 id="h-work">Work since the start</h2>
+      <table><tr><td></td><th scope="col" class="at">Adds</th><th scope="col" class="at">Bulks</th></tr>
+      <tbody id="work"></tbody></table><p id="disk" class="small mute"></p></section>
+    <section aria-labelledby="h-note"><h2 id="h-note">Checkpoint</h2><pre id="checkpoint">–</pre>
+      <div class="row small mute">Verifier key <button type="button" class="plain" id="copy">Copy</button></div>
+      <pre id="vkey">–</pre></section>
+  </div>
+</main>
+<footer class="small mute">What this page can't show is that it is honest: it comes from the server that it checks.
+  For assurance, verify with your own copy of btlog.py, and with keys that you got elsewhere:
+  <code>python btlog.py verify FILE --public-key KEY --log-url <span id="url"></span></code></footer>
+<script>
+"use strict";
+const $ = id => document.getElementById(id), number = n => Number(n ?? 0).toLocaleString("en");
+// Nothing that the server says becomes markup: it goes into text, with what is invisible or turns text written out.
+const visible = text => String(text ?? "").replace(/(?!\n)[\p{C}\u2028\u2029]/gu,
+  c => `‹U+${c.codePointAt().toString(16).toUpperCase().padStart(4, "0")}›`);
+function el(tag, kind, ...children) {
+  const made = document.createElement(tag);
+  made.className = kind;
+  made.append(...children.map(child => child instanceof Node ? child : visible(child)));
+  return made;
+}
+function put(id, text, kind) {  // touched only if it changes: a selection stays, a screen reader is not told again
+  if ($(id).textContent !== visible(text)) $(id).textContent = visible(text);
+  if (kind !== undefined) $(id).className = kind;
+}
+function must(holds, says) { if (!holds) throw Error(says); }
+async function get(path) {
+  const answer = await fetch(path, {cache: "no-store", signal: AbortSignal.timeout(20000)});
+  const text = new TextDecoder("utf-8", {fatal: true, ignoreBOM: true}).decode(await answer.arrayBuffer());
+  if (answer.ok) return text;
+  let said = `status ${answer.status}`;
+  try { said = JSON.parse(text).error; } catch { /* then it is not the log that answers */ }
+  throw Object.assign(Error(said), {status: answer.status});
+}
+
+// --- What is checked: RFC 9162 section 2.1.3.2, C2SP signed-note, tlog-checkpoint, tlog-cosignature, tlog-proof
+const bytes = text => new TextEncoder().encode(text), hashed = data => crypto.subtle.digest("SHA-256", data);
+const hex = data => Array.from(data, byte => (byte + 256).toString(16).slice(1)).join("");
+const sha256 = async (...parts) => new Uint8Array(await hashed(Uint8Array.from(parts.flatMap(part => [...part]))));
+function unbase64(text, length) {
+  const data = Uint8Array.from(atob(text), c => c.charCodeAt());
+  must(btoa(String.fromCharCode(...data)) === text && data.length === (length ?? data.length), `not base64: ${text}`);
+  return data;
+}
+function decimal(text) {
+  must(/^(0|[1-9][0-9]{0,18})$/.test(text), `not a decimal: ${text}`);
+  return BigInt(text);
+}
+function encodeEntry({filename, checksum, publisher}) {
+  const {issuer, subject} = publisher ?? {}, fields = [filename, checksum, ...(publisher ? [issuer, subject] : [])];
+  // A newline or a space within a field would move the borders: what is shown would not be what is hashed.
+  must(fields.every(field => typeof field === "string" && field && !/[\p{Cc}\p{Cs}]/u.test(field)) &&
+    /^sha256:[0-9a-f]{64}$/.test(checksum) && !/\s/.test(issuer ?? ""), "no entry can have these fields");
+  return `pypi-transparency/v1\n${checksum}\n${filename}` + (publisher ? `\npublisher ${issuer} ${subject}` : "");
+}
+async function climb(hash, index, size, path) {
+  let node = index, last = size - 1n;
+  must(index < size, `there is no entry ${index} in a tree of ${size}`);
+  for (const sibling of path) {
+    must(last > 0n, "the path is too long");
+    if (node & 1n || node === last) {
+      hash = await sha256([1], sibling, hash);
+      while (node && !(node & 1n)) [node, last] = [node >> 1n, last >> 1n];
+    } else hash = await sha256([1], hash, sibling);
+    [node, last] = [node >> 1n, last >> 1n];
+  }
+  must(last === 0n, "the path is too short");
+  return hash;
+}
+function parseProof(text) {
+  const cut = text.indexOf("\n\n"), lines = text.slice(0, cut).split("\n"), note = text.slice(cut + 2);
+  const end = note.lastIndexOf("\n\n"), signed = note.slice(0, end + 1), rest = note.slice(end + 2).split("\n");
+  must(lines.shift() === "c2sp.org/tlog-proof@v1" && cut > 0 && end > 0 && rest.pop() === "", "not a tlog-proof");
+  const extra = lines[0]?.startsWith("extra ") ? unbase64(lines.shift().slice(6)) : null;
+  const [origin, size, root, ...more] = signed.slice(0, -1).split("\n");
+  must(lines[0]?.startsWith("index ") && ![origin, ...more].includes("") && !/(?!\n)[\x00-\x1f]/.test(text) &&
+    rest.length > 0 && rest.length <= 100, "not a tlog-proof with a checkpoint");
+  const signatures = rest.map(line => {
+    const [dash, name, value, ...others] = line.split(" "), data = unbase64(value ?? "");
+    must(dash === "—" && name && !others.length && data.length > 4, `not a signature: ${line}`);
+    return {data: data.slice(4), by: `${name}+${hex(data.slice(0, 4))}`};
+  });
+  return {extra, index: decimal(lines[0].slice(6)), path: lines.slice(1).map(line => unbase64(line, 32)),
+    signed, origin, size: decimal(size), root: unbase64(root, 32), signatures};
+}
+async function parseKey(vkey, type) {
+  const [, name, id, value] = /^([^\s+]+)\+([0-9a-f]{8})\+(\S+)$/.exec(vkey.trim()) ?? [];
+  must(name, `not a verifier key: ${vkey}`);
+  const data = unbase64(value), key = data.slice(1);
+  const keyId = async kind => hex((await sha256(bytes(name + "\n"), [kind], key)).slice(0, 4));
+  must(await keyId(data[0]) === id, `the key ID ${id} of ${name} is not that of its name and key`);
+  // A witness's key may be written with type 1; what it verifies are cosignatures, of type 4.
+  must(key.length === 32 && (data[0] === 1 || data[0] === type), `not an Ed25519 key for this: ${vkey}`);
+  return {name, key, by: `${name}+${await keyId(type)}`};
+}
+async function isSigned(key, signature, message) {  // null: this browser can't tell
+  try {
+    const imported = await crypto.subtle.importKey("raw", key, {name: "Ed25519"}, false, ["verify"]);
+    return await crypto.subtle.verify("Ed25519", imported, signature, bytes(message));
+  } catch (error) { return error.name === "NotSupportedError" ? null : false; }
+}
+async function isCosigned(key, data, signed) {  // whether, and what to say of it
+  const time = BigInt("0x" + hex(data.slice(0, 8))), at = new Date(Number(time) * 1000);
+  const message = `cosignature/v1\ntime ${time}\n${signed}`;
+  const mark = time > 0n && time < 1n << 63n && await isSigned(key, data.slice(8), message);
+  const says = mark ? "cosigned at" : mark === null ? "not checked, of" : "false, of";
+  return [mark, `${says} ${isNaN(at) ? time : at.toJSON()}`];
+}
+const all = marks => !marks.length || marks.includes(false) ? false : marks.includes(null) ? null : true;
+
+async function check(entry, asked, proof, vkey, vkeys, add) {  // adds a mark, a claim and the values for each step
+  const {index, size, root, signed, origin, signatures, extra} = proof, text = encodeEntry(entry);
+  const leaf = await sha256([0], bytes(text)), own = hex(extra ?? bytes(text)) === hex(bytes(text));
+  const by = key => signatures.filter(signature => signature.by === key.by);
+  add(own && entry[asked.name] === asked.value && index === BigInt(entry.index),
+    "The entry is what was asked for, and what the proof is about", {"entry": text,
+    ...(own ? {} : {"entry in the proof": new TextDecoder().decode(extra)}), "index in the answer": entry.index,
+    "index in the proof": index, "leaf hash, SHA-256 of 0x00 and the entry": hex(leaf)});
+  const top = await climb(leaf, index, size, proof.path);
+  add(hex(top) === hex(root), `Its path leads to the root of the tree of ${number(size)} entries`, {
+    "path": `${proof.path.length} hashes up from entry ${index}`, "root computed": hex(top),
+    "root in the checkpoint": hex(root)});
+  const log = await parseKey(vkey, 1), marks = by(log).map(({data}) => isSigned(log.key, data, signed));
+  add(log.name === origin && all(await Promise.all(marks)), "The log's key has signed this root",
+    {"key": log.by, "origin in the checkpoint": origin, "signatures": signatures.map(s => s.by).join("\n")});
+  const rows = {}, seen = [];
+  for (const {by} of signatures) if (by !== log.by) rows[by] = "unknown key";
+  for (const key of await Promise.all(vkeys.map(line => parseKey(line, 4)))) {
+    const results = await Promise.all(by(key).map(({data}) => isCosigned(key.key, data, signed)));
+    rows[key.by] = results.map(([, says]) => says).join("\n") || "has not cosigned";
+    seen.push(all(results.map(([mark]) => mark)));
+  }
+  const claim = vkeys.length ? "Your witnesses have cosigned it" : "Witnesses: you gave no key";
+  add(vkeys.length ? all(seen) : null, claim, rows);
+}
+async function verify(entry, asked, steps, verdict) {
+  const marks = [], add = (mark, claim, rows = {}) => {
+    const [sign, kind, label] = mark ? ["✓", "good", "holds"] : mark === null ? ["–", "mute", "not checked"] :
+      ["✗", "bad", "does not hold"], shown = el("span", kind, sign), list = el("dl", "");
+    shown.role = "img"; shown.ariaLabel = label; marks.push(mark);
+    for (const [name, value] of Object.entries(rows)) list.append(el("dt", "", name), el("dd", "", value));
+    const title = el("strong", mark === false ? "bad" : "", mark ? claim : `${claim}: ${label}`);
+    steps.append(el("li", "", shown, el("div", "", title, list)));
+  };
+  const say = (kind, text) => {
+    verdict.className = `verdict ${{refused: "bad", verified: "good"}[kind] ?? "warn"}`;
+    verdict.textContent = visible(text); verdict.dataset.verdict = kind;
+  };
+  steps.replaceChildren(); say("", "Checking …");
+  if (!globalThis.crypto?.subtle) return say("unchecked", "Not verified: browsers can do that only on pages that " +
+    "come by https or from localhost. Use python btlog.py verify.");
+  const keys = $("trusted").value.split("\n").filter(line => line.trim());
+  const key = $("key").value.trim(), mine = key === pinned;
+  let proof;
+  try {
+    must(Number.isSafeInteger(entry.index) && entry.index >= 0, "an index that is none");
+    proof = await get(`/entry/${entry.index}/proof`);
+  } catch (error) { return say("unchecked", `Not verified, for want of a proof: ${error.message}`); }
+  try { await check(entry, asked, proof = parseProof(proof), key, keys, add); }
+  catch (error) { add(false, `The check ended early (${error.message}). What should be proved`); }
+  if (marks.includes(false))
+    return say("refused", "Refused: this does not prove that the file is logged. Don't trust it.");
+  const what = `it is entry ${number(entry.index)} of the ${number(proof.size)} that ${proof.origin} has signed`;
+  if (marks[2] === null) say("unchecked", "Not verified: this browser has no Ed25519. Use python btlog.py verify.");
+  else if (!mine) say("consistent", `Consistent: ${what}, by a key that you have not pinned. Pin the one you trust.`);
+  else say("verified", `Verified: ${what}` + (keys.length ? `, cosigned by ${keys.length} of your witnesses.` : "."));
+}
+
+// --- The keys, and the search for what stands behind # in the address
+const stored = name => { try { return localStorage.getItem(name) ?? ""; } catch { return ""; } };
+// Kept by the address of the server, not by the name of the log: that the server could change to be trusted again.
+let pinned = stored("key"), served = "", searches = 0, shown = 0, busy = false, timer;
+function showKeys() {
+  const differs = pinned && pinned !== served;
+  $("key").value = pinned || served;
+  put("whose", pinned ? "the key that you pinned" : "the key that this server gives");
+  put("remark", differs ? `The server gives another: ${served || "no key"}` : pinned ? "The server gives it, too." :
+    "This key is from the server itself: it can show no more than that its answers go together. Paste the one that " +
+    "you got elsewhere, and trust.", `small ${differs ? "bad" : "mute"}`);
+}
+function pin(key, witnesses) {
+  try { localStorage.setItem("key", key); localStorage.setItem("witnesses", witnesses); } catch { /* not for long */ }
+  pinned = key; $("trusted").value = witnesses; showKeys(); search();
+}
+function showEntry(entry, asked) {
+  const steps = el("ol", "steps"), verdict = el("p", "verdict"), link = el("a", "small", "Download the proof");
+  const form = el("form", "", el("button", "plain", "Verify"), link), {publisher} = entry;
+  const run = () => verify(entry, asked, steps, verdict);
+  const from = publisher ? `published by ${publisher.subject} (${publisher.issuer})` : "without a publisher";
+  link.href = `/entry/${Number(entry.index)}/proof`; link.download = `${entry.filename}.tlog-proof`;
+  form.onsubmit = event => { event.preventDefault(); run(); };
+  verdict.role = "status";
+  $("results").append(el("article", "", el("h3", "", entry.filename), el("p", "mono", entry.checksum),
+    el("p", "small mute", `Entry ${number(entry.index)}, ${from}`), form, steps, verdict));
+  return run;
+}
+async function search() {
+  const mine = ++searches;
+  let value = location.hash.slice(1), entries;
+  try { value = decodeURIComponent(value); } catch { /* it is meant as it stands */ }
+  const sum = /^(sha256:)?[0-9a-f]{64}$/i.test(value), lower = value.slice(-64).toLowerCase();
+  const asked = sum ? {name: "checksum", value: `sha256:${lower}`} : {name: "filename", value};
+  $("query").value = value; $("results").replaceChildren(); put("found", value && "Asking the log …", "");
+  if (!value) return;
+  try {
+    entries = JSON.parse(await get(`/entries?${asked.name}=${encodeURIComponent(asked.value)}`)).entries;
+    must(Array.isArray(entries) && entries.every(entry => entry instanceof Object), "not a list of entries");
+  } catch (error) { entries = error; }
+  if (mine !== searches) return;  // another one was begun
+  if (entries instanceof Error) return put("found", `The log has no answer: ${entries.message}`, "bad");
+  if (!entries.length) return put("found", "Not logged, says this server, which it can't prove.", "warn");
+  const sums = new Set(entries.map(entry => entry.checksum)).size, times = entries.length;
+  put("found", `This server knows ${times > 1 ? `${number(times)} entries` : "one entry"}` + (sums > 1 ?
+    " with different checksums. Which is that of your file?" : `. Is this your file's ${sum ? "name" : "checksum"}?`),
+    sums > 1 ? "warn" : "");
+  for (const run of entries.map(entry => showEntry(entry, asked)).slice(0, 3)) run();
+}
+
+// --- The state of the log
+const ms = n => n >= 1000 ? `${(n / 1000).toFixed(2)} s` : `${(n ?? 0).toFixed(n < 10 ? 2 : 0)} ms`;
+const WORK = [["Entries", "count", number], ["Refused or failed", "failures", number], ["Last", "last_ms", ms],
+  ["Average", "average_ms", ms], ["Fastest", "min_ms", ms], ["Slowest", "max_ms", ms],
+  ["Entries a second, last", "throughput_per_second", n => number(Math.round(n ?? 0))]];
+function since(time, now) {
+  const seconds = Math.max(0, (Date.parse(now) - Date.parse(time)) / 1000);
+  const [n, unit] = [[86400, "days"], [3600, "h"], [60, "min"], [1, "s"]].find(([n]) => seconds >= 2 * n) ?? [1, "s"];
+  return `${Math.floor(seconds / n)} ${unit}`;
+}
+function showWitness({name, url, size, last_cosigned, dark_since, error}, now) {
+  const last = last_cosigned ? `cosigned ${since(last_cosigned, now)} ago, at size ${number(size)}` : "";
+  const dark = dark_since ? `dark for ${since(dark_since, now)}: ${error}` : last ? "" : "has not cosigned yet";
+  return el("li", "", el("strong", "", name), el("p", "small mute", url), el("p", "small bad", dark),
+    el("p", `small ${dark ? "mute" : "good"}`, last));
+}
+async function newest(index) {
+  let entry = await get(`/entry/${index}`).catch(error => { if (error.status !== 400) throw error; });
+  try { entry = JSON.parse(entry); encodeEntry(entry); } catch { entry = null; }
+  const name = el("a", "mono", entry ? entry.filename : "not an entry");
+  if (entry) name.href = `#${encodeURIComponent(entry.filename)}`;
+  return el("li", "", name, el("span", "mute at", number(index)), el("span", "mute", entry?.checksum),
+    el("span", "mute at", entry?.publisher ? "publisher" : ""));
+}
+async function show(status) {
+  const {origin, vkey, trouble, read_only, generated_at: now, checkpoint = {}, witnesses = [], disk} = status;
+  const size = checkpoint.tree_size ?? 0, {available} = checkpoint;
+  document.title = visible(origin); put("origin", origin); put("vkey", vkey); put("trouble", trouble);
+  put("state", trouble ? "in trouble" : read_only ? "read-only" : available ? "publishing" : "waiting",
+    `small ${trouble ? "bad" : available ? "good" : "warn"}`);
+  put("size", available ? number(size) : "–"); put("root", checkpoint.root_hash ?? "–");
+  put("checkpoint", checkpoint.raw_checkpoint?.trim() ?? "–");
+  put("next", !available ? "Nothing is published yet: are the witnesses up, and do they know the key below?" :
+    size ? "" : `The log is empty. A first entry: python btlog.py add FILE --log-url ${location.origin}`);
+  $("witnesses").replaceChildren(...witnesses.map(witness => showWitness(witness, now)));
+  if (!witnesses.length) $("witnesses").append(el("li", "small mute", read_only ? "The writing process asks them." :
+    "None: nobody else sees to it that the log shows the same tree to everybody."));
+  $("work").replaceChildren(...WORK.map(([title, name, format]) => el("tr", "", el("th", "", title),
+    ...[status.latency, status.bulk_latency].map(numbers => el("td", "", format(numbers?.[name]))))));
+  put("disk", disk && `On disk: ${(disk.bytes / 1e6).toFixed(1)} MB in ${number(disk.files)} files`);
+  if (size < shown) { shown = 0; $("newest").replaceChildren(); }
+  const from = Math.max(shown, size - 10), rows = Array.from({length: size - from}, (_, i) => newest(size - 1 - i));
+  $("newest").prepend(...await Promise.all(rows)); shown = size;
+  while ($("newest").childElementCount > 10) $("newest").lastChild.remove();
+}
+async function poll() {
+  if (busy) return;
+  clearTimeout(timer); busy = true;
+  try { await show(JSON.parse(await get("/status.json"))); }
+  catch (error) {
+    put("state", "no answer", "small bad");
+    put("trouble", `The log does not answer: ${error.message}`);
+  }
+  document.body.className = "ready"; busy = false;
+  if (!document.hidden) timer = setTimeout(poll, 5000);
+}
+$("find").onsubmit = event => {
+  event.preventDefault();
+  const hash = `#${encodeURIComponent($("query").value.trim())}`;
+  if (location.hash === hash) search(); else location.hash = hash;
+};
+$("pin").onsubmit = event => { event.preventDefault(); pin($("key").value.trim(), $("trusted").value.trim()); };
+$("forget").onclick = () => pin("", "");
+$("copy").onclick = () => {  // navigator.clipboard is there only where WebCrypto is
+  getSelection().selectAllChildren($("vkey"));
+  put("copy", document.execCommand("copy") ? "Copied" : "Selected");
+};
+document.onvisibilitychange = () => document.hidden || poll();
+onhashchange = search;
+put("url", location.origin); $("trusted").value = stored("witnesses");
+get("/.well-known/public-key").then(text => { served = text.trim(); }, () => {}).then(showKeys).then(search);
+poll();
+</script>
+</html>
+"""
+PAGE_POLICY = page_policy(PAGE)
 
 
 class LogServer:
@@ -3319,7 +3812,7 @@ class LogServer:
 
     def __init__(self, log: Log, token: str | None = None, max_bulk: int = 50_000, read_only: bool = False) -> None:
         self.log, self._token, self._max_bulk, self._read_only = log, token, max_bulk, read_only
-        self.adds, self.bulks = Latency(), Latency()
+        self.adds, self.bulks, self.results = Latency(), Latency(), Counter[str]()
         self._cache = Cache(32 << 20, lambda response: len(response.body) + 600)
         self._gets: dict[str, Callable[[Request], Response]] = {
             "/checkpoint": self._get_checkpoint,
@@ -3327,6 +3820,8 @@ class LogServer:
             "/entries": self._get_entries,
             "/status.json": self._get_status,
             "/healthz": self._get_health,
+            "/metrics": self._get_metrics,
+            "/": self._get_page,
         }
         self._posts: dict[str, Callable[[Request, Body], Coroutine[Any, Any, Response]]] = {
             "/add": self._post_add,
@@ -3401,10 +3896,12 @@ class LogServer:
             submission = await self.log.submit(Submission([entry], prove=True))
             if isinstance(outcome := submission.outcomes[0], Conflict):
                 raise outcome
-        except Error:
+        except Error as error:
             self.adds.add(0, 0, 1)
+            self._count(error)
             raise
         self.adds.add(time.monotonic() - start)
+        self.results["logged"] += 1
         answer = b'{"index":%d,"checkpoint":%b,"inclusionProof":[%b]}\n'
         return Response(answer % (outcome, submission.published.json, submission.proofs[outcome]))
 
@@ -3420,8 +3917,9 @@ class LogServer:
         else:
             try:
                 submission = await self.log.submit(Submission(entries, prove=False))
-            except Error:
+            except Error as error:
                 self.bulks.add(0, 0, len(entries))
+                self._count(error, len(entries))
                 raise
             published, outcomes = submission.published, iter(submission.outcomes)
         results: list[tuple[bytes, Outcome] | Refused] = (
@@ -3430,7 +3928,16 @@ class LogServer:
         )
         logged = sum(type(result[1]) is int for result in results)
         self.bulks.add(time.monotonic() - start, logged, len(results) - logged)
+        self.results["logged"] += logged
+        if logged < len(results):
+            for result in results:
+                if not isinstance(result[1], int):
+                    self._count(result[1])
         return Response(self._bulk_answer(published, results), NDJSON)
+
+    def _count(self, error: Error, entries: int = 1) -> None:
+        known = {409: "conflict", 503: "unavailable"}
+        self.results[known.get(error.status, "refused" if error.status < 500 else "failed")] += entries
 
     async def _read_bulk(self, body: Body) -> list[bytes | Refused]:
         """The entries of the lines of a body, which is read as it comes."""
@@ -3490,6 +3997,37 @@ class LogServer:
             return Response(proof, TEXT, headers=OPEN)
         return Response.json(entry_to_json(number, Entry.parse(self.log.store.entry(number))), OPEN)
 
+    def _get_page(self, request: Request) -> Response:
+        return Response(PAGE.encode(), "text/html; charset=utf-8", headers={"Content-Security-Policy": PAGE_POLICY})
+
+    def _get_metrics(self, request: Request) -> Response:
+        log, callers = self.log, self.log.callers
+        sizes: list[Sample] = [("", {"tree": "signed"}, log.signed.tree.size)]
+        ages: list[Sample] = []
+        with contextlib.suppress(Unavailable):
+            sizes.append(("", {"tree": "published"}, log.published.tree.size))
+            cosigned = [seconds for _, seconds in cosignature_times(log.published.note)]
+            ages = [("", {}, max(time.time() - max(cosigned), 0.0))] if cosigned else []
+        names = ("logged", "conflict", "refused", "unavailable", "failed")
+        failures: list[Sample] = [("", {"witness": c.key.name}, c.latency.failures) for c in callers]
+        dark: list[Sample] = [("", {"witness": c.key.name}, float(bool(c.dark_since))) for c in callers]
+        witnesses = itertools.chain(*(caller.latency.samples(witness=caller.key.name) for caller in callers))
+        return Response("".join([
+            metric("btlog_entries_total", "counter", "Entries that were asked to be logged, by what became of them.",
+                   [("", {"result": name}, self.results[name]) for name in names]),
+            metric("btlog_add_seconds", "histogram", "Time of adds that were answered.", self.adds.samples()),
+            metric("btlog_bulk_seconds", "histogram", "Time of bulks that were answered.", self.bulks.samples()),
+            metric("btlog_publish_seconds", "histogram", "Time from a batch to its published checkpoint.",
+                   log.publishing.samples()),
+            metric("btlog_witness_seconds", "histogram", "Time of cosignatures, by witness.", witnesses),
+            metric("btlog_witness_failures_total", "counter", "Requests that a witness did not cosign.", failures),
+            metric("btlog_witness_dark", "gauge", "1 while a witness does not cosign.", dark),
+            metric("btlog_tree_size", "gauge", "Entries of the tree.", sizes),
+            metric("btlog_queue_entries", "gauge", "Entries that wait to be published.", [("", {}, log.waiting())]),
+            metric("btlog_checkpoint_age_seconds", "gauge", "Time since the newest published cosignature.", ages),
+            metric("btlog_trouble", "gauge", "1 while it can't publish.", [("", {}, float(bool(log.trouble)))]),
+        ]).encode(), METRICS)
+
     def _get_status(self, request: Request) -> Response:
         folder = self.log.store.folder
         files = [path.stat().st_size for path in folder.iterdir() if path.is_file()]
@@ -3498,7 +4036,7 @@ class LogServer:
             "entry_type": "pypi-transparency/v1",
             "storage_dir": str(folder),
             "witness_configured": bool(self.log.callers),
-            "witnesses": [caller.status() for caller in self.log.callers],
+            "witnesses": [caller.status() for caller in self.log.callers] or self._cosigned(),
             "generated_at": utc(time.time()),
             "checkpoint": self._checkpoint_status(),
             "latency": self.adds.json(),
@@ -3508,6 +4046,16 @@ class LogServer:
             "read_only": self._read_only,
             "trouble": self.log.trouble,
         }, OPEN)
+
+    def _cosigned(self) -> list[dict[str, Any]]:
+        """For a process that asks no witness: who cosigned what is published."""
+        try:
+            published = self.log.published
+        except Unavailable:
+            return []
+        fixed = {"url": "", "size": published.tree.size, "dark_since": None, "error": ""}
+        times = cosignature_times(published.note)
+        return [{"name": name, "last_cosigned": utc(seconds), **fixed} for name, seconds in times]
 
     def _checkpoint_status(self) -> dict[str, Any]:
         try:
@@ -3559,6 +4107,7 @@ class Witness:
         self.store, self.signer, self._clock = store, signer, clock
         self.trouble = ""
         self.failed = threading.Event()
+        self.latency, self.refused = Latency(), Counter[int]()  # by HTTP status
         self._waiting: list[Cosigning] = []
         store.claim(signer.key)
         self._read_logs()
@@ -3666,11 +4215,24 @@ class WitnessServer:
         if request.target == "/add-checkpoint":
             if request.method != "POST":
                 raise HttpError(405, "/add-checkpoint takes POST", Allow="POST")
-            return self._add_checkpoint(body)
-        get = self._get_health if request.target == "/healthz" else self._get_checkpoint
+            return self._measured(body)
+        get = {"/healthz": self._get_health, "/metrics": self._get_metrics}.get(request.target, self._get_checkpoint)
         if request.method not in ("GET", "HEAD"):
             raise HttpError(405, f"{request.path[:80]} takes GET and HEAD", Allow="GET, HEAD")
         return get(request)
+
+    async def _measured(self, body: Body) -> Response:
+        start = time.monotonic()
+        try:
+            response = await self._add_checkpoint(body)
+        except Error as error:
+            self.witness.refused[error.status] += 1
+            raise
+        if response.status == 200:
+            self.witness.latency.add(time.monotonic() - start)
+        else:
+            self.witness.refused[response.status] += 1
+        return response
 
     async def _add_checkpoint(self, body: Body) -> Response:
         request = AddCheckpoint.parse(await body.all(MAX_ADD_CHECKPOINT))
@@ -3695,6 +4257,25 @@ class WitnessServer:
         if last is None:
             raise HttpError(404, "there is nothing here, or not yet")
         return Response(last.note, TEXT, headers={**OPEN, "Cache-Control": "no-cache"})
+
+    def _get_metrics(self, request: Request) -> Response:
+        witness = self.witness
+        refused: list[Sample] = [("", {"status": str(n)}, count) for n, count in sorted(witness.refused.items())]
+        lasts = {origin: witness.store.last(origin) for origin in witness.logs}
+        known = {origin: last for origin, last in lasts.items() if last}
+        evidence = witness.store.database.read("SELECT origin, count(*) FROM evidence WHERE forked GROUP BY origin")
+        return Response("".join([
+            metric("btlog_cosign_seconds", "histogram", "Time of requests that were cosigned.",
+                   witness.latency.samples()),
+            metric("btlog_refused_total", "counter", "Requests that were not cosigned, by HTTP status.", refused),
+            metric("btlog_log_size", "gauge", "The size that was cosigned last, by log.",
+                   [("", {"log": origin}, last.tree.size) for origin, last in known.items()]),
+            metric("btlog_log_cosigned_timestamp_seconds", "gauge", "When that was, by log.",
+                   [("", {"log": origin}, last.seconds) for origin, last in known.items()]),
+            metric("btlog_forks", "gauge", "Pairs of checkpoints of one size with different roots, by log.",
+                   [("", {"log": origin}, count) for origin, count in evidence]),
+            metric("btlog_trouble", "gauge", "1 while it can't cosign.", [("", {}, float(bool(witness.trouble)))]),
+        ]).encode(), METRICS)
 
     def _get_health(self, request: Request) -> Response:
         self.witness.check()
@@ -4355,6 +4936,8 @@ def run_server(
     ending: Callable[[], None] = lambda: None,
 ) -> int:
     """Serves until SIGTERM or SIGINT (exit code 0), or until `failed` is set (3); SIGHUP calls `hangup`."""
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(Flood())
     ready = functools.partial(print, server.url, what, flush=True)
     asyncio.run(server.run(ready, failed.is_set, hangup, ending))
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -4547,7 +5130,6 @@ def cmd_fsck(args: argparse.Namespace) -> int:
 def cmd_monitor(args: argparse.Namespace) -> int:
     policy, folder = read_policy(args), Path(args.storage_dir)
     url = args.log_url or log_url(policy)
-    logger.setLevel(logging.DEBUG if args.debug else logging.INFO)
     if not url:
         raise Malformed("give --log-url, or a policy with the log's URL")
     make_folder(folder)
@@ -4917,6 +5499,7 @@ def _log_command(command: Command) -> None:
     add("--allow-replacement", action="store_true", help="log a filename again with another checksum")
     add("--read-only", action="store_true", help="serve what another process writes; needs no private key")
     add("--open-writes", action="store_true", help="let anybody write, on an address that is not loopback")
+    _add_logging(add)
 
 
 def _witness_command(command: Command) -> None:
@@ -4930,6 +5513,7 @@ def _witness_command(command: Command) -> None:
     add("--origin", metavar="NAME", help="the name of a new witness (default: of this host)")
     add("--log-public-key", metavar="F", action="append", help="a log's key; can be repeated, and stays known for good")
     add("--policy", metavar="F", help="a policy file whose logs are to be known as well")
+    _add_logging(add)
 
 
 def _user_commands(command: Command) -> None:
@@ -4967,8 +5551,7 @@ def _watch_commands(command: Command) -> None:
     add("--filename-regex", metavar="R", help="find entries whose filename has a match for this")
     add("--checksum-regex", metavar="R", help="find entries whose checksum has a match for this")
     add("--index-url", metavar="U", help="compare with this package index, by the URL that pip takes")
-    add("--json-logging", action="store_true", help="print JSON lines")
-    add("--debug", action="store_true", help="say more on stderr")
+    _add_logging(add)
     _add_follow(add, 60)
     _add_policy(add)
 
@@ -4985,6 +5568,11 @@ def _watch_commands(command: Command) -> None:
     add("--log-url", metavar="U", help="the log (default: the policy's URL, or http://127.0.0.1:8080)")
     add("--write-token-file", metavar="F", help="a file with the log's write token")
     _add_policy(add)
+
+
+def _add_logging(add: Callable[..., Any]) -> None:
+    add("--json-logging", action="store_true", help="write lines of JSON")
+    add("--debug", action="store_true", help="say more on stderr")
 
 
 def _add_follow(add: Callable[..., Any], frequency: float) -> None:
@@ -5030,12 +5618,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code: 0 as it should be, 1 found, 2 usage, 3 could not be checked."""
     logging.basicConfig(format="btlog: %(message)s", level=logging.INFO, stream=sys.stderr, force=True)
     logging.getLogger("asyncio").setLevel(logging.ERROR)
+    [handler] = logging.getLogger().handlers
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         if not arguments:
             parser().print_help()
             return 2
         args = parser().parse_args(arguments)
+        if getattr(args, "json_logging", False):
+            handler.setFormatter(JsonLines())
+        logging.getLogger().setLevel(logging.DEBUG if getattr(args, "debug", False) else logging.INFO)
         gc.freeze()  # what is there now stays; and of what comes, little is in cycles
         gc.set_threshold(20_000, 20, 20)
         code: int = args.run(args)

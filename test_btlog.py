@@ -23,9 +23,11 @@ import http.server
 import io
 import itertools
 import json
+import logging
 import os
 import random
 import re
+import select
 import shutil
 import signal
 import socket
@@ -2914,7 +2916,7 @@ def test_hostile_heads_take_no_time(log: LocalLog) -> None:
     """60,000 spaces and a byte that is not allowed: a regular expression that goes back would take hours."""
     for tail in b"\x7f", b"\n", b"\0", b" ":
         begun = time.monotonic()
-        answer = raw(log.port, b"GET / HTTP/1.1\r\nX:" + b" " * 60_000 + tail + b"\r\n\r\n", answers=1)
+        answer = raw(log.port, b"GET /x HTTP/1.1\r\nX:" + b" " * 60_000 + tail + b"\r\n\r\n", answers=1)
         assert answer.startswith(b"HTTP/1.1 404 " if tail == b" " else b"HTTP/1.1 400 ")
         assert time.monotonic() - begun < 1
 
@@ -4971,6 +4973,321 @@ def test_the_readme_names_what_there_is() -> None:
     for path_ in re.findall(r"`(?:GET|POST) (/[^`?]*)", README):
         if not path_.startswith("/<"):
             assert path_.split("/")[1] in TEXT
+
+
+# --- What operators watch ------------------------------------------------------------------------------------------------------------------
+
+def samples_of(url: str) -> dict[tuple[str, str], float]:
+    """The samples of /metrics, by name and labels, each line of which has the form that it should have."""
+    status, headers, body = ask(url, "/metrics")
+    assert (status, headers["content-type"]) == (200, "text/plain; version=0.0.4; charset=utf-8")
+    samples = {}
+    for line in body.decode().splitlines():
+        if not line.startswith("#"):
+            match = re.fullmatch(r"(btlog_[a-z_]+)(?:\{(.*)\})? ([0-9.e+-]+)", line)
+            assert match, line
+            assert (match[1], match[2] or "") not in samples
+            samples[match[1], match[2] or ""] = float(match[3])
+    return samples
+
+
+def test_metrics_of_a_log(log: LocalLog) -> None:
+    url = log.url
+    assert samples_of(url)["btlog_tree_size", 'tree="published"'] == 0
+    assert [add(url, entry(1))[0], add(url, entry(1))[0], add(url, other_sum(entry(1)))[0]] == [200, 200, 409]
+    assert ask(url, "/add", "POST", b"{}")[0] == 400
+    assert bulk(url, b"".join(as_line(entry(i)) for i in range(2, 9)))[0] == 200
+    after = samples_of(url)
+    assert after["btlog_tree_size", 'tree="published"'] == after["btlog_tree_size", 'tree="signed"'] == 8
+    results = {label: value for (name, label), value in after.items() if name == "btlog_entries_total"}
+    assert results == {
+        'result="logged"': 9, 'result="conflict"': 1, 'result="refused"': 1, 'result="unavailable"': 0, 'result="failed"': 0,
+    }
+    assert after["btlog_add_seconds_count", ""] == after["btlog_add_seconds_bucket", 'le="+Inf"'] == 2
+    assert after["btlog_bulk_seconds_count", ""] == 1
+    assert 0 < after["btlog_add_seconds_sum", ""] < 60
+    buckets = [value for (name, _), value in after.items() if name == "btlog_add_seconds_bucket"]
+    assert buckets == sorted(buckets)
+    assert (after["btlog_queue_entries", ""], after["btlog_trouble", ""]) == (0, 0)
+
+
+def test_prometheus_strings() -> None:
+    text = btlog.metric("m", "gauge", "What it is.", [("", {"a": 'x\\y"z\nw'}, 1)])
+    assert text == '# HELP m What it is.\n# TYPE m gauge\nm{a="x\\\\y\\"z\\nw"} 1\n'
+
+
+def test_lines_of_json() -> None:
+    record = logging.LogRecord("btlog", logging.ERROR, "", 0, "%s: \u2014 and\nmore", ("what",), None)
+    line = btlog.JsonLines().format(record)
+    assert "\n" not in line
+    parsed = json.loads(line)
+    assert (parsed["level"], parsed["msg"]) == ("ERROR", "what: \u2014 and\nmore")
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", parsed["time"])
+
+
+def test_a_flood_of_records_is_held_back() -> None:
+    flood = btlog.Flood(limit=3, period=60)
+
+    def say(text: str, at: float) -> str | None:
+        record = logging.LogRecord("btlog", logging.ERROR, "", 0, text, ("x",), None)
+        record.created = at
+        return record.getMessage() if flood.filter(record) else None
+
+    assert [say("a %s", 100.0 + i) for i in range(10)] == ["a x"] * 3 + [None] * 7
+    assert say("b %s", 110.0) == "b x"  # another kind is not held back with it
+    assert say("a %s", 170.0) == "a x (and 7 more like it)"
+    assert [say("a %s", 171.0) for _ in range(3)] == ["a x", "a x", None]
+    assert say("a %s", 300.0) == "a x (and 1 more like it)"
+    assert say("a %s", 400.0) == "a x"
+
+
+# --- The page, in a real browser -----------------------------------------------------------------------------------------------
+
+HOSTILE = "<img src=x onerror=alert(1)>.whl"
+EXEC_WITH_PIPES = """
+import fcntl, os, sys  # a Chromium reads its orders from 3 and answers on 4
+for number, file in zip((3, 4), [fcntl.fcntl(int(file), fcntl.F_DUPFD, 10) for file in sys.argv[1:3]]):
+    os.dup2(file, number)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
+
+
+class Browser:
+    """A headless Chromium that is told what to do over a pipe, and that keeps what its console says."""
+
+    def __init__(self, profile: Path) -> None:
+        found_at = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+        assert found_at, "this test needs a Chromium: apt-get install chromium"
+        theirs, self._write = os.pipe()
+        self._read, back = os.pipe()
+        flags = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run")
+        begin = (sys.executable, "-c", EXEC_WITH_PIPES, str(theirs), str(back), found_at)
+        command = (*begin, *flags, f"--user-data-dir={profile}", "--remote-debugging-pipe")
+        with open(profile.with_suffix(".log"), "wb") as output:
+            self._process = subprocess.Popen(command, pass_fds=(theirs, back), stdout=output, stderr=output)
+        os.close(theirs)
+        os.close(back)
+        self._count, self._rest, self._session = itertools.count(1), b"", ""
+        self.complaints: list[str] = []
+
+    def start(self) -> None:
+        target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        for domain in "Page", "Runtime", "Log":
+            self.call(f"{domain}.enable")
+
+    def call(self, method: str, **params: Any) -> dict[str, Any]:
+        number = next(self._count)
+        session = {"sessionId": self._session} if self._session else {}
+        os.write(self._write, json.dumps({"id": number, "method": method, "params": params, **session}).encode() + b"\0")
+        while True:
+            while b"\0" not in self._rest:
+                assert select.select([self._read], [], [], 60)[0], f"Chromium has no answer to {method}"
+                data = os.read(self._read, 1 << 16)
+                assert data, f"Chromium ended at {method}"
+                self._rest += data
+            line, _, self._rest = self._rest.partition(b"\0")
+            message = json.loads(line)
+            if message.get("method") in ("Log.entryAdded", "Runtime.exceptionThrown", "Runtime.consoleAPICalled"):
+                self.complaints.append(str(message["params"]))
+            if message.get("id") == number:
+                assert "error" not in message, message
+                result: dict[str, Any] = message["result"]
+                return result
+
+    def run(self, script: str) -> Any:
+        answer = self.call("Runtime.evaluate", expression=script, returnByValue=True)
+        assert "exceptionDetails" not in answer, answer
+        return answer["result"].get("value")
+
+    def open(self, url: str) -> None:
+        """Opens a page anew, whatever is open, and waits until it is there."""
+        self.call("Page.navigate", url="about:blank")
+        self.call("Page.navigate", url=url)
+        eventually(lambda: self.run("location.protocol === 'http:' && document.body?.className === 'ready'"))
+
+    def verdict(self) -> str:
+        """What the page finds in the end: verified, consistent, unchecked or refused; and in which steps."""
+        last = "[...document.querySelectorAll('.verdict')].map(e => e.dataset.verdict).at(-1)"
+        return str(eventually(lambda: self.run(last)))
+
+    def text(self, selector: str) -> str:
+        return str(self.run(f"[...document.querySelectorAll({json.dumps(selector)})].map(e => e.textContent).join('|')"))
+
+    def close(self) -> None:
+        with contextlib.suppress(AssertionError, OSError):
+            self._session = ""
+            self.call("Browser.close")
+        try:
+            self._process.wait(15)
+        finally:
+            self._process.kill()
+            os.close(self._read)
+            os.close(self._write)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with contextlib.closing(Browser(tmp_path_factory.mktemp("chromium") / "profile")) as chromium:
+        chromium.start()
+        yield chromium
+
+
+@contextlib.contextmanager
+def tampering(url: str, tamper: Callable[[str, bytes], bytes]) -> Iterator[str]:
+    """The URL of a server between a browser and the log at `url` that changes what `tamper` changes."""
+
+    class Between(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            status, headers, data = ask(url, self.path)
+            data = tamper(self.path, data)
+            self.send_response(status)
+            for name in "content-type", "content-security-policy":
+                if name in headers:
+                    self.send_header(name, headers[name])
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *args: Any) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Between)
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@contextlib.contextmanager
+def witnessed_page(tmp_path: Path) -> Iterator[tuple[str, str, str]]:
+    """The URL of a log with 301 entries and a witness, and the vkeys of both."""
+    assert run_btlog("keygen", "--origin", "log.example/page", cwd=tmp_path).returncode == 0
+    (tmp_path / "w").mkdir()
+    with running("witness", "--database-path", "w/witness.db", "--log-public-key", "public.key", cwd=tmp_path) as other:
+        asked = ("--witness-url", other.url, "--witness-public-key", "w/witness-public.key")
+        with running("serve", "--private-key", "private.key", *asked, cwd=tmp_path) as server:
+            assert bulk(server.url, b"".join(as_line(entry(i)) for i in range(299)))[0] == 200
+            assert add(server.url, Entry("signed-1.0.whl", f"sha256:{'12' * 32}", PUBLISHER).encode())[0] == 200
+            assert add(server.url, Entry(HOSTILE, f"sha256:{'ab' * 32}").encode())[0] == 200
+            key, witness_key = (tmp_path / "public.key", tmp_path / "w/witness-public.key")
+            yield server.url, key.read_text().strip(), witness_key.read_text().strip()
+
+
+def at_hash(url: str, value: str) -> str:
+    return f"{url}/#{urllib.parse.quote(value, safe='')}"
+
+
+@pytest.mark.slow
+def test_page_finds_and_verifies(tmp_path: Path, browser: Browser) -> None:
+    """T65: names are text. The page verifies by keys that were pinned, and says so where none was."""
+    with witnessed_page(tmp_path) as (url, key, witness_key):
+        status, headers, _ = ask(url, "/")
+        assert (status, headers["content-type"]) == (200, "text/html; charset=utf-8")
+        assert headers["content-security-policy"].startswith("default-src 'none'; connect-src 'self'; ")
+        browser.complaints.clear()
+        browser.open(url)
+        assert (browser.text("#origin"), browser.text("#size")) == ("log.example/page", "301")
+        assert HOSTILE in browser.text("#newest a")
+        assert browser.run("document.querySelectorAll('#newest li').length") == 10
+        for value in HOSTILE, "ab" * 32, f"sha256:{'AB' * 32}", "signed-1.0.whl", Entry.parse(entry(7)).filename:
+            browser.open(at_hash(url, value))
+            assert browser.verdict() == "consistent", browser.text("#results")
+        browser.open(at_hash(url, HOSTILE))
+        assert browser.verdict() == "consistent"
+        assert browser.text("article h3") == HOSTILE
+        assert browser.run("document.images.length") == 0
+        # What is pinned stays: also for the next visit.
+        browser.run(f"pin({json.dumps(key)}, {json.dumps(witness_key)})")
+        assert browser.verdict() == "verified", browser.text("#results")
+        browser.open(at_hash(url, "signed-1.0.whl"))
+        assert browser.verdict() == "verified"
+        assert browser.text(".steps li > span") == "✓|✓|✓|✓"
+        assert "cosigned at 20" in browser.text(".steps")
+        assert f"publisher {PUBLISHER.issuer} {PUBLISHER.subject}" in browser.text(".steps")
+        # Another log's key, an absent witness, a key that is none
+        for other in (LOG_VKEY, ""), (key, WITNESS_VKEY_4), (key, f"{witness_key}\n{WITNESS_VKEY}"), (key[:-4], ""):
+            browser.run(f"pin({json.dumps(other[0])}, {json.dumps(other[1])})")
+            assert browser.verdict() == "refused", other
+            assert "Refused" in browser.text(".verdict")
+        browser.open(at_hash(url, "nothing-1.0.whl"))
+        assert "Not logged" in eventually(lambda: browser.text("#found.warn"))
+        browser.run("isSigned = async () => null; pin('', ''); location.hash = '#signed-1.0.whl'")
+        assert browser.verdict() == "unchecked"  # a browser without Ed25519
+        assert browser.complaints == []
+
+
+def flipped(line: str, at: int) -> str:
+    """A line with one bit changed in the base64 at its end."""
+    head, space, value = line.rpartition(" ")
+    data = bytearray(base64.b64decode(value, validate=True))
+    data[at] ^= 1
+    return f"{head}{space}{b64(bytes(data))}"
+
+
+def change_line(part: int, line: int, change: Callable[[str], str]) -> Callable[[str, bytes], bytes]:
+    """Changes a line of a part of a proof: 0 is its head, 1 the text of the checkpoint, 2 its signatures."""
+
+    def tamper(path_: str, data: bytes) -> bytes:
+        if not path_.endswith("/proof"):
+            return data
+        parts = [text.split("\n") for text in data.decode().split("\n\n")]
+        parts[part][line] = change(parts[part][line])
+        return "\n\n".join("\n".join(lines) for lines in parts).encode()
+
+    return tamper
+
+
+def in_answer(old: bytes, new: bytes) -> Callable[[str, bytes], bytes]:
+    return lambda path_, data: data.replace(old, new) if path_.startswith("/entries") else data
+
+
+@pytest.mark.slow
+def test_page_refuses_what_is_forged(tmp_path: Path, browser: Browser) -> None:
+    file = "signed-1.0.whl"
+    forged: dict[str, Callable[[str, bytes], bytes]] = {
+        "a hash": change_line(0, -1, lambda line: flipped(line, 0)),
+        "a hash that is none": change_line(0, -1, lambda line: "index 0"),
+        "the extra": change_line(0, 1, lambda line: flipped(line, -1)),
+        "the index": change_line(0, 2, lambda line: "index 298"),
+        "not a number": change_line(0, 2, lambda line: "index 0299"),
+        "the origin": change_line(1, 0, lambda line: "log.example/other"),
+        "the size": change_line(1, 1, lambda line: "302"),
+        "the root": change_line(1, 2, lambda line: flipped(line, 0)),
+        "the signature": change_line(2, 0, lambda line: flipped(line, 20)),
+        "its key ID": change_line(2, 0, lambda line: flipped(line, 0)),
+        "the time of a cosignature": change_line(2, 1, lambda line: flipped(line, 11)),
+        "the cosignature": change_line(2, 1, lambda line: flipped(line, 30)),
+        "the checksum": in_answer(b"sha256:12", b"sha256:21"),
+        "the name": in_answer(b"signed-1.0", b"signed-2.0"),
+        "the publisher": in_answer(PUBLISHER.subject.encode(), b"somebody else"),
+        "a newline in the name": in_answer(b"signed-1.0.whl", rb"signed-1.0.whl\npublisher a b"),
+        "the index of the answer": in_answer(b'"index": 299', b'"index": 298'),
+        "another entry": in_answer(b"12" * 32, b"ab" * 32),
+    }
+    with witnessed_page(tmp_path) as (url, key, witness_key):
+        logged = {i: ask(url, f"/entry/{i}")[2] for i in (299, 300)}
+        proof = ask(url, "/entry/299/proof")[2]
+        moved = logged[299].replace(b"299", b"298")
+        forged["an entry that is logged, and was not asked for"] = lambda path_, data: (
+            b'{"entries":[%b]}' % logged[300] if path_.startswith("/entries") else data
+        )
+        forged["a proof of another index than the answer has"] = lambda path_, data: (
+            b'{"entries":[%b]}' % moved if path_.startswith("/entries") else proof if path_ == "/entry/298/proof" else data
+        )
+        for what, tamper in {"nothing": lambda path_, data: data, **forged}.items():
+            with tampering(url, tamper) as between:
+                browser.open(f"{between}/")
+                browser.complaints.clear()
+                browser.run(f"pin({json.dumps(key)}, {json.dumps(witness_key)})")
+                browser.run(f"location.hash = '#{file}'")
+                expected = "verified" if what == "nothing" else "refused"
+                assert browser.verdict() == expected, (what, browser.text("#results"))
+                assert browser.complaints == []
 
 
 # --- The shape of the file ------------------------------------------------------------------------------------------------------------------
