@@ -42,6 +42,7 @@ import bisect
 import concurrent.futures
 import contextlib
 import dataclasses
+import difflib
 import email.utils
 import functools
 import gc
@@ -58,13 +59,17 @@ import logging
 import math
 import os
 import re
+import shutil
 import signal
 import socket
 import sqlite3
 import stat
+import subprocess
 import sys
+import tempfile
 import threading
 import time
+import tomllib
 import urllib.parse
 import zlib
 from collections import Counter, OrderedDict, deque
@@ -1196,7 +1201,9 @@ class Database:
     def _connect(self, mode: str) -> sqlite3.Connection:
         uri = f"file:{urllib.parse.quote(str(self.path.absolute()))}?mode={mode}"
         wait = BUSY_TIMEOUT / 1000
-        return sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, timeout=wait)
+        connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, timeout=wait)
+        connection.text_factory = functools.partial(str, encoding="utf-8", errors="surrogateescape")
+        return connection
 
     @contextlib.contextmanager
     def _guarded(self) -> Iterator[None]:
@@ -1466,6 +1473,8 @@ class LogStore(LogRows):
             if strange := {name for name in strange if not name.startswith(".")}:
                 raise Unavailable(f"{folder} holds no log but other things ({min(strange)}): choose another folder")
             Database.create(path, LOG_ID, LOG_SCHEMA)
+        journal = Path(f"{path}-wal")
+        self.recovered = journal.stat().st_size if journal.exists() else 0  # bytes that the last run left to take over
         self.database = Database(path, LOG_ID, read_only)
         self._filter: NameFilter | None = None
         super().__init__(self.database.read)
@@ -1740,6 +1749,41 @@ def check_store(rows: LogRows, key: VerifierKey, progress: Callable[[int, int], 
     yield from _check_filter(rows, size >> PART)
 
 
+def rebuild(store: LogStore, key: VerifierKey, progress: Callable[[int, int], None]) -> Tree:
+    """Makes tiles, look-up keys and name filter anew out of the entries, if these lead to the signed root.
+
+    Raises BadProof where they do not, Corrupt where entries or the signed checkpoint can't be read: then nothing is
+    changed.
+    """
+    with store.database.transaction() as db:
+        rows = LogRows(lambda sql, *values: db.execute(sql, values).fetchall())
+        try:
+            signed = open_checkpoint(rows.checkpoint("signed") or b"", simple_policy([key])).tree
+            open_checkpoint(rows.checkpoint("published") or b"", simple_policy([key]))
+        except Error as error:
+            raise Corrupt(f"a checkpoint can't be derived from anything: {error}") from None
+        size = rows.setting("stored") or signed.size
+        for table in "tile", "lookup", "name_filter":
+            db.execute(f"DELETE FROM {table}")  # noqa: S608 (our own names)
+        db.execute("DELETE FROM bundle WHERE n >= ?", ((size + 255) // 256,))
+        if size % 256:
+            last = (size // 256, encode_bundle(rows.bundled(size // 256, size % 256)))
+            db.execute("INSERT OR REPLACE INTO bundle VALUES (?, ?)", last)
+        for first in range(0, size, 1 << 14):
+            end = min(first + (1 << 14), size)
+            entries = [e for n in range(first >> 8, end + 255 >> 8) for e in rows.bundled(n, min(256, size - 256 * n))]
+            hashes = field_hashes(FILENAME, [field_of(FILENAME, entry) for entry in entries])
+            db.execute(INSERT_KEYS, (str(look_up_keys(first, entries, hashes)),))
+            grown = [(level << 56 | n, data) for level, n, data, _ in grow(first, rows.tile, leaf_hashes(entries))]
+            db.executemany("INSERT OR REPLACE INTO tile VALUES (?, ?)", grown)
+            progress(end, size)
+        groups = [(n, _filter_group(rows, n, size >> PART)) for n in range(((size >> PART) + 7) // 8)]
+        db.executemany("INSERT INTO name_filter VALUES (?, ?)", groups)
+        if Tiles(size, rows.tile).hash(0, signed.size) != signed.root:
+            raise BadProof(f"the entries do not lead to the signed root of size {signed.size}: only a backup can help")
+    return signed
+
+
 def _check_checkpoints(rows: LogRows, key: VerifierKey, trees: dict[str, Tree]) -> Iterator[str]:
     for kind in ("signed", "published"):
         note = rows.checkpoint(kind)
@@ -1776,11 +1820,16 @@ def _check_filter(rows: LogRows, parts: int) -> Iterator[str]:
     if [n for n, _ in stored] != list(range((parts + 7) // 8)):
         yield "the name filter has other groups than a log of this size"
     for n, data in stored:
-        fresh = NameFilter()
-        for part in range(8 * n, min(8 * n + 8, parts)):
-            fresh.add(part, _name_hashes(rows, part))
-        if not fresh.groups or data != bytes(fresh.groups[n]):
+        if data != _filter_group(rows, n, parts):
             yield f"group {n} of the name filter is not made of the names of its parts"
+
+
+def _filter_group(rows: LogRows, n: int, parts: int) -> bytes:
+    """Group `n` of the name filter of that many full parts, out of their look-up keys."""
+    fresh = NameFilter()
+    for part in range(8 * n, min(8 * n + 8, parts)):
+        fresh.add(part, _name_hashes(rows, part))
+    return bytes(fresh.groups[n]) if fresh.groups else b""
 
 
 def _check_tiles(rows: LogRows, size: int, hashes: list[bytes]) -> Iterator[str]:
@@ -4831,6 +4880,10 @@ def cmd_serve(args: argparse.Namespace) -> int:
         routes = LogServer(log, token, args.bulk_append_max_entries, args.read_only)
         server = Server(args.host, args.port, routes.answer, share_port=args.read_only)
         if signer:
+            if store.recovered:
+                sizes = log.signed.tree.size, store.tree("published").size
+                logger.warning("the last run did not end in good order: took over its journal of %d bytes; signed is "
+                               "size %d, published size %d", store.recovered, *sizes)
             log.start()
         try:
             what = f"serves the log {encode_vkey(log.key)} of {store.tree('published').size} entries"
@@ -4998,133 +5051,412 @@ def add_file(client: Client, path: Path, policy: Policy, headers: dict[str, str]
     return proof
 
 
+# --- What people have: files, and what names them ---------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Artifact:
+    """A file that is to be verified: the target that names it, its own name if that tells it, and its checksum.
+
+    `trouble` is why it can't be verified at all.
+    """
+    target: str
+    filename: str = ""
+    checksum: str = ""
+    project: str = ""
+    trouble: str = ""
+
+    @property
+    def label(self) -> str:
+        what = self.filename or f"{self.project} {self.checksum[:19]}…"
+        return self.target if Path(self.target).name == self.filename else f"{self.target}: {what.strip(' …')}"
+
+
+DISTRIBUTIONS = (".whl", ".tar.gz", ".zip", ".tar.bz2", ".tgz", ".egg")
+
+
+def artifacts_of(target: str) -> list[Artifact]:
+    """What a target names: a file itself, the distributions in a folder, or what a lock file or report lists.
+
+    Raises Malformed, Unavailable.
+    """
+    path = Path(target)
+    if path.is_dir():
+        found = [str(file) for file in sorted(path.rglob("*")) if file.name.endswith(DISTRIBUTIONS) and file.is_file()]
+        if not found:
+            raise Malformed(f"there are no wheels or sdists in {target}")
+        return [artifact for file in found for artifact in artifacts_of(file)]
+    try:
+        if path.name.endswith(".toml") or path.name == "uv.lock":
+            found_in = list(_locked(target, tomllib.loads(read_file(target, MAX_ANSWER).decode())))
+        elif path.name.endswith(".json"):
+            found_in = list(_reported(target, json.loads(read_file(target, MAX_ANSWER))))
+        elif path.name.endswith((".txt", ".in")):
+            found_in = list(_required(path, target))
+        else:
+            return [Artifact(target, path.name, checksum_of(path))]
+    except (ValueError, RecursionError, AttributeError, TypeError, KeyError) as error:
+        raise Malformed(f"{target} is not a lock file, report or list of requirements: {error!r}"[:300]) from None
+    if not found_in:
+        raise Malformed(f"{target} names no artifact")
+    return list(dict.fromkeys(found_in))
+
+
+def _locked(target: str, lock: dict[str, Any]) -> Iterator[Artifact]:
+    """The artifacts of a pylock.toml (PEP 751), or of a uv.lock."""
+    for package in lock.get("packages") or lock["package"]:
+        project, source = package["name"], package.get("source", {})
+        files = [*package.get("wheels", []), *(package[kind] for kind in ("sdist", "archive") if kind in package)]
+        for file in files:
+            where = file.get("name") or urllib.parse.urlsplit(file.get("url") or file.get("path") or "").path
+            sha256 = file.get("hashes", {}).get("sha256") or file.get("hash", "").removeprefix("sha256:")
+            yield _artifact(target, urllib.parse.unquote(where.rpartition("/")[2]), sha256, project)
+        # The project that is locked itself is of no index.
+        if not files and not source.keys() & {"virtual", "editable", "directory"}:
+            yield Artifact(target, project=project, trouble=f"{project} is locked without a file of an index")
+
+
+def _reported(target: str, report: dict[str, Any]) -> Iterator[Artifact]:
+    """The artifacts of what `pip install --report` or `pip inspect` write."""
+    for item in report.get("install") or report["installed"]:
+        info = item.get("download_info") or item.get("direct_url") or {}
+        archive, project = info.get("archive_info", {}), item["metadata"]["name"]
+        sha256 = archive.get("hashes", {}).get("sha256") or archive.get("hash", "").removeprefix("sha256=")
+        name = urllib.parse.unquote(urllib.parse.urlsplit(info.get("url", "")).path.rpartition("/")[2])
+        if sha256:
+            yield _artifact(target, name, sha256, project)
+        else:
+            yield Artifact(target, project=project, trouble=f"{project} has no checksum here; pip install --report has")
+
+
+def _required(path: Path, target: str, depth: int = 0) -> Iterator[Artifact]:
+    """The artifacts of requirements with hashes, which do not tell the names of files."""
+    text = re.sub(r"\\\n", " ", read_file(str(path), MAX_ANSWER).decode().replace("\r\n", "\n"))
+    for line in text.split("\n"):
+        words = re.sub(r"(^|\s)#.*", "", line).strip()
+        if included := re.fullmatch(r"(?:-r|--requirement)[ =]?\s*(\S+)", words):
+            if depth >= MAX_DEPTH:
+                raise ValueError("requirements that include each other")
+            yield from _required(path.parent / included[1], target, depth + 1)
+        elif words and not re.match(r"-[cifF]\b|--(?!hash)", words):
+            named = re.match(r"([A-Za-z0-9][A-Za-z0-9._-]*)", words)
+            project = named[1] if named else words
+            url = re.search(r"@\s*(\S+)", words)
+            parts = urllib.parse.urlsplit(url[1] if url else "")
+            hashes = [*re.findall(r"--hash[ =]sha256:(\S+)", words), *re.findall(r"sha256=([0-9a-f]+)", parts.fragment)]
+            name = urllib.parse.unquote(parts.path.rpartition("/")[2])
+            for sha256 in hashes:
+                yield _artifact(target, name if name.endswith(DISTRIBUTIONS) else "", sha256, project)
+            if not hashes:
+                yield Artifact(target, project=project, trouble=f"{project} has no --hash=sha256:…")
+
+
+def _artifact(target: str, filename: str, sha256: str, project: str) -> Artifact:
+    if checksum := _checksum(sha256):
+        return Artifact(target, filename, checksum, normalize(project))
+    return Artifact(target, filename, project=project, trouble=f"{filename or project} is named without its SHA-256")
+
+
+# --- Verifying -------------------------------------------------------------------------------------------------
+
+class Finder:
+    """Finds the .tlog-proof of an artifact: here, the one that lies beside a file. Nothing that it says is believed."""
+
+    def __init__(self, other: Finder | None = None) -> None:
+        self._other = other  # for what has none beside it
+
+    def find(self, artifact: Artifact) -> tuple[str, bytes]:
+        """The filename under which it is logged, and the proof; raises BadProof where it is not, and Unavailable."""
+        beside = Path(f"{artifact.target}.tlog-proof")
+        if beside.exists() and Path(artifact.target).name == artifact.filename:
+            return artifact.filename, read_proof(beside)
+        if self._other is None:
+            raise Unavailable(f"no {beside.name} beside it: give --proof, --log-url or a policy with the log's URL")
+        return self._other.find(artifact)
+
+    @staticmethod
+    def choose(artifact: Artifact, found: Iterable[tuple[int, str, str]]) -> tuple[int, str]:
+        """Of indices, filenames and checksums the last that is the artifact's: its index and filename."""
+        others = []
+        chosen: tuple[int, str] | None = None
+        for index, filename, checksum in found:
+            mine = filename == artifact.filename if artifact.filename else project_of(filename) == artifact.project
+            if mine and checksum == artifact.checksum:
+                chosen = index, filename
+            elif mine:
+                others.append(str(index))
+        if chosen is None:
+            indices = ", ".join(others[:5])
+            raise BadProof(f"not logged, but with another checksum at index {indices}" if others else "not logged")
+        return chosen
+
+
+class ProofFiles(Finder):
+    """Proofs out of one file, or of a folder, by the name of the file that they are about."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._path = path
+
+    def find(self, artifact: Artifact) -> tuple[str, bytes]:
+        if not self._path.is_dir():
+            return artifact.filename, read_proof(self._path)
+        if artifact.filename:
+            return artifact.filename, read_proof(self._path / f"{artifact.filename}.tlog-proof")
+        for file in self._path.glob("*.tlog-proof"):
+            name = file.name.removesuffix(".tlog-proof")
+            if project_of(name) == artifact.project and _is_about(proof := read_proof(file), name, artifact.checksum):
+                return name, proof
+        raise BadProof(f"no proof of it is in {self._path}")
+
+
+def _is_about(data: bytes, filename: str, checksum: str) -> bool:
+    """Whether a proof is about this file at all, whoever signed its checkpoint."""
+    try:
+        proof = Proof.parse(data)
+        tree = Checkpoint.parse(split_note(proof.checkpoint)[0]).tree
+        check_inclusion(leaf_hash(proof.entry(filename, checksum).encode()), proof.index, tree, proof.hashes)
+    except Error:
+        return False
+    return True
+
+
+def read_proof(path: Path) -> bytes:
+    try:
+        return read_file(str(path))
+    except Malformed as error:
+        raise Unavailable(str(error)) from None
+
+
+def _fields(found: tuple[int, bytes]) -> tuple[int, str, str]:
+    """Index, filename and checksum of an entry."""
+    index, data = found
+    return index, field_of(FILENAME, data).decode(errors="replace"), field_of(CHECKSUM, data).decode(errors="replace")
+
+
+class StoreFinder(Finder):
+    """Proofs out of a log's folder, or its mirror's."""
+
+    def __init__(self, store: LogStore) -> None:
+        super().__init__()
+        self._store, self._note, self._tree = store, store.checkpoint("published"), store.tree("published")
+
+    def find(self, artifact: Artifact) -> tuple[str, bytes]:
+        if self._note is None:
+            raise Unavailable(f"{self._store.folder} has no checkpoint yet")
+        kind, value = (FILENAME, artifact.filename) if artifact.filename else (CHECKSUM, artifact.checksum)
+        found = self._store.look_up(kind, value.encode(errors="replace"), self._tree.size)
+        index, filename = self.choose(artifact, map(_fields, found))
+        return filename, self._store.proof(index, self._note, Tiles(self._tree.size, self._store.tile))
+
+
+class LogFinder(Finder):
+    """Proofs that a log has; where it serves its static tree only, all entries are read, once."""
+
+    def __init__(self, source: Source, policy: Policy, artifacts: Iterable[Artifact]) -> None:
+        super().__init__()
+        self._source, self._policy, self._artifacts = source, policy, artifacts
+        self._lock = threading.Lock()
+        self._static: tuple[bytes, AuthenticTiles, dict[int, bytes]] | None = None
+
+    def find(self, artifact: Artifact) -> tuple[str, bytes]:
+        name, value = ("filename", artifact.filename) if artifact.filename else ("checksum", artifact.checksum)
+        answer = self._source.fetch(f"/entries?{name}={urllib.parse.quote(value, safe='')}")
+        if answer is None:
+            return self._search(artifact)
+        try:
+            entries = json.loads(answer[1])["entries"]
+            found = [(parse_decimal(str(e["index"])), str(e["filename"]), str(e["checksum"])) for e in entries]
+        except (ValueError, RecursionError, KeyError, TypeError):
+            raise Unavailable(f"{self._source.url}/entries does not answer as a log does") from None
+        index, filename = self.choose(artifact, found)
+        return filename, self._source.get(f"/entry/{index}/proof")
+
+    def _search(self, artifact: Artifact) -> tuple[str, bytes]:
+        with self._lock:
+            note, tiles, entries = self._static = self._static or self._read_all()
+            index, filename = self.choose(artifact, map(_fields, entries.items()))
+            extra = entries[index] if b"\n" in entries[index][93:] else b""
+            return filename, encode_proof(Proof(index, tuple(prove_inclusion(tiles, index)), note, extra))
+
+    def _read_all(self) -> tuple[bytes, AuthenticTiles, dict[int, bytes]]:
+        """The checkpoint of a static tree, its tiles, and those of its entries that may be of an artifact."""
+        note = self._source.get("/checkpoint")
+        tree = open_checkpoint(note, self._policy).tree
+        tiles, entries = AuthenticTiles(tree, self._source.hashes), dict[int, bytes]()
+        names = {artifact.filename.encode() for artifact in self._artifacts}
+        checksums = {artifact.checksum.encode() for artifact in self._artifacts}
+        widths = [(n, min(256, tree.size - 256 * n)) for n in range((tree.size + 255) // 256)]
+        progress = show_progress("bundles read, since nothing can be looked up there")
+        for n, (_, found) in enumerate(self._source.each(lambda place: self._source.entries(*place), widths)):
+            for at, entry in enumerate(found or (), 256 * n):
+                if field_of(FILENAME, entry) in names or field_of(CHECKSUM, entry) in checksums:
+                    entries[at] = entry
+            progress(n + 1, len(widths))
+        return note, tiles, entries
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What is known of an artifact: the entry and the checkpoint that prove it to be logged, or an error."""
+    artifact: Artifact
+    error: Error | None = None
+    entry: Entry | None = None
+    index: int = 0
+    checkpoint: Checkpoint | None = None
+    proof: bytes = b""
+
+    def json(self, policy: Policy) -> dict[str, Any]:
+        a, c = self.artifact, self.checkpoint
+        name = self.entry.filename if self.entry else a.filename or None
+        value = {"target": a.target, "filename": name, "checksum": a.checksum or None, "ok": self.error is None}
+        if self.error or not self.entry or not c:
+            return {**value, "error": str(self.error)}
+        publisher = self.entry.publisher._asdict() if self.entry.publisher else None
+        cosigned = [{"witness": key.name, "time": utc(at)} for key, at in c.cosigned]
+        return {**value, "index": self.index, "origin": c.origin, "tree_size": c.tree.size, "publisher": publisher,
+                "cosigned": cosigned, "witnesses": len(policy.witnesses)}
+
+    def row(self, policy: Policy) -> list[str]:
+        """For a table: whether it holds, what, where, by whom, cosigned how often and when; or why not."""
+        if self.error or not self.entry or not self.checkpoint:
+            return ["\u2717", self.artifact.label, str(self.error), "", "", ""]
+        cosigned = self.checkpoint.cosigned
+        when = utc(max(at for _, at in cosigned)) if cosigned else ""
+        who = self.entry.publisher.subject if self.entry.publisher else ""
+        where = f"{self.checkpoint.origin} {self.index}"
+        return ["\u2713", self.artifact.label, where, who, f"{len(cosigned)}/{len(policy.witnesses)}", when]
+
+    def line(self) -> str:
+        if not self.entry or not self.checkpoint:
+            return f"{self.artifact.label}: {self.error}"
+        by = f", published by {self.entry.publisher.subject}" if self.entry.publisher else ""
+        cosigned = self.checkpoint.cosigned
+        when = f", last at {utc(max(at for _, at in cosigned))}" if cosigned else ""
+        where = f"index {self.index} of {self.checkpoint.origin}, tree size {self.checkpoint.tree.size}"
+        return f"{self.artifact.label}: logged at {where}{by}, cosigned by {len(cosigned)} witnesses{when}"
+
+
 def cmd_verify(args: argparse.Namespace) -> int:
     policy = read_policy(args)
-    if bool(args.proof) + bool(args.log_url) + bool(args.storage_dir) > 1:
-        raise Malformed("give one of --proof, --log-url and --storage-dir")
+    if bool(args.proof) + bool(args.proofs) + bool(args.log_url) + bool(args.storage_dir) > 1:
+        raise Malformed("give one of --proof, --proofs, --log-url and --storage-dir")
     if args.proof and len(args.targets) > 1:
         raise Malformed("--proof is the proof of one file")
-    with contextlib.ExitStack() as stack:
-        finder: Finder | None = None
-        if args.storage_dir:
-            store = stack.enter_context(contextlib.closing(LogStore(Path(args.storage_dir), read_only=True)))
-            finder = functools.partial(stored_proof, store)
-        elif url := args.log_url or log_url(policy):
-            source = stack.enter_context(contextlib.closing(Source(url)))
-            finder = functools.partial(fetch_proof, source, policy)
-        return verify_files(args, policy, finder)
-
-
-Finder = Callable[[str, str], bytes]  # a filename and a checksum in, a .tlog-proof out; raises Error
-
-
-def verify_files(args: argparse.Namespace, policy: Policy, finder: Finder | None) -> int:
-    code = 0
-    for path in map(Path, args.targets):
+    troubles: list[Verified] = []
+    artifacts: list[Artifact] = []
+    for target in args.targets:
+        name = Path(target).name
         try:
-            plain = Entry(path.name, checksum_of(path))
-            proof = find_proof(path, plain.checksum, args, finder)
-            entry = Proof.parse(proof).entry(plain.filename, plain.checksum)
-            checkpoint = check_logged(entry, proof, policy)
-            check_age(checkpoint, policy, args.max_age, time.time())
-        except Error as error:
-            logger.error("%s: %s", path, error)
+            artifacts += [Artifact(target, name, checksum_of(Path(target)))] if args.proof else artifacts_of(target)
+        except Unavailable as error:
+            troubles.append(Verified(Artifact(target, name), error))
+    pins = [re.compile(pattern) if pattern else None for pattern in (args.publisher_issuer, args.publisher_subject)]
+    with contextlib.ExitStack() as stack:
+        finder = _finder(args, policy, artifacts, stack)
+        judge = functools.partial(verify_artifact, finder, policy, pins, args.max_age)
+        pool = stack.enter_context(concurrent.futures.ThreadPoolExecutor(Source.THREADS))
+        progress, results = show_progress("artifacts"), list(troubles)
+        for result in pool.map(judge, artifacts):
+            results.append(result)
+            progress(len(results), len(artifacts) + len(troubles))
+    return tell_verified(results, args, policy)
+
+
+def _finder(args: argparse.Namespace, policy: Policy, artifacts: list[Artifact], stack: contextlib.ExitStack) -> Finder:
+    if args.proof or args.proofs:
+        return ProofFiles(Path(args.proof or args.proofs))
+    if args.storage_dir:
+        return StoreFinder(stack.enter_context(contextlib.closing(LogStore(Path(args.storage_dir), read_only=True))))
+    other: Finder | None = None
+    if url := args.log_url or log_url(policy):
+        other = LogFinder(stack.enter_context(contextlib.closing(Source(url))), policy, artifacts)
+    return other if other and args.log_url else Finder(other)
+
+
+def verify_artifact(
+    finder: Finder, policy: Policy, pins: list[re.Pattern[str] | None], max_age: float | None, artifact: Artifact
+) -> Verified:
+    """Whether an artifact is logged as the policy asks, by a publisher whom the pins allow."""
+    try:
+        if artifact.trouble:
+            raise Unavailable(artifact.trouble)
+        filename, proof = finder.find(artifact)
+        parsed = Proof.parse(proof)
+        entry = parsed.entry(filename, artifact.checksum)
+        checkpoint = check_logged(entry, proof, policy)
+        check_age(checkpoint, policy, max_age, time.time())
+        for pin, what, value in zip(pins, ("issuer", "subject"), entry.publisher or ("", ""), strict=True):
+            if pin and not (entry.publisher and pin.fullmatch(value)):
+                raise BadProof(f"its publisher's {what} is {value!r}" if entry.publisher else "it has no publisher")
+        return Verified(artifact, None, entry, parsed.index, checkpoint, proof)
+    except Error as error:
+        return Verified(artifact, error)
+
+
+def tell_verified(results: list[Verified], args: argparse.Namespace, policy: Policy) -> int:
+    """Prints what was verified, keeps the proofs if asked to; returns the exit code."""
+    code = 0
+    if args.save_proofs:
+        make_folder(Path(args.save_proofs))
+    for result in results:
+        if result.error:
             # What is malformed here came with the claim that the file is logged: the claim does not hold.
-            code = max(code, 1 if isinstance(error, Malformed) else error.exit_code)
-            continue
-        by = f", published by {entry.publisher.subject}" if entry.publisher else ""
-        where = f"index {Proof.parse(proof).index} of {checkpoint.origin}, tree size {checkpoint.tree.size}"
-        print(f"{path}: logged at {where}{by}, cosigned by {len(checkpoint.cosigned)} witnesses")
+            code = max(code, 1 if isinstance(result.error, Malformed) else result.error.exit_code)
+        elif args.save_proofs and result.entry:
+            write_over(Path(args.save_proofs) / f"{result.entry.filename}.tlog-proof", result.proof)
+    if args.json:
+        print(json.dumps({"ok": code == 0, "artifacts": [result.json(policy) for result in results]}, indent=1))
+    elif sys.stdout.isatty() and len(results) > 1:
+        head = ["", "artifact", "logged at", "publisher", "cosigned", "last at"]
+        print_table([head, *(result.row(policy) for result in results)])
+    else:
+        for result in results:
+            if result.error:
+                logger.error("%s", result.line())
+            else:
+                print(result.line())
+    if len(results) > 1 and not args.json:
+        good = sum(result.error is None for result in results)
+        logger.info("%d of %d artifacts are logged as they should be", good, len(results))
     return code
 
 
-def find_proof(path: Path, checksum: str, args: argparse.Namespace, finder: Finder | None) -> bytes:
-    """A .tlog-proof of a file: the one that is named, or from the log, or the one that lies beside the file."""
-    beside = path.with_name(f"{path.name}.tlog-proof")
-    if args.proof or (not args.log_url and not args.storage_dir and beside.exists()):
-        try:
-            return read_file(args.proof or str(beside))
-        except Malformed as error:
-            raise Unavailable(str(error)) from None
-    if finder is None:
-        raise Unavailable(f"no {beside.name} beside it: give --proof, --log-url or a policy with the log's URL")
-    return finder(path.name, checksum)
-
-
-def not_logged(others: Iterable[int]) -> BadProof:
-    """Why there is no proof: the indices at which the filename is logged with other checksums."""
-    indices = ", ".join(map(str, itertools.islice(others, 5)))
-    return BadProof(f"not logged, but with another checksum at index {indices}" if indices else "not logged")
-
-
-def stored_proof(store: LogStore, filename: str, checksum: str) -> bytes:
-    """The proof that a log's folder, or its mirror's, has for a file."""
-    if (note := store.checkpoint("published")) is None:
-        raise Unavailable(f"{store.folder} has no checkpoint yet")
-    tree = store.tree("published")
-    found = store.look_up(FILENAME, filename.encode(errors="replace"), tree.size)
-    same = [index for index, data in found if field_of(CHECKSUM, data) == checksum.encode()]
-    if not same:
-        raise not_logged(index for index, _ in found)
-    return store.proof(same[-1], note, Tiles(tree.size, store.tile))
-
-
-def fetch_proof(source: Source, policy: Policy, filename: str, checksum: str) -> bytes:
-    """The proof that a log has for a file; what the log says about it here is a hint to where, and no more."""
-    path = f"/entries?filename={urllib.parse.quote(filename, safe='')}"
-    if (answer := source.fetch(path)) is None:
-        return search_proof(source, policy, filename, checksum)
-    try:
-        found = json.loads(answer[1])
-    except (ValueError, RecursionError):
-        found = None
-    entries = found.get("entries") if isinstance(found, dict) else None
-    if not isinstance(entries, list) or len(_dicts(entries)) < len(entries):
-        raise Unavailable(f"{source.url}/entries does not answer as a log does")
-    same_name = [entry for entry in entries if entry.get("filename") == filename]
-    same = [parse_decimal(str(entry.get("index"))) for entry in same_name if entry.get("checksum") == checksum]
-    if not same:
-        raise not_logged(parse_decimal(str(entry.get("index"))) for entry in same_name)
-    return source.get(f"/entry/{same[-1]}/proof")
-
-
-def search_proof(source: Source, policy: Policy, filename: str, checksum: str) -> bytes:
-    """The proof of a file that is in a static tree, where nothing can be looked up: all entries are read."""
-    note = source.get("/checkpoint")
-    tree = open_checkpoint(note, policy).tree
-    tiles, start = AuthenticTiles(tree, source.hashes), encode_entry(filename, checksum)
-    widths = [(n, min(256, tree.size - 256 * n)) for n in reversed(range((tree.size + 255) // 256))]
-    progress, others = show_progress(f"bundles read for {filename}"), list[int]()
-    for done, (data, entries) in enumerate(source.each(lambda place: source.entries(*place), widths), 1):
-        for at, entry in enumerate(entries or () if filename.encode() in data else (), 256 * widths[done - 1][0]):
-            if entry == start or entry.startswith(start + b"\n"):
-                progress(len(widths), len(widths))
-                extra = entry if entry != start else b""
-                return encode_proof(Proof(at, tuple(prove_inclusion(tiles, at)), note, extra))
-            if field_of(FILENAME, entry) == filename.encode():
-                others.append(at)
-        progress(done, len(widths))
-    raise not_logged(others)
+def print_table(rows: list[list[str]]) -> None:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 # --- Looking after a log -------------------------------------------------------------------------------------
 
 def cmd_fsck(args: argparse.Namespace) -> int:
-    store = LogStore(Path(args.storage_dir), read_only=True)
-    try:
-        if (key := store.key()) is None:
-            raise Corrupt(f"{store.folder} says of no log whose it is")
-        found = 0
+    folder = Path(args.storage_dir)
+    found, good = check_folder(folder)
+    if found and args.repair:
+        with contextlib.closing(LogStore(folder)) as store:
+            tree = rebuild(store, stored_key(store), show_progress("rebuilt"))
+        print(f"{folder}: made tiles and look-up keys anew: the entries lead to the signed root of size {tree.size}")
+        found, good = check_folder(folder)
+    print(f"{found} findings" if found else good)
+    return 1 if found else 0
+
+
+def check_folder(folder: Path) -> tuple[int, str]:
+    """Prints all that is wrong with a log's folder; how much that is, and what to say if it is nothing."""
+    with contextlib.closing(LogStore(folder, read_only=True)) as store:
+        key, found = stored_key(store), 0
         with store.database.snapshot():  # so that a log that goes on meanwhile does not look broken
             for line in check_store(store, key, show_progress("checked")):
                 found += 1
                 print(line)
-            entries = 0 if found else store.tree("signed").size
-    finally:
-        store.close()
-    good = f"{store.folder}: all {entries} entries of {key.name} are as they should be"
-    print(f"{found} findings" if found else good)
-    return 1 if found else 0
+            entries = 0 if found else store.stored().size
+    return found, f"{folder}: all {entries} entries of {key.name} are as they should be"
+
+
+def stored_key(store: LogStore) -> VerifierKey:
+    if (key := store.key()) is None:
+        raise Corrupt(f"{store.folder} says of no log whose it is")
+    return key
 
 
 def cmd_monitor(args: argparse.Namespace) -> int:
@@ -5151,10 +5483,7 @@ def cmd_monitor(args: argparse.Namespace) -> int:
 
 def wanted_entries(filename: str | None, checksum: str | None) -> Callable[[re.Match[str]], bool] | None:
     """Whether an entry is what --filename-regex and --checksum-regex look for; None where they are not given."""
-    try:
-        names, checksums = re.compile(filename or ""), re.compile(checksum or "")
-    except re.error as error:
-        raise Malformed(f"not a regular expression: {error}") from None
+    names, checksums = re.compile(filename or ""), re.compile(checksum or "")
     if filename is None and checksum is None:
         return None
     return lambda match: bool(names.search(match[2]) and checksums.search(match[1]))
@@ -5425,6 +5754,73 @@ def cmd_health(args: argparse.Namespace) -> int:
     raise Unavailable("; ".join(errors))
 
 
+# --- A demonstration ------------------------------------------------------------------------------------------
+
+def cmd_demo(args: argparse.Namespace) -> int:
+    """A log, a witness, and what they do for a file: in a temporary folder, with this very program."""
+    with tempfile.TemporaryDirectory(prefix="btlog-demo-") as folder, contextlib.ExitStack() as stack:
+        demo = Demo(Path(folder), stack)
+        demo.say("A witness, and a log whose checkpoints count only once the witness has cosigned them:")
+        demo.run("keygen", "--origin", "log.example/demo")
+        demo.run("keygen", "--origin", "witness.example/demo", "--private-key-path", "witness-private.key",
+                 "--public-key-path", "witness-public.key")
+        witness = demo.serve("witness", "--port", "0", "--log-public-key", "public.key")
+        url = demo.serve("serve", "--port", "0", "--private-key", "private.key", "--public-key", "public.key",
+                         "--witness-url", witness, "--witness-public-key", "witness-public.key")
+        demo.say("An index logs its files; here, some of this Python's own modules stand for them:")
+        names = [f"{module.__name__}.py" for module in (argparse, base64, bisect)]
+        for module, name in zip((argparse, base64, bisect), names, strict=True):
+            shutil.copy(str(module.__file__), demo.folder / name)
+        keys = ("--public-key", "public.key", "--witness-public-key", "witness-public.key")
+        demo.run("add", *names, "--log-url", url, *keys)
+        demo.say("Somebody who has the file, the proof and the two public keys verifies it, without asking anybody:")
+        demo.run("verify", names[0], *keys)
+        demo.say("Somebody has changed one byte of the file on its way:")
+        data = bytearray((demo.folder / names[0]).read_bytes())
+        data[100] ^= 1
+        (demo.folder / names[0]).write_bytes(data)
+        demo.run("verify", names[0], *keys, expected=1)
+        demo.say("It is refused, with exit code 1. Nor can the index replace the file unseen: the log refuses that.")
+        demo.run("add", names[0], "--log-url", url, *keys, expected=1)
+        demo.say("A monitor reads all of the log, and tells those who watch what was logged under a name of theirs:")
+        watch = ("--storage-dir", "mirror", "--filename-regex", "^bisect")
+        demo.run("monitor", "--log-url", url, *keys, *watch, expected=1)
+    print("\nThat was it, and nothing of it is left. `btlog serve` begins a log that stays.")
+    return 0
+
+
+class Demo:
+    """Runs commands of this program in a folder, and shows them with what they print."""
+
+    def __init__(self, folder: Path, stack: contextlib.ExitStack) -> None:
+        self.folder, self._stack = folder, stack
+
+    def say(self, text: str) -> None:
+        print(f"\n{text}", flush=True)
+
+    def run(self, *words: str, expected: int = 0) -> None:
+        print(f"  $ btlog {' '.join(words)}", flush=True)
+        done = subprocess.run([sys.executable, os.path.abspath(__file__), *words], cwd=self.folder, text=True,
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
+        for line in done.stdout.splitlines():
+            print(f"    {line}", flush=True)
+        if done.returncode != expected:
+            raise Unavailable(f"the demonstration failed: exit code {done.returncode} instead of {expected}")
+
+    def serve(self, *words: str) -> str:
+        """Starts a server that ends with the demonstration; returns its URL."""
+        print(f"  $ btlog {' '.join(words)} &", flush=True)
+        server = subprocess.Popen([sys.executable, os.path.abspath(__file__), *words], cwd=self.folder, text=True,
+                                  stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        self._stack.callback(server.wait, 20)
+        self._stack.callback(server.terminate)
+        line = server.stdout.readline() if server.stdout else ""
+        if not line.startswith("http://"):
+            raise Unavailable(f"the demonstration failed: btlog {words[0]} does not start")
+        print(f"    {line.strip()}", flush=True)
+        return line.split()[0]
+
+
 # --- The command line ------------------------------------------------------------------------------------------
 
 class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
@@ -5436,7 +5832,13 @@ class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpF
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise Malformed(f"{message}; see `{self.prog} --help`")
+        wrong = re.search(r"invalid choice: '([^']*)'|unrecognized arguments: ([^ =]+)", message)
+        known = [*self._option_string_actions, *(name for a in self._actions for name in a.choices or ())]
+        for commands in (a for a in self._actions if isinstance(a, argparse._SubParsersAction)):
+            known += [flag for sub in commands.choices.values() for flag in sub._option_string_actions]
+        near = difflib.get_close_matches(wrong[1] or wrong[2], map(str, known), 1, 0.75) if wrong else []
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise Malformed(f"{message.partition(' (choose from')[0]}{hint}; see `{self.prog} --help`")
 
 
 Command = Callable[[Callable[[argparse.Namespace], int], str, str], Callable[..., Any]]  # how to add one
@@ -5446,6 +5848,7 @@ def parser() -> argparse.ArgumentParser:
     top = _Parser(prog="btlog", description="A transparency log for Python package indexes.", formatter_class=_Help,
                   epilog="start with:\n  btlog serve              (a log in ./btlog-data, on http://127.0.0.1:8080)\n"
                          "  btlog add some.whl       (logs a file, and keeps its proof beside it)\n"
+                         "  btlog demo               (shows all of it in a minute, and leaves nothing behind)\n"
                          "  btlog verify some.whl --public-key btlog-data/public.key")
     top.add_argument("--version", action="version", version=f"btlog {__version__}")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
@@ -5526,15 +5929,24 @@ def _user_commands(command: Command) -> None:
 
     example = "some.whl --public-key public.key --log-url http://127.0.0.1:8080"
     add = command(cmd_verify, "check that files are logged", example)
-    add("targets", nargs="+", metavar="TARGET", help="a file as it was installed")
+    add("targets", nargs="+", metavar="TARGET", help="a wheel or sdist, a folder of them, pylock.toml, uv.lock, "
+        "requirements.txt with hashes, or the JSON of pip install --report")
     add("--log-url", metavar="U", help="ask this log (default: FILE.tlog-proof beside the file, or the policy's URL)")
     add("--proof", metavar="F", help="check against this .tlog-proof, offline")
+    add("--proofs", metavar="D", help="check against the .tlog-proof files in this folder, offline")
+    add("--save-proofs", metavar="D", help="keep the .tlog-proof files in this folder")
+    add("--publisher-issuer", metavar="R", type=regex, help="refuse what has no publisher whose issuer matches this")
+    add("--publisher-subject", metavar="R", type=regex, help="refuse what has no publisher whose subject matches this")
+    add("--json", action="store_true", help="print JSON")
     add("--storage-dir", metavar="D", help="ask a log's or a monitor's folder, without a network")
     add("--max-age", type=duration, metavar="S", help="refuse what no quorum has cosigned in the last S seconds")
     _add_policy(add)
 
     add = command(cmd_fsck, "recompute and check all that a log's folder holds", "--storage-dir btlog-data")
-    add("--storage-dir", default="btlog-data", metavar="D", help="the folder of the log")
+    add("--storage-dir", default="btlog-data", metavar="D", help="the folder of the log, or of a monitor")
+    add("--repair", action="store_true", help="make tiles and look-up keys anew, if the entries are the signed ones")
+
+    command(cmd_demo, "show, in a temporary folder, what a log does and what it refuses", "")
 
     add = command(cmd_health, "ask servers whether they can do their work", "http://127.0.0.1:8080")
     add("urls", nargs="*", metavar="URL", help="servers, one of them healthy (default: http://127.0.0.1:8080)")
@@ -5548,8 +5960,8 @@ def _watch_commands(command: Command) -> None:
     add("--storage-dir", default="btlog-mirror", metavar="D", help="the folder for the mirror, and the evidence")
     add("--once", nargs="?", const="true", choices=["true", "false"], default="true", help="false is --follow")
     add("--max-age", type=duration, metavar="S", help="find stale what no quorum has cosigned in the last S seconds")
-    add("--filename-regex", metavar="R", help="find entries whose filename has a match for this")
-    add("--checksum-regex", metavar="R", help="find entries whose checksum has a match for this")
+    add("--filename-regex", metavar="R", type=regex, help="find entries whose filename has a match for this")
+    add("--checksum-regex", metavar="R", type=regex, help="find entries whose checksum has a match for this")
     add("--index-url", metavar="U", help="compare with this package index, by the URL that pip takes")
     _add_logging(add)
     _add_follow(add, 60)
@@ -5585,6 +5997,14 @@ def whole_number(text: str) -> int:
         return parse_decimal(text)
     except Malformed as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def regex(text: str) -> str:
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"not a regular expression: {error}") from None
+    return text
 
 
 def port_number(text: str) -> int:

@@ -38,6 +38,7 @@ import tempfile
 import threading
 import time
 import urllib.parse
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -3577,7 +3578,7 @@ def test_health_as_a_command(log: LocalLog) -> None:
 
 
 COMMANDS = [
-    "keygen", "vkey", "serve", "witness", "add", "verify", "fsck", "health", "monitor", "export", "ingest",
+    "keygen", "vkey", "serve", "witness", "add", "verify", "fsck", "health", "monitor", "export", "ingest", "demo",
 ]
 
 
@@ -5288,6 +5289,451 @@ def test_page_refuses_what_is_forged(tmp_path: Path, browser: Browser) -> None:
                 expected = "verified" if what == "nothing" else "refused"
                 assert browser.verdict() == expected, (what, browser.text("#results"))
                 assert browser.complaints == []
+
+
+# --- What people have: lock files, reports, folders --------------------------------------------------------------------------------------
+
+HASHES = {name: hashlib.sha256(name.encode()).hexdigest() for name in "abcdef"}
+PYLOCK = f"""
+lock-version = "1.0"
+created-by = "hand"
+[[packages]]
+name = "Some.Thing"
+version = "1.0"
+sdist = {{ url = "https://files.example/x/some_thing-1.0.tar.gz", hashes = {{ sha256 = "{HASHES["a"]}" }} }}
+wheels = [
+  {{ name = "some_thing-1.0-py3-none-any.whl", url = "https://files.example/y", hashes = {{ sha256 = "{HASHES["b"]}" }} }},
+  {{ path = "./wheels/some_thing-1.0-cp311-cp311-linux_x86_64.whl", hashes = {{ md5 = "00", sha256 = "{HASHES["c"]}" }} }},
+]
+[[packages]]
+name = "archived"
+archive = {{ url = "https://files.example/archived-2%2B1.zip#x", hashes = {{ sha256 = "{HASHES["d"]}" }} }}
+"""
+UV_LOCK = f"""
+version = 1
+[[package]]
+name = "mine"
+version = "0.1"
+source = {{ virtual = "." }}
+[[package]]
+name = "some-thing"
+version = "1.0"
+source = {{ registry = "https://index.example/simple" }}
+sdist = {{ url = "https://files.example/x/some_thing-1.0.tar.gz", hash = "sha256:{HASHES["a"]}", size = 1 }}
+wheels = [{{ url = "https://files.example/x/some_thing-1.0-py3-none-any.whl", hash = "sha256:{HASHES["b"]}", size = 1 }}]
+"""
+REQUIREMENTS = f"""
+# a comment, and \\
+--index-url https://index.example/simple
+-c constraints.txt
+some.thing[extra]==1.0 ; python_version >= "3.11" \\
+    --hash=sha256:{HASHES["a"]} \\
+    --hash=sha256:{HASHES["b"]}  # via what
+other==2 --hash sha256:{HASHES["c"]}
+linked @ https://files.example/linked-3-py3-none-any.whl#sha256={HASHES["d"]}
+-r more.txt
+"""
+REPORT = {"version": "1", "install": [
+    {"metadata": {"name": "some.thing", "version": "1.0"}, "download_info": {
+        "url": "https://files.example/some_thing-1.0-py3-none-any.whl", "archive_info": {"hashes": {"sha256": HASHES["b"]}}}},
+    {"metadata": {"name": "old", "version": "1"}, "download_info": {
+        "url": "https://files.example/old-1.tar.gz", "archive_info": {"hash": f"sha256={HASHES['c']}"}}},
+]}  # fmt: skip
+
+
+def named(target: Path) -> list[tuple[str, str, str]]:
+    """Filename, project and the letter of the checksum of each artifact that a target names."""
+    letters = {f"sha256:{value}": name for name, value in HASHES.items()}
+    found = btlog.artifacts_of(str(target))
+    assert all(bool(a.checksum) != bool(a.trouble) for a in found)
+    return [(a.filename, a.project, letters.get(a.checksum, a.trouble)) for a in found]
+
+
+def test_artifacts_of_lock_files(tmp_path: Path) -> None:
+    (tmp_path / "pylock.toml").write_text(PYLOCK)
+    assert named(tmp_path / "pylock.toml") == [
+        ("some_thing-1.0-py3-none-any.whl", "some-thing", "b"),
+        ("some_thing-1.0-cp311-cp311-linux_x86_64.whl", "some-thing", "c"),
+        ("some_thing-1.0.tar.gz", "some-thing", "a"),
+        ("archived-2+1.zip", "archived", "d"),
+    ]
+    (tmp_path / "uv.lock").write_text(UV_LOCK)
+    assert named(tmp_path / "uv.lock") == [
+        ("some_thing-1.0-py3-none-any.whl", "some-thing", "b"),
+        ("some_thing-1.0.tar.gz", "some-thing", "a"),
+    ]
+    lost = '[[packages]]\nname = "here"\ndirectory = { path = "." }\n[[packages]]\nname = "x"\nwheels = [{ name = "x-1-py3-none-any.whl" }]\n'
+    (tmp_path / "pylock.dev.toml").write_text(lost)
+    assert [a.trouble for a in btlog.artifacts_of(str(tmp_path / "pylock.dev.toml"))] == [
+        "here is locked without a file of an index",
+        "x-1-py3-none-any.whl is named without its SHA-256",
+    ]
+
+
+def test_artifacts_of_requirements(tmp_path: Path) -> None:
+    (tmp_path / "requirements.txt").write_text(REQUIREMENTS)
+    (tmp_path / "more.txt").write_text(f"more==1 --hash=sha256:{HASHES['e']}\r\nbare==1\n-e .\n")
+    assert named(tmp_path / "requirements.txt") == [
+        ("", "some-thing", "a"),
+        ("", "some-thing", "b"),
+        ("", "other", "c"),
+        ("linked-3-py3-none-any.whl", "linked", "d"),
+        ("", "more", "e"),
+        ("", "bare", "bare has no --hash=sha256:\u2026"),
+        ("", "-e .", "-e . has no --hash=sha256:\u2026"),
+    ]
+    (tmp_path / "more.txt").write_text("-r requirements.txt\n")
+    refuses(Malformed, btlog.artifacts_of, str(tmp_path / "requirements.txt"))
+
+
+def test_artifacts_of_reports_and_folders(tmp_path: Path) -> None:
+    (tmp_path / "report.json").write_text(json.dumps(REPORT))
+    assert named(tmp_path / "report.json") == [
+        ("some_thing-1.0-py3-none-any.whl", "some-thing", "b"),
+        ("old-1.tar.gz", "old", "c"),
+    ]
+    (tmp_path / "inspect.json").write_text(json.dumps({"installed": [{"metadata": {"name": "bare"}}]}))
+    assert [a.trouble for a in btlog.artifacts_of(str(tmp_path / "inspect.json"))] == [
+        "bare has no checksum here; pip install --report has"
+    ]
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "a-1.tar.gz").write_bytes(b"a")
+    (tmp_path / "b-1-py3-none-any.whl").write_bytes(b"b")
+    assert [Path(a.target).name for a in btlog.artifacts_of(str(tmp_path))] == ["b-1-py3-none-any.whl", "a-1.tar.gz"]
+    (tmp_path / "empty").mkdir()
+    refuses(Malformed, btlog.artifacts_of, str(tmp_path / "empty"))
+    for name, text in [
+        ("pylock.toml", "["), ("pylock.toml", "x = 1"), ("pylock.toml", 'packages = [1]'), ("uv.lock", "package = []"),
+        ("a.json", "[]"), ("a.json", '{"install": [{}]}'), ("a.json", "[" * 100_000), ("r.txt", ""), ("r.txt", "\udcff"),
+    ]:  # fmt: skip
+        (tmp_path / name).write_bytes(text.encode(errors="surrogateescape"))
+        refuses(Malformed, btlog.artifacts_of, str(tmp_path / name))
+
+
+@pytest.fixture
+def locked(log: LocalLog, tmp_path: Path) -> tuple[LocalLog, Path]:
+    """A log that has what the lock files above name, and a folder with these and its key."""
+    files = [
+        ("some_thing-1.0.tar.gz", "a", None), ("some_thing-1.0-py3-none-any.whl", "b", PUBLISHER),
+        ("some_thing-1.0-cp311-cp311-linux_x86_64.whl", "c", None), ("archived-2+1.zip", "d", None),
+    ]  # fmt: skip
+    for filename, letter, publisher in files:
+        assert add(log.url, Entry(filename, f"sha256:{HASHES[letter]}", publisher).encode())[0] == 200
+    (tmp_path / "public.key").write_text(f"{LOG_VKEY}\n")
+    (tmp_path / "pylock.toml").write_text(PYLOCK)
+    (tmp_path / "requirements.txt").write_text(
+        f"some-thing==1.0 --hash=sha256:{HASHES['a']} --hash=sha256:{HASHES['b']} --hash=sha256:{HASHES['c']}\n"
+    )
+    return log, tmp_path
+
+
+def verify(folder: Path, *words: str) -> tuple[int, str, str]:
+    done = run_btlog("verify", *words, "--public-key", "public.key", cwd=folder)
+    assert "Traceback" not in done.stderr
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_verify_lock_files(locked: tuple[LocalLog, Path]) -> None:
+    log, folder = locked
+    online = ("--log-url", log.url)
+    code, out, err = verify(folder, "pylock.toml", *online)
+    assert (code, out.count(": logged at index "), err) == (0, 4, "btlog: 4 of 4 artifacts are logged as they should be\n")
+    code, out, err = verify(folder, "requirements.txt", "pylock.toml", "--json", *online, "--save-proofs", "proofs")
+    told = json.loads(out)
+    assert (code, told["ok"], len(told["artifacts"])) == (0, True, 7)
+    whl = [a for a in told["artifacts"] if a["filename"] == "some_thing-1.0-py3-none-any.whl"]
+    assert [(a["index"], a["publisher"], a["origin"], a["cosigned"]) for a in whl] == [
+        (1, PUBLISHER._asdict(), LOG.name, [])
+    ] * 2
+    assert len(list((folder / "proofs").iterdir())) == 4
+    # Offline, from the proofs that were kept; and from the log's own folder.
+    assert verify(folder, "requirements.txt", "pylock.toml", "--proofs", "proofs")[0] == 0
+    assert verify(folder, "requirements.txt", "pylock.toml", "--storage-dir", "log")[0] == 0
+    (folder / "proofs" / "archived-2+1.zip.tlog-proof").unlink()
+    code, out, err = verify(folder, "pylock.toml", "--proofs", "proofs")
+    assert (code, out.count("logged at")) == (3, 3)
+    assert "archived-2+1.zip" in err
+
+
+def test_verify_refuses_what_is_not_logged_so(locked: tuple[LocalLog, Path]) -> None:
+    log, folder = locked
+    text = (folder / "requirements.txt").read_text()
+    for changed, says in [
+        (text.replace(HASHES["a"], HASHES["f"]), "not logged"),
+        (text.replace("some-thing", "other-thing"), "not logged"),  # the hash is logged, for another project
+        (text.replace(f" --hash=sha256:{HASHES['b']}", " --hash=sha256:" + "0" * 64), "not logged"),
+    ]:
+        (folder / "requirements.txt").write_text(changed)
+        for where in ("--log-url", log.url), ("--storage-dir", "log"):
+            code, out, err = verify(folder, "requirements.txt", *where)
+            assert code == 1
+            assert says in err
+    (folder / "pylock.toml").write_text(PYLOCK.replace(HASHES["c"], HASHES["e"]))
+    code, out, err = verify(folder, "pylock.toml", "--log-url", log.url)
+    assert (code, out.count("logged at index")) == (1, 3)
+    assert "linux_x86_64.whl: not logged, but with another checksum at index 2" in err
+    assert "3 of 4 artifacts" in err
+    (folder / "pylock.toml").write_text("packages = 3")
+    code, out, err = verify(folder, "pylock.toml", "--log-url", log.url)
+    assert (code, out) == (2, "")
+
+
+def test_verify_pins_publishers(locked: tuple[LocalLog, Path]) -> None:
+    log, folder = locked
+    (folder / "one.txt").write_text(f"some-thing==1 --hash=sha256:{HASHES['b']}\n")
+    for pins, code in [
+        (("--publisher-issuer", "https://issuer.example"), 0),
+        (("--publisher-subject", "https://example[.]com/.*"), 0),
+        (("--publisher-issuer", "https://issuer"), 1),  # a part is not enough
+        (("--publisher-issuer", ".*", "--publisher-subject", "x"), 1),
+    ]:
+        assert verify(folder, "one.txt", "--log-url", log.url, *pins)[0] == code
+    code, _, err = verify(folder, "pylock.toml", "--log-url", log.url, "--publisher-issuer", ".*")
+    assert (code, err.count("it has no publisher")) == (1, 3)
+    assert verify(folder, "one.txt", "--log-url", log.url, "--publisher-issuer", "(")[0] == 2
+
+
+def test_verify_prints_a_table_on_a_terminal(locked: tuple[LocalLog, Path]) -> None:
+    log, folder = locked
+    ours, theirs = os.openpty()
+    command = [sys.executable, str(SOURCE), "verify", "pylock.toml", "--public-key", "public.key", "--log-url", log.url]
+    with subprocess.Popen(command, cwd=folder, stdout=theirs, stderr=subprocess.PIPE) as process:
+        os.close(theirs)
+        shown = b""
+        with contextlib.suppress(OSError):  # which is how a terminal ends
+            while data := os.read(ours, 65536):
+                shown += data
+        process.communicate()
+    os.close(ours)
+    lines = shown.decode().splitlines()
+    assert process.returncode == 0
+    assert [line.split()[:2] for line in lines[:2]] == [["artifact", "logged"], ["\u2713", "pylock.toml:"]]
+    assert len(lines) == 5
+
+
+def make_wheel(folder: Path, name: str, version: str, *requires: str) -> Path:
+    """A wheel of a project with nothing in it."""
+    path_, info = folder / f"{name}-{version}-py3-none-any.whl", f"{name}-{version}.dist-info"
+    needs = "".join(f"Requires-Dist: {what}\n" for what in requires)
+    files = {
+        f"{name}.py": f"VERSION = {version!r}\n",
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{needs}",
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    with zipfile.ZipFile(path_, "w") as archive:
+        for file, text in files.items():
+            archive.writestr(file, text)
+        archive.writestr(f"{info}/RECORD", "".join(f"{file},,\n" for file in [*files, f"{info}/RECORD"]))
+    return path_
+
+
+@contextlib.contextmanager
+def simple_index(files: Path) -> Iterator[str]:
+    """The URL of a PEP 503 index of the wheels in a folder."""
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args, directory=str(files))
+
+        def log_message(self, *args: object) -> None: ...
+
+        def do_GET(self) -> None:
+            if not self.path.startswith("/simple/"):
+                super().do_GET()
+                return
+            project = self.path.removeprefix("/simple/").strip("/")
+            found = [file for file in sorted(files.iterdir()) if btlog.project_of(file.name) == project]
+            sums = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in found}
+            page = "".join(f'<a href="/{name}#sha256={value}">{name}</a>\n' for name, value in sums.items())
+            self.send_response(200 if found else 404)
+            self.send_header("Content-Type", "text/html")
+            self.end_headers()
+            self.wfile.write(f"<!DOCTYPE html><html><body>{page}</body></html>".encode())
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}/simple"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.mark.slow
+def test_verify_what_real_tools_write(tmp_path: Path, log: LocalLog) -> None:
+    """uv's and pip's lock files, requirements and reports, of packages of an index of this test."""
+    files = tmp_path / "files"
+    files.mkdir()
+    make_wheel(files, "alpha", "1.0", "beta-gamma>=1")
+    make_wheel(files, "beta_gamma", "2.1")
+    (tmp_path / "public.key").write_text(f"{LOG_VKEY}\n")
+    (tmp_path / "requirements.in").write_text("alpha\n")
+    (tmp_path / "pyproject.toml").write_text(
+        '[project]\nname = "mine"\nversion = "0.1"\nrequires-python = ">=3.11"\ndependencies = ["alpha"]\n'
+    )
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("PIP_", "UV_"))}
+    environment |= {"UV_CACHE_DIR": str(tmp_path / "cache"), "PIP_CONFIG_FILE": os.devnull, "PIP_NO_CACHE_DIR": "1"}
+
+    def tool(*words: str) -> None:
+        done = subprocess.run(
+            [sys.executable, "-m", *words], cwd=tmp_path, capture_output=True, text=True, env=environment, check=False
+        )
+        assert done.returncode == 0, f"{words}: {done.stderr} (this test needs uv, and pip 25.1 or newer)"
+
+    with simple_index(files) as index:
+        tool("uv", "lock", "-q", "--default-index", index)
+        tool("uv", "export", "-q", "--frozen", "--format", "pylock.toml", "-o", "pylock.toml")
+        tool("uv", "export", "-q", "--frozen", "--no-emit-project", "-o", "requirements.txt")
+        tool("uv", "pip", "compile", "-q", "--generate-hashes", "--default-index", index, "requirements.in", "-o", "compiled.txt")
+        tool("pip", "lock", "-q", "--index-url", index, "-o", "pylock.pip.toml", "alpha")
+        tool("pip", "install", "-q", "--dry-run", "--ignore-installed", "--index-url", index, "--report", "report.json", "alpha")
+        targets = ["uv.lock", "pylock.toml", "requirements.txt", "compiled.txt", "pylock.pip.toml", "report.json"]
+        for target in targets:
+            code, out, err = verify(tmp_path, target, "--log-url", log.url)
+            assert (code, out, err.count(": not logged\n")) == (1, "", 2)
+        done = run_btlog("ingest", "--index-url", index, "--log-url", log.url, "alpha", "Beta.Gamma")
+    assert (done.returncode, done.stdout.startswith("2 projects: 2 files logged")) == (0, True)
+    for target in targets:
+        code, out, err = verify(tmp_path, target, "--log-url", log.url)
+        assert (code, out.count("logged at index"), "2 of 2 artifacts" in err) == (0, 2, True), (target, out, err)
+    assert verify(tmp_path, "files", "--log-url", log.url)[0] == 0
+
+
+@pytest.mark.slow
+def test_a_lock_file_of_200_packages_takes_no_time(tmp_path: Path, log: LocalLog) -> None:
+    """Two files for each, so that 400 artifacts are looked up and proved."""
+    packages = []
+    for i in range(200):
+        names = f"p{i}-1.0-py3-none-any.whl", f"p{i}-1.0.tar.gz"
+        sums = [hashlib.sha256(name.encode()).hexdigest() for name in names]
+        lines = [Entry(name, f"sha256:{value}").encode() for name, value in zip(names, sums, strict=True)]
+        assert bulk(log.url, b"".join(map(as_line, lines)))[0] == 200
+        wheel, sdist = (f'{{ name = "{n}", hashes = {{ sha256 = "{s}" }} }}' for n, s in zip(names, sums, strict=True))
+        packages.append(f'[[packages]]\nname = "p{i}"\nwheels = [{wheel}]\nsdist = {sdist}\n')
+    (tmp_path / "pylock.toml").write_text("".join(packages))
+    (tmp_path / "public.key").write_text(f"{LOG_VKEY}\n")
+    begun = time.monotonic()
+    code, out, _ = verify(tmp_path, "pylock.toml", "--log-url", log.url)
+    assert (code, out.count("logged at index")) == (0, 400)
+    assert time.monotonic() - begun < 3
+
+
+def test_the_demonstration(tmp_path: Path) -> None:
+    done = run_btlog("demo", env={**os.environ, "TMPDIR": str(tmp_path)})
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "FOUND match: bisect.py" in done.stdout
+    assert "the proof does not show this entry at index 0" in done.stdout
+    assert list(tmp_path.iterdir()) == []  # and its servers have ended, which it waits for
+
+
+def test_wrong_use_gets_the_nearest_right_one() -> None:
+    for words, hint in [
+        (["serv"], "did you mean serve?"),
+        (["serve", "--storage-dri", "x"], "did you mean --storage-dir?"),
+        (["verify", "--publickey", "x"], "did you mean --public-key?"),
+    ]:
+        done = run_btlog(*words)
+        assert (done.returncode, done.stdout, hint in done.stderr) == (2, "", True), done.stderr
+    assert "did you mean" not in run_btlog("xyzzy").stderr
+
+
+@pytest.mark.slow
+def test_metrics_as_prometheus_reads_them(log: LocalLog, tmp_path: Path) -> None:
+    from prometheus_client.parser import text_string_to_metric_families
+
+    add(log.url, entry(1))
+    (tmp_path / "log.key").write_text(f"{LOG_VKEY}\n")
+    with running("witness", "--log-public-key", "log.key", cwd=tmp_path) as witness:
+        note = log.log.published.note
+        assert ask(witness.url, "/add-checkpoint", "POST", b"old 0\n\n" + note)[0] == 200
+        assert ask(witness.url, "/add-checkpoint", "POST", b"old 7\n\n" + note)[0] == 400
+        families = {
+            family.name: family
+            for url in (log.url, witness.url)
+            for family in text_string_to_metric_families(ask(url, "/metrics")[2].decode())
+        }
+    assert families["btlog_entries"].type == "counter"
+    assert families["btlog_add_seconds"].type == families["btlog_cosign_seconds"].type == "histogram"
+    sizes = families["btlog_log_size"].samples
+    assert [(sample.labels, sample.value) for sample in sizes] == [({"log": LOG.name}, 1.0)]
+    assert {sample.labels["status"]: sample.value for sample in families["btlog_refused"].samples} == {"400": 1.0}
+
+
+# --- fsck --repair, and what a start finds ------------------------------------------------------------------------------------------------
+
+def dump(folder: Path) -> dict[str, list[Any]]:
+    with contextlib.closing(sqlite3.connect(folder / "log.sqlite3")) as db:
+        db.text_factory = bytes
+        tables = [name for name, in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        return {name.decode(): sorted(db.execute(f"SELECT * FROM {name.decode()}")) for name in tables}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "DELETE FROM tile",
+        "UPDATE tile SET data = zeroblob(length(data))",
+        "DELETE FROM lookup WHERE key % 3 = 0",
+        "INSERT INTO lookup VALUES (7)",
+        "INSERT INTO tile VALUES (999, x'00')",
+        "DELETE FROM lookup; DELETE FROM tile; INSERT INTO name_filter VALUES (5, x'00')",
+        "INSERT INTO bundle SELECT 77, data FROM bundle WHERE n = 0",
+        "UPDATE bundle SET data = CAST(data || x'0001ff' AS BLOB) WHERE n = 2",
+    ],
+)
+def test_fsck_repairs_what_can_be_derived(tmp_path: Path, damage: str) -> None:
+    with contextlib.closing(found(tmp_path / "log")) as store:
+        fill(store, 700)
+    good = dump(tmp_path / "log")
+    with contextlib.closing(sqlite3.connect(tmp_path / "log" / "log.sqlite3")) as db:
+        db.executescript(damage)
+    assert run_btlog("fsck", "--storage-dir", "log", cwd=tmp_path).returncode == 1
+    done = run_btlog("fsck", "--storage-dir", "log", "--repair", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "the entries lead to the signed root of size 700" in done.stdout
+    assert dump(tmp_path / "log") == good
+    with contextlib.closing(found(tmp_path / "log")) as store:
+        fill(store, 30)
+        assert findings(store) == []
+
+
+@pytest.mark.parametrize(
+    ("damage", "code", "says"),
+    [
+        ("UPDATE bundle SET data = CAST(replace(data, x'706b67', x'706b68') AS BLOB) WHERE n = 1", 1, "the entries do not lead to the signed root"),
+        ("DELETE FROM bundle WHERE n = 2", 3, "tile/entries/002 is missing"),
+        ("UPDATE bundle SET data = CAST(data AS TEXT) WHERE n = 1", 3, "tile/entries/001 is not a blob"),
+        ("UPDATE bundle SET data = CAST(x'ff' || data AS TEXT) WHERE n = 1", 3, "tile/entries/001 is not a blob"),
+        ("UPDATE bundle SET data = substr(data, 1, 1000) WHERE n = 0", 3, "tile/entries/000"),
+        ("UPDATE checkpoint SET note = x'00' WHERE kind = 'signed'", 3, "a checkpoint can't be derived"),
+        ("UPDATE checkpoint SET note = x'00' WHERE kind = 'published'", 3, "a checkpoint can't be derived"),
+    ],
+)
+def test_fsck_refuses_to_repair_what_only_a_backup_has(tmp_path: Path, damage: str, code: int, says: str) -> None:
+    with contextlib.closing(found(tmp_path / "log")) as store:
+        fill(store, 700)
+    with contextlib.closing(sqlite3.connect(tmp_path / "log" / "log.sqlite3")) as db:
+        db.executescript(damage)
+        db.execute("DELETE FROM tile")
+        db.commit()
+    before = dump(tmp_path / "log")
+    done = run_btlog("fsck", "--storage-dir", "log", "--repair", cwd=tmp_path)
+    assert (done.returncode, says in done.stderr) == (code, True), done.stderr
+    assert dump(tmp_path / "log") == before
+
+
+def test_a_start_says_what_a_crash_has_left(tmp_path: Path) -> None:
+    with running("serve", "--storage-dir", "log", cwd=tmp_path) as server:
+        assert add(server.url, entry(1))[0] == 200
+        server.process.kill()
+    with running("serve", "--storage-dir", "log", cwd=tmp_path) as server:
+        assert ask(server.url, "/entry/0")[0] == 200
+        code, err = server.stop()
+    assert code == 0
+    assert re.search(r"did not end in good order: took over its journal of [1-9]\d* bytes; signed is size 1, published size 1", err)
+    with running("serve", "--storage-dir", "log", cwd=tmp_path) as server:
+        assert server.stop() == (0, "")
 
 
 # --- The shape of the file ------------------------------------------------------------------------------------------------------------------
