@@ -3251,10 +3251,13 @@ class Log(Worker[Submission]):
         self.store, self.options, self._signer = store, options, signer
         if (key := store.key()) is None:
             raise Corrupt(f"{store.folder} is not the store of a log yet")
+        if store.setting("stored") is not None and (signer or not store.checkpoint("published")):
+            raise Unavailable(f"{store.folder} is the mirror of a part of its log: run `monitor` until it has all")
         self.key, self._cache = key, Cache(256)
         self._policy = dataclasses.replace(policy, logs=(key,))
         self.signed = self._open("signed")
-        self.store.check_last_part()
+        with self.store.database.snapshot():  # another process may be writing
+            self.store.check_last_part()
         published = self._open("published")
         self._published = published if self._accepts(published.note) else None
         self._waiting: list[Submission] = []  # for a checkpoint that includes them to be published
@@ -4475,8 +4478,8 @@ class Watch:
 class Goal:
     """A checkpoint that a log serves, and its tree's tiles; `served` has those that were read, verbatim, by path."""
 
-    def __init__(self, note: bytes, tree: Tree, source: Source) -> None:
-        self.note, self.tree, self._source = note, tree, source
+    def __init__(self, note: bytes, tree: Tree, fetch: Callable[[int, int, int], bytes]) -> None:
+        self.note, self.tree, self._fetch = note, tree, fetch
         self.served: dict[str, bytes] = {}
         try:
             self.tiles = AuthenticTiles(tree, self.tile)
@@ -4490,7 +4493,7 @@ class Goal:
         """A tile as it is served."""
         path = tile_path(level, index, width)
         if path not in self.served:
-            self.served[path] = self._source.hashes(level, index, width)
+            self.served[path] = self._fetch(level, index, width)
         return self.served[path]
 
     def bad_tile(self, error: BadProof) -> Found:
@@ -4546,29 +4549,26 @@ class Monitor:
         if (note := self.store.checkpoint(kind)) is not None:
             try:
                 tree = open_checkpoint(note, simple_policy([self._key])).tree
-                if kind == "signed" and self._own_tiles().hash(0, tree.size) != tree.root:
+                own = Tiles(self.store.stored().size, self.store.tile)
+                if kind == "signed" and own.hash(0, tree.size) != tree.root:
                     raise Corrupt("the stored tiles do not lead to its root")
             except Error as error:
                 raise Corrupt(f"{self.store.folder}: {kind} checkpoint: {error}") from None
 
-    def _own_tiles(self, served: dict[str, bytes] | None = None) -> Tiles:
-        """What is stored, and in `served` which tiles were read of it."""
+    def round(self, progress: Callable[[int, int], None], now: float) -> bool:
+        """Accepts what the log has published since the last round, and says whether that is all of it.
 
-        def fetch(level: int, index: int, width: int) -> bytes:
-            data = self.store.tile(level, index, width)
-            if served is not None:
-                served[tile_path(level, index, width)] = data
-            return data
-
-        return Tiles(self.store.stored().size, fetch)
-
-    def round(self, progress: Callable[[int, int], None], now: float) -> None:
-        """Accepts what the log has published since the last round; raises Unavailable, and Corrupt."""
+        Raises Unavailable, and Corrupt.
+        """
         self.conditions = []
         try:
             self._round(self._source.get("/checkpoint"), progress, now)
         except Found as found:
             self.conditions.append(found.finding)
+            return False
+        except (BadProof, BadSignature, Malformed) as error:  # where the log is to blame, that is Found by now
+            raise Corrupt(f"{self.store.folder}: {error}") from None
+        return True
 
     def _round(self, note: bytes, progress: Callable[[int, int], None], now: float) -> None:
         checkpoint = self._open(note, now)
@@ -4578,11 +4578,15 @@ class Monitor:
             if note != last:
                 self.store.renew(note)
             return
-        goal = Goal(note, tree, self._source)
-        self._compare(before, last, goal)
-        if goal.prefix(stored.size) != stored.root:
-            raise Found("fork", f"the tree of size {tree.size} does not begin with what it had at size {stored.size}",
+        if last and tree.size <= before.size and tree != before:
+            raise self._gone_back(before, last, tree, note)
+        goal = Goal(note, tree, self._source.hashes)
+        if goal.prefix(before.size) != before.root:
+            sizes = f"that of size {tree.size} does not begin with that of size {before.size}"
+            raise Found("fork", f"the log has signed two histories: {sizes}",
                         {"earlier-checkpoint": last or b"", "checkpoint": note, **goal.served})
+        if goal.prefix(stored.size) != stored.root:  # when it was stored it was proved to be the beginning of `before`
+            raise Corrupt(f"{self.store.folder}: what is stored does not lead to a signed root")
         size = stored.size
         blocks = self._source.each(functools.partial(self._read, goal), range(size // 256, (tree.size + 255) // 256))
         while size < tree.size:
@@ -4612,27 +4616,27 @@ class Monitor:
             self.conditions.append(Finding("stale", str(error), (), served))
         return checkpoint
 
-    def _compare(self, before: Tree, last: bytes | None, goal: Goal) -> None:
-        """Raises Found unless the new checkpoint follows the last one that was accepted."""
-        notes = {"earlier-checkpoint": last or b"", "checkpoint": goal.note}
-        tree, sizes = goal.tree, f"of size {before.size}, and now of {goal.tree.size}"
-        served: dict[str, bytes] = goal.served
-        if tree.size >= before.size:
-            good = tree == before if tree.size == before.size else goal.prefix(before.size) == before.root
-            behind = False
-        else:
-            # Our own tiles tell, as far as they go; behind that it is the log that has to have them.
-            behind, served = True, {}
-            if self.store.stored().size >= tree.size:
-                good = self._own_tiles(served).hash(0, tree.size) == tree.root
-            else:
-                earlier = Goal(last or b"", before, self._source)
+    def _gone_back(self, before: Tree, last: bytes, tree: Tree, note: bytes) -> Found:
+        """What it is that the log shows, after the tree `before`, another one that is not larger.
+
+        Two trees of a size need no tiles to contradict each other. Else those of `before` tell: our own, as far as they
+        go, or the log's; a log that has them no more has gone back at least.
+        """
+        notes = {"earlier-checkpoint": last, "checkpoint": note}
+        sizes = f"of size {before.size}, and now of {tree.size}"
+        good, served, own = False, dict[str, bytes](), self.store.stored() == before
+        if tree.size < before.size:
+            try:
+                earlier = Goal(last, before, self.store.tile if own else self._source.hashes)
                 good, served = earlier.prefix(tree.size) == tree.root, earlier.served
-        if not good:
-            raise Found("fork", f"the log has signed two histories: {sizes}, which does not go with it",
-                        {**notes, **served})
-        if behind:
-            raise Found("rollback", f"the log has gone back: its last checkpoint was {sizes}", notes)
+            except (Found, Unavailable) as error:
+                if own:
+                    raise Corrupt(f"{self.store.folder}: {error}") from None
+                good = True
+        if good:
+            return Found("rollback", f"the log has gone back: its last checkpoint was {sizes}", notes)
+        text = f"the log has signed two histories: its last checkpoint was {sizes}, which does not go with it"
+        return Found("fork", text, {**notes, **served})
 
     def _read(self, goal: Goal, index: int) -> Block:
         width = goal.width(0, index)
@@ -4688,7 +4692,7 @@ class Monitor:
             if not good:
                 return Found("bad-bundle", f"the entries of {path} are not those that the log has signed",
                              {**goal.path_to(0, index), path: bundle})
-        return Corrupt(f"{self.store.folder}: local state is corrupt: what is stored does not lead to a signed root")
+        return Corrupt(f"{self.store.folder}: what is stored does not lead to a signed root")
 
     def evidence(self, finding: Finding) -> dict[str, bytes]:
         """The files of a finding; for entries, .tlog-proof files at the checkpoint that was reached."""
@@ -5238,7 +5242,9 @@ class StoreFinder(Finder):
 
     def __init__(self, store: LogStore) -> None:
         super().__init__()
-        self._store, self._note, self._tree = store, store.checkpoint("published"), store.tree("published")
+        self._store, self._note = store, store.checkpoint("published")
+        # Of this very note: the log may go on meanwhile.
+        self._tree = Checkpoint.parse(split_note(self._note)[0]).tree if self._note else Tree(0, EMPTY_ROOT)
 
     def find(self, artifact: Artifact) -> tuple[str, bytes]:
         if self._note is None:
@@ -5474,11 +5480,12 @@ def cmd_monitor(args: argparse.Namespace) -> int:
         try:
             store = stack.enter_context(contextlib.closing(MirrorStore(folder)))
             monitor = Monitor(store, source, policy, watch)
+            report, args.follow = Reporter(monitor, args.json_logging), args.follow or args.once == "false"
+            comparison = Comparison(store, index) if index else None
+            code = run_rounds(args, lambda: watch_round(monitor, comparison, report, args.follow))
+            return 1 if report.told else code  # also where it was told in a round that was interrupted
         except Corrupt as error:
             raise Corrupt(f"local state is corrupt, which accuses nobody: {error}") from None
-        report, args.follow = Reporter(monitor, args.json_logging), args.follow or args.once == "false"
-        comparison = Comparison(store, index) if index else None
-        return run_rounds(args, lambda: watch_round(monitor, comparison, report, args.follow))
 
 
 def wanted_entries(filename: str | None, checksum: str | None) -> Callable[[re.Match[str]], bool] | None:
@@ -5491,11 +5498,11 @@ def wanted_entries(filename: str | None, checksum: str | None) -> Callable[[re.M
 
 def watch_round(monitor: Monitor, comparison: Comparison | None, report: Reporter, follow: bool) -> int:
     """One round of a monitor; its exit code."""
-    before, code = monitor.store.tree("signed").size, 0
+    before, code, whole = monitor.store.tree("signed").size, 0, False
     report.begin()
     try:
-        monitor.round(show_progress("entries"), time.time())
-    except Error as error:
+        whole = monitor.round(show_progress("entries"), time.time())
+    except Unavailable as error:
         logger.error("%s", error)
         code = error.exit_code
     tree = monitor.store.tree("signed")
@@ -5504,8 +5511,8 @@ def watch_round(monitor: Monitor, comparison: Comparison | None, report: Reporte
         monitor.store.reported([number])
     for finding in monitor.conditions:
         report(finding)
-    try:
-        for finding in comparison.round(int(time.time())) if comparison else ():
+    try:  # with a part of the log, files would seem to be missing from it
+        for finding in comparison.round(int(time.time())) if comparison and whole else ():
             report(finding)
     except Unavailable as error:
         logger.error("%s", error)
@@ -5527,7 +5534,7 @@ class Reporter:
     """
 
     def __init__(self, monitor: Monitor, as_json: bool) -> None:
-        self._monitor, self._json, self.count = monitor, as_json, 0
+        self._monitor, self._json, self.count, self.told = monitor, as_json, 0, False
         self._known: set[tuple[str, str]] = set()
         self._now: set[tuple[str, str]] = set()
 
@@ -5547,6 +5554,7 @@ class Reporter:
             for name, data in {**self._monitor.evidence(finding), "finding.txt": f"{finding.text}\n".encode()}.items():
                 make_folder((folder / name).parent)
                 write_over(folder / name, data)
+            self.told = True
             self.say(finding.text, finding.kind, evidence=str(folder))
 
     def say(self, text: str, kind: str = "", **fields: Any) -> None:
@@ -5642,7 +5650,7 @@ class StaticTree:
             return Tree(0, EMPTY_ROOT)
         try:
             old = open_checkpoint(read_file(str(path)), simple_policy([key])).tree
-            if Tiles(tree.size, self._store.tile).hash(0, old.size) == old.root and old.size <= tree.size:
+            if old.size <= tree.size and Tiles(tree.size, self._store.tile).hash(0, old.size) == old.root:
                 return old
         except Error as error:
             raise Malformed(f"{path} is not a checkpoint of {key.name}: {error}") from None
@@ -5659,6 +5667,8 @@ class StaticTree:
             draft.replace(path)
         except OSError as error:
             raise Unavailable(f"can't write {path}: {error.strerror}") from None
+        finally:
+            draft.unlink(missing_ok=True)
         self._folders.update(folder for folder in path.parents if folder.is_relative_to(self._out))
 
     def _remove_partials(self, new: list[tuple[int | None, int, int]]) -> None:
