@@ -122,7 +122,7 @@ MAX_SKEW = 300  # seconds that the clock of a witness may be ahead of ours
 MAX_ADD_CHECKPOINT = 1 << 16  # the body of a request to a witness, and of its answer
 MAX_WITNESSES = 64  # that a log asks: a note with more signatures than MAX_SIGNATURES could not be read
 MAX_EVIDENCE = 1000  # pairs of checkpoints that a witness keeps against a log
-MAX_FINDINGS = 1000  # of a kind that a monitor tells one by one, in 65,536 entries
+MAX_FINDINGS = 100  # of a kind that a monitor tells one by one, in 16,384 entries
 MAX_BAD_TILES = 20  # likewise, with the tiles as evidence
 MAX_COMPARED = 1000  # projects, beside those with new files, that a monitor compares with the index at a time
 
@@ -1958,9 +1958,10 @@ class MirrorStore(LogStore):
         db.executemany("INSERT OR REPLACE INTO checkpoint VALUES (?, ?)", rows)
 
     def unreported(self, size: int) -> list[tuple[int, Finding]]:
-        """The findings about the first `size` entries, each with the number that it is stored under."""
+        """The first findings, if they are about the first `size` entries, each with its number."""
         found = []
-        for n, kind, text, indices, evidence in self.query("SELECT * FROM finding ORDER BY n"):
+        rows = self.query("SELECT * FROM finding ORDER BY n LIMIT 100")
+        for n, kind, text, indices, evidence in rows:
             files = {name: parse_base64(data) for name, data in json.loads(evidence).items()}
             found.append((n, Finding(kind, text, tuple(json.loads(indices)), files)))
         return [(n, finding) for n, finding in found if max(finding.indices, default=-1) < size]
@@ -1977,10 +1978,16 @@ class MirrorStore(LogStore):
 
 
 def _bounded(findings: list[Finding]) -> list[Finding]:
-    """At most MAX_FINDINGS of a kind, and how many more there are: a hostile log could make millions."""
+    """At most MAX_FINDINGS of a kind, and how many more there are: a hostile log could make millions.
+
+    But all that somebody looks for.
+    """
     bounded: list[Finding] = []
-    for _, group in itertools.groupby(sorted(findings, key=lambda f: f.kind), lambda f: f.kind):
+    for kind, group in itertools.groupby(sorted(findings, key=lambda f: f.kind), lambda f: f.kind):
         same = list(group)
+        if kind == "match":
+            bounded += same
+            continue
         bounded += same[:MAX_FINDINGS]
         if more := same[MAX_FINDINGS:]:
             bounded.append(Finding(more[0].kind, f"{more[0].text}; and {len(more) - 1} more like it", more[0].indices))
@@ -5506,9 +5513,10 @@ def watch_round(monitor: Monitor, comparison: Comparison | None, report: Reporte
         logger.error("%s", error)
         code = error.exit_code
     tree = monitor.store.tree("signed")
-    for number, finding in monitor.store.unreported(tree.size):
-        report(finding, always=True)
-        monitor.store.reported([number])
+    while findings := monitor.store.unreported(tree.size):
+        for _, finding in findings:
+            report(finding, always=True)
+        monitor.store.reported(number for number, _ in findings)
     for finding in monitor.conditions:
         report(finding)
     try:  # with a part of the log, files would seem to be missing from it
