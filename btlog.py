@@ -100,6 +100,7 @@ MAX_SIGNATURES = 100  # likewise; signed-note asks for 16 at least
 MAX_PROOF = 63  # hashes in a proof: tlog-witness, and the height of the largest tree that MAX_INT allows
 MAX_ENTRY = 65_535  # tlog-tiles: entries have a uint16 length prefix
 MAX_FILENAME = 255  # bytes of UTF-8, as file systems have it
+MAX_BUNDLE = 256 * (2 + MAX_ENTRY)
 MAX_POLICY, MAX_DEPTH = 1_000_000, 100  # a policy file, and its groups within groups
 MAX_ADD = 1 << 19  # a JSON entry: room for MAX_ENTRY with every character escaped
 MAX_HEAD = 1 << 16  # the head of a request, as in http.server
@@ -2755,13 +2756,6 @@ class Client:
             raise Unavailable(f"{self.url}{path} answers {status}: {error_message(data)}")
         return data
 
-    def get_json(self, path: str) -> Any:
-        data = self.get(path)
-        try:
-            return json.loads(data)
-        except (ValueError, RecursionError):
-            raise Unavailable(f"{self.url}{path} does not answer in JSON") from None
-
     def abort(self) -> None:
         """Ends what another thread is waiting for."""
         with contextlib.suppress(OSError, AttributeError):
@@ -2798,7 +2792,7 @@ ResultT = TypeVar("ResultT")
 class Source:
     """What a log or an index serves at `url`, read by several threads, each over a connection that it keeps."""
 
-    THREADS, WINDOW, ATTEMPTS = 8, 128, 5
+    THREADS, WINDOW, ATTEMPTS = 8, 32, 5
 
     def __init__(self, url: str, timeout: float = 30) -> None:
         self.url, self._timeout = Client(url).url, timeout
@@ -2806,7 +2800,9 @@ class Source:
         self._pool = concurrent.futures.ThreadPoolExecutor(self.THREADS, "reader")
         self._closed = threading.Event()
 
-    def fetch(self, path: str, headers: dict[str, str] | None = None) -> tuple[str, bytes] | None:
+    def fetch(
+        self, path: str, headers: dict[str, str] | None = None, limit: int = MAX_ANSWER
+    ) -> tuple[str, bytes] | None:
         """Content type and body, None where there is nothing; raises Unavailable once trying again has not helped."""
         error = Unavailable(f"{self.url} is closed")
         for attempt in range(self.ATTEMPTS):
@@ -2814,7 +2810,7 @@ class Source:
                 self._own.client = Client(self.url, self._timeout)
                 self._clients.append(self._own.client)
             try:
-                status, kind, data = self._own.client.request("GET", path, None, headers)
+                status, kind, data = self._own.client.request("GET", path, None, headers, limit)
             except Unavailable as trouble:
                 error = trouble
             else:
@@ -2827,18 +2823,18 @@ class Source:
                 break
         raise error
 
-    def get(self, path: str) -> bytes:
-        if not (found := self.fetch(path)):
+    def get(self, path: str, limit: int = MAX_ANSWER) -> bytes:
+        if not (found := self.fetch(path, None, limit)):
             raise Unavailable(f"{self.url}{path} is not there")
         return found[1]
 
     def tile(self, level: int | None, index: int, width: int) -> tuple[bytes, bool]:
         """A tile, or with level None an entry bundle; and whether it is the full one, in the place of a partial one."""
-        found = self.fetch(f"/{tile_path(level, index, width)}")
-        if found or width == 256:
-            return (found[1] if found else self.get(f"/{tile_path(level, index)}")), False
+        limit = MAX_BUNDLE if level is None else MAX_HEAD  # room for the page of an error, too
+        if width < 256 and (found := self.fetch(f"/{tile_path(level, index, width)}", None, limit)):
+            return found[1], False
         # "MAY fetch the full tile … as a fallback in case the partial tile is not available anymore"
-        return self.get(f"/{tile_path(level, index)}"), True
+        return self.get(f"/{tile_path(level, index)}", limit), width < 256
 
     def hashes(self, level: int, index: int, width: int) -> bytes:
         """The bytes of a tile, not checked yet."""
