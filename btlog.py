@@ -124,6 +124,7 @@ MAX_ADD_CHECKPOINT = 1 << 16  # the body of a request to a witness, and of its a
 MAX_WITNESSES = 64  # that a log asks: a note with more signatures than MAX_SIGNATURES could not be read
 MAX_EVIDENCE = 1000  # pairs of checkpoints that a witness keeps against a log
 MAX_FINDINGS = 100  # of a kind that a monitor tells one by one, in 16,384 entries
+MAX_STEMS = 100_000  # parts of filenames that a monitor remembers to have seen
 MAX_BAD_TILES = 20  # likewise, with the tiles as evidence
 MAX_COMPARED = 1000  # projects, beside those with new files, that a monitor compares with the index at a time
 
@@ -1877,6 +1878,7 @@ class MirrorStore(LogStore):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
+        self._stems: set[bytes] = set()  # whose projects are stored already
         with self.database.transaction() as db:
             for statement in filter(str.strip, MIRROR_SCHEMA.split(";")):
                 db.execute(statement)
@@ -1901,7 +1903,7 @@ class MirrorStore(LogStore):
             plain, distinct = all_plain(entries), set(names)
             repeated = len(distinct) < len(names) or any(field_of(FILENAME, data) in distinct for _, data in known)
             matches = [] if plain else match_entries(entries)
-            seen = self._publishers(db, names if plain else [match[2].encode() for match in matches if match])
+            seen = self._publishers(db, names if plain else [match[2].encode() for match in matches if match], plain)
             if plain and not (repeated or seen or wanted):
                 return [], entries
             matches = matches or match_entries(entries)
@@ -1935,17 +1937,20 @@ class MirrorStore(LogStore):
 
         self._append(entries, choose, finish)
 
-    @staticmethod
-    def _publishers(db: sqlite3.Connection, names: list[bytes]) -> dict[str, dict[str, int]]:
+    def _publishers(self, db: sqlite3.Connection, names: list[bytes], plain: bool) -> dict[str, dict[str, int]]:
         """Adds the projects of new files; returns the publishers that they had so far, as `publishers` takes them."""
         # The part of a name that tells the project, many times the same, is made a project once.
         stems = {n.partition(b"-")[0] if n.endswith((b".whl", b".egg")) else n.rpartition(b"-")[0] for n in names}
-        projects = sorted({normalize(stem.decode()) for stem in stems} - {""})
+        some = db.execute("SELECT 1 FROM publisher LIMIT 1").fetchall()
+        wanted = stems - self._stems if plain and not some else stems
+        projects = sorted({normalize(stem.decode()) for stem in wanted} - {""})
         db.executemany("INSERT OR IGNORE INTO project VALUES (?, 0)", zip(projects))
+        self._stems = stems if len(self._stems) > MAX_STEMS else self._stems | stems
         known: dict[str, dict[str, int]] = {}
-        wanted = "SELECT project, name, first FROM publisher WHERE project IN (SELECT value FROM json_each(?))"
-        for project, name, first in sorted(db.execute(wanted, (json.dumps(projects),)), key=lambda row: row[2]):
-            known.setdefault(project, {})[name] = first
+        if some:
+            select = "SELECT project, name, first FROM publisher WHERE project IN (SELECT value FROM json_each(?))"
+            for project, name, first in sorted(db.execute(select, (json.dumps(projects),)), key=lambda row: row[2]):
+                known.setdefault(project, {})[name] = first
         return known
 
     def renew(self, note: bytes) -> None:
@@ -3195,7 +3200,7 @@ class Caller:
             return Claims(f"{says}; it does not show that, but until it answers otherwise nothing is signed")
         return Differs(
             f"{says}: it was restored from a backup that is older than what it has published, or copied, or it runs "
-            f"twice. It signs nothing more, since that would be a second history. The witness shows a checkpoint of "
+            f"twice, or somebody has stolen its key. It signs nothing more, since that would be a second history. The witness shows a checkpoint of "
             f"size {theirs.size} with this log's signature: bring back the folder that has it, or begin a new log."
         )
 
@@ -5044,6 +5049,8 @@ def add_file(client: Client, path: Path, policy: Policy, headers: dict[str, str]
     entry = Entry(path.name, checksum_of(path))
     body = json.dumps({"filename": entry.filename, "checksum": entry.checksum}).encode()
     status, _, data = client.request("POST", "/add", body, {"Content-Type": "application/json", **headers})
+    if status in (401, 403):
+        raise Malformed(f"{client.url} does not let you write: {error_message(data)}: see --write-token-file")
     if status == 409:
         raise Conflict(error_message(data), -1)
     if status != 200:
@@ -5572,14 +5579,20 @@ class Reporter:
 
 
 def run_rounds(args: argparse.Namespace, run: Callable[[], int]) -> int:
-    """Runs once or, with --follow, again and again until SIGTERM or SIGINT; the exit code of the worst round."""
+    """Runs once or, with --follow, again and again until SIGTERM or SIGINT; 1 if there was a round with findings."""
     if not args.follow:
         return run()
-    codes = {0}
+    codes, said = {0}, ""
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         while True:
-            codes.add(run())
+            try:
+                codes.add(run())
+                said = ""
+            except Unavailable as error:  # which may pass
+                if str(error) != said:
+                    logger.error("%s", error)
+                said = str(error)
             time.sleep(args.frequency)
     except KeyboardInterrupt:
         return 1 if 1 in codes else 0
@@ -5732,6 +5745,8 @@ def log_lines(
     """Logs files in bulk, and verifies the answer; counts those that are "new" (behind `size`), and others."""
     body = "".join(f"{json.dumps(line)}\n" for line in lines).encode()
     status, _, data = client.request("POST", "/admin/bulk/append", body, headers)
+    if status in (401, 403):
+        raise Malformed(f"{client.url} does not let you write: {error_message(data)}: see --write-token-file")
     if status != 200:
         raise Unavailable(f"{client.url}/admin/bulk/append answers {status}: {error_message(data)}")
     counts = Counter[str]()

@@ -28,6 +28,7 @@ import os
 import random
 import re
 import select
+import shlex
 import shutil
 import signal
 import socket
@@ -4966,7 +4967,8 @@ def subparsers() -> dict[str, Any]:
 
 
 def test_the_readme_names_what_there_is() -> None:
-    flags = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README.replace("pip install --report", "")))
+    foreign = r"pip install --report|docker compose .*|useradd .*|(?:un)?mount .*"
+    flags = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", re.sub(foreign, "", README)))
     known = {flag for sub in subparsers().values() for flag in sub._option_string_actions}
     assert len(flags) > 12
     assert flags - known == set()
@@ -5734,6 +5736,28 @@ def test_a_start_says_what_a_crash_has_left(tmp_path: Path) -> None:
     assert re.search(r"did not end in good order: took over its journal of [1-9]\d* bytes; signed is size 1, published size 1", err)
     with running("serve", "--storage-dir", "log", cwd=tmp_path) as server:
         assert server.stop() == (0, "")
+
+
+def test_the_commands_of_the_readme_for_operators() -> None:
+    """Units, compose file and scripts: what they have btlog do is what btlog can be asked to do."""
+    units = re.findall(r"^ExecStart=\S+/python \S+/btlog\.py (.*)$", README, re.MULTILINE)
+    compose = re.findall(r"^    command: (.*)$", README, re.MULTILINE)
+    scripts = re.findall(r"^python btlog\.py (.*?)(?: &)?$", README, re.MULTILINE)
+    assert (len(units), len(compose), len(scripts)) == (4, 4, 22)
+    for line in (*units, *compose, *scripts):
+        args = btlog.parser().parse_args(shlex.split(line))
+        assert callable(args.run)
+    [build] = re.findall(r"^docker run .* btlog (serve .*)$", README, re.MULTILINE)
+    assert btlog.parser().parse_args(shlex.split(build)).host == "0.0.0.0"
+
+
+def test_the_workflow_pins_what_it_uses() -> None:
+    text = (HERE / ".github" / "workflows" / "ci.yml").read_text()
+    used = re.findall(r"uses: (\S+)(.*)", text)
+    assert len(used) == 2
+    assert all(re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40}", name) and "# v" in version for name, version in used)
+    assert all(f'"3.{minor}"' in text for minor in (11, 12, 13, 14))
+    assert "- run: .ci/run\n" in text
 
 
 # --- The shape of the file ------------------------------------------------------------------------------------------------------------------
