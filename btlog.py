@@ -3200,8 +3200,9 @@ class Caller:
             return Claims(f"{says}; it does not show that, but until it answers otherwise nothing is signed")
         return Differs(
             f"{says}: it was restored from a backup that is older than what it has published, or copied, or it runs "
-            f"twice, or somebody has stolen its key. It signs nothing more, since that would be a second history. The witness shows a checkpoint of "
-            f"size {theirs.size} with this log's signature: bring back the folder that has it, or begin a new log."
+            f"twice, or somebody has stolen its key. It signs nothing more, since that would be a second history. The "
+            f"witness shows a checkpoint of size {theirs.size} with this log's signature: bring back the folder that "
+            f"has it, or begin a new log."
         )
 
 
