@@ -968,10 +968,10 @@ class AddCheckpoint:
     @classmethod
     def parse(cls, body: bytes) -> AddCheckpoint:
         """Raises Malformed."""
-        head, _, note = body.partition(b"\n\n")
+        head, separator, note = body.partition(b"\n\n")
         first, *lines = parse_text(head + b"\n").split("\n")[:-1]
         # "The client MUST NOT send more than 63 consistency proof lines."
-        if not first.startswith("old ") or len(lines) > MAX_PROOF:
+        if not separator or not first.startswith("old ") or len(lines) > MAX_PROOF:
             raise Malformed(f"not a line with the old size and at most {MAX_PROOF} hashes")
         return cls(parse_decimal(first[4:]), tuple(parse_base64(line, 32) for line in lines), note)
 
@@ -1173,15 +1173,16 @@ class Database:
     def __init__(self, path: Path, application_id: int, read_only: bool = False) -> None:
         self.path, self.read_only = path, read_only
         self._lock, self._writing, self._untidy = threading.Lock(), threading.Lock(), 0
-        with self._guarded():
-            self._reader = self._connect("ro" if read_only else "rw")
+        with self._guarded(), contextlib.ExitStack() as opened:  # closed if the rest fails
+            self._reader = opened.enter_context(contextlib.closing(self._connect("ro" if read_only else "rw")))
             for name, wanted in ("application_id", application_id), ("user_version", 1):
                 if (found := self._reader.execute(f"PRAGMA {name}").fetchone()[0]) != wanted:
                     raise Corrupt(f"{path} is not of this version of btlog: its {name} is {found}, not {wanted}")
             if not read_only:
-                self._writer = self._connect("rw")
+                self._writer = opened.enter_context(contextlib.closing(self._connect("rw")))
                 _make_durable(self._writer)
                 self._writer.execute("PRAGMA cache_size = -8192")  # KiB: most of what a large batch changes
+            opened.pop_all()
 
     @staticmethod
     def create(path: Path, application_id: int, schema: str) -> None:
@@ -1190,10 +1191,9 @@ class Database:
         try:
             for left in path.parent.glob(f".{path.name}.*.new*"):  # by a start that was killed
                 left.unlink(missing_ok=True)
-            connection = sqlite3.connect(draft, isolation_level=None)
-            _make_durable(connection)
-            connection.executescript(f"PRAGMA application_id = {application_id}; PRAGMA user_version = 1; {schema}")
-            connection.close()
+            with contextlib.closing(sqlite3.connect(draft, isolation_level=None)) as connection:
+                _make_durable(connection)
+                connection.executescript(f"PRAGMA application_id = {application_id}; PRAGMA user_version = 1; {schema}")
             os.link(draft, path)  # which, unlike a rename, never replaces what somebody else made meanwhile
             draft.unlink()
             sync_folder(path.parent)
@@ -1226,6 +1226,8 @@ class Database:
     def transaction(self) -> Iterator[sqlite3.Connection]:
         """All or nothing; raises CommitFailed where it can't be known which."""
         with self._writing, self._guarded():
+            if self._writer.in_transaction:  # one that could not be rolled back then
+                self._writer.execute("ROLLBACK")
             self._writer.execute("BEGIN IMMEDIATE")
             try:
                 yield self._writer
@@ -1468,16 +1470,21 @@ class LogStore(LogRows):
     def __init__(self, folder: Path, read_only: bool = False) -> None:
         self.folder, path = folder, folder / "log.sqlite3"
         self._lock = None if read_only else lock_folder(folder)
-        if not path.exists():
-            if read_only:
-                raise Unavailable(f"{folder} holds no log: there is no log.sqlite3 in it")
-            strange = set(os.listdir(folder)) - {"private.key", "public.key", "lost+found"}
-            if strange := {name for name in strange if not name.startswith(".")}:
-                raise Unavailable(f"{folder} holds no log but other things ({min(strange)}): choose another folder")
-            Database.create(path, LOG_ID, LOG_SCHEMA)
-        journal = Path(f"{path}-wal")
-        self.recovered = journal.stat().st_size if journal.exists() else 0  # bytes that the last run left to take over
-        self.database = Database(path, LOG_ID, read_only)
+        try:
+            if not path.exists():
+                if read_only:
+                    raise Unavailable(f"{folder} holds no log: there is no log.sqlite3 in it")
+                strange = set(os.listdir(folder)) - {"private.key", "public.key", "lost+found"}
+                if strange := {name for name in strange if not name.startswith(".")}:
+                    raise Unavailable(f"{folder} holds no log but other things ({min(strange)}): choose another folder")
+                Database.create(path, LOG_ID, LOG_SCHEMA)
+            journal = Path(f"{path}-wal")
+            self.recovered = journal.stat().st_size if journal.exists() else 0  # bytes left by the last run
+            self.database = Database(path, LOG_ID, read_only)
+        except Error:
+            if self._lock is not None:
+                os.close(self._lock)
+            raise
         self._filter: NameFilter | None = None
         super().__init__(self.database.read)
 
@@ -2601,7 +2608,7 @@ def _open_files() -> int:
 def parse_json(data: bytes) -> Any:
     """JSON with its objects as tuples of pairs, so that a key that comes twice is not lost; raises Malformed."""
     try:
-        return json.loads(data.decode(), object_pairs_hook=tuple, parse_constant=_no_constant)
+        return _DECODER.decode(data.decode())
     except (ValueError, RecursionError) as error:
         raise Malformed(f"not JSON: {error}"[:200]) from None
 
@@ -2610,6 +2617,7 @@ def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
+_DECODER = json.JSONDecoder(object_pairs_hook=tuple, parse_constant=_no_constant)  # json.loads makes one at each call
 json_string = json.encoder.encode_basestring_ascii
 
 
@@ -2672,8 +2680,21 @@ def parse_lines(block: bytes) -> list[bytes | Refused]:
             results.append(entry_from_json(value))
         except Malformed as error:
             named = [text for name, text in value if name == "filename"] if type(value) is tuple else []
-            results.append(Refused(named[0] if named and type(named[0]) is str else "", error))
+            # A new error, since this one holds its frame, which holds `results`: thousands of them would keep the
+            # garbage collector, and with it everybody, busy for seconds.
+            results.append(Refused(named[0] if named and type(named[0]) is str else "", Malformed(str(error))))
     return results
+
+
+def slices(block: bytes) -> Iterator[bytes]:
+    """Whole lines, about 16 KiB of them at a time, or 2 KiB where they are too short to be entries."""
+    at = 0
+    while at < len(block):
+        size = 1 << 14 if block.count(b"\n", at, at + (1 << 14)) < 256 else 1 << 11
+        end = block.find(b"\n", at + size)
+        end = len(block) if end < 0 else end
+        yield block[at:end]
+        at = end + 1
 
 
 # --- The client ----------------------------------------------------------------------------------------------
@@ -2797,10 +2818,10 @@ ResultT = TypeVar("ResultT")
 class Source:
     """What a log or an index serves at `url`, read by several threads, each over a connection that it keeps."""
 
-    THREADS, WINDOW, ATTEMPTS = 8, 32, 5
+    THREADS, WINDOW = 8, 32
 
-    def __init__(self, url: str, timeout: float = 30) -> None:
-        self.url, self._timeout = Client(url).url, timeout
+    def __init__(self, url: str, attempts: int = 5, timeout: float = 30) -> None:
+        self.url, self._attempts, self._timeout = Client(url).url, attempts, timeout
         self._own, self._clients = threading.local(), list[Client]()
         self._pool = concurrent.futures.ThreadPoolExecutor(self.THREADS, "reader")
         self._closed = threading.Event()
@@ -2810,7 +2831,7 @@ class Source:
     ) -> tuple[str, bytes] | None:
         """Content type and body, None where there is nothing; raises Unavailable once trying again has not helped."""
         error = Unavailable(f"{self.url} is closed")
-        for attempt in range(self.ATTEMPTS):
+        for attempt in range(self._attempts):
             if not hasattr(self._own, "client"):
                 self._own.client = Client(self.url, self._timeout)
                 self._clients.append(self._own.client)
@@ -2824,7 +2845,7 @@ class Source:
                 error = Unavailable(f"{self.url}{path} answers {status}: {error_message(data)}")
                 if status != 429 and status < 500:
                     break
-            if attempt + 1 < self.ATTEMPTS and self._closed.wait(0.2 * 2**attempt):
+            if attempt + 1 < self._attempts and self._closed.wait(0.2 * 2**attempt):
                 break
         raise error
 
@@ -4007,9 +4028,12 @@ class LogServer:
         parsed: list[bytes | Refused] = []
         rest = b""
         while data := await body.part():
-            block, newline, rest = (rest + data).rpartition(b"\n")
-            if newline:
-                parsed += parse_lines(block)
+            block, _, rest = (rest + data).rpartition(b"\n")
+            for lines in slices(block):
+                parsed += parse_lines(lines)
+                if len(parsed) > self._max_bulk:
+                    break
+                await asyncio.sleep(0)  # others have a turn
             if len(rest) > MAX_ADD or len(parsed) > self._max_bulk:
                 break
         if len(rest) > MAX_ADD:
@@ -4385,13 +4409,16 @@ class Index:
 
         Raises Unavailable.
         """
-        found = self._page(f"/{urllib.parse.quote(normalize(project))}/")
+        found = self._page(f"/{urllib.parse.quote(normalize(project), errors='replace')}/")
         if isinstance(found, dict):
             hashes = {str(f.get("filename")): f.get("hashes") for f in _dicts(found.get("files"))}
             return {name: _checksum(h.get("sha256") if isinstance(h, dict) else None) for name, h in hashes.items()}
         if found is None:
             return None
-        parts = [(text, urllib.parse.urlsplit(href)) for text, href in found]
+        try:
+            parts = [(text, urllib.parse.urlsplit(href)) for text, href in found]
+        except ValueError as error:
+            raise Unavailable(f"{self.source.url} has a link that is none: {error}") from None
         return {
             text or urllib.parse.unquote(url.path.rpartition("/")[2]):
             _checksum(url.fragment.removeprefix("sha256=") if url.fragment.startswith("sha256=") else None)
@@ -4412,7 +4439,7 @@ class Index:
             page_links = _Links()
             page_links.feed(data.decode())
             return page_links.links
-        except (ValueError, RecursionError) as error:
+        except (ValueError, RecursionError, AssertionError) as error:  # the last one is how html.parser refuses
             raise Unavailable(f"{self.source.url}{path} is no page of a package index: {error}") from None
 
 
@@ -4717,7 +4744,7 @@ class Monitor:
 # === Part V: commands ===================================================================================
 # --- Files -----------------------------------------------------------------------------------------------
 
-def read_file(path: str, limit: int = MAX_POLICY) -> bytes:
+def read_file(path: str, limit: int = MAX_POLICY, secret: bool = False) -> bytes:
     """The bytes of a configuration file; raises Malformed, since whoever named it has to mend that."""
     try:
         with open(path, "rb") as stream:
@@ -4726,13 +4753,15 @@ def read_file(path: str, limit: int = MAX_POLICY) -> bytes:
         raise Malformed(f"can't read {path}: {error.strerror}") from None
     if len(data) > limit:
         raise Malformed(f"{path} has more than {limit} bytes")
+    if b"PRIVATE+KEY+" in data and not secret:  # what is malformed is quoted, and this must not be
+        raise Malformed(f"{path} holds a private key, which has no place here")
     return data
 
 
-def read_line(path: str) -> str:
+def read_line(path: str, secret: bool = False) -> str:
     """The one line of a key file; the newline at its end may be missing."""
     try:
-        return read_file(path).decode().removesuffix("\n").removesuffix("\r")
+        return read_file(path, secret=secret).decode().removesuffix("\n").removesuffix("\r")
     except UnicodeDecodeError:
         raise Malformed(f"{path} is not text") from None
 
@@ -4746,7 +4775,7 @@ def read_vkey(path: str) -> VerifierKey:
 
 def read_secret(path: str) -> str:
     """The line of a file that only its owner should read."""
-    text = read_line(path)
+    text = read_line(path, secret=True)
     if os.stat(path).st_mode & (stat.S_IRWXG | stat.S_IRWXO):
         logger.warning("%s can be read by other users: chmod 600 it", path)
     return text
@@ -4754,7 +4783,8 @@ def read_secret(path: str) -> str:
 
 def read_token(path: str) -> str:
     """A token that fits into a header."""
-    if not re.fullmatch(r"[\x21-\x7e]{1,1000}", token := read_secret(path).strip()):
+    token = read_secret(path).strip()
+    if not re.fullmatch(r"[\x21-\x7e]{1,1000}", token) or token.startswith("PRIVATE+KEY+"):
         raise Malformed(f"{path} has to hold a token of 1 to 1000 ASCII characters without spaces")
     return token
 
@@ -4811,14 +4841,10 @@ def make_keys(origin: str, private: Path, public: Path) -> Signer:
     check_name(origin)
     signer = Signer(origin, os.urandom(32))
     vkey = encode_vkey(signer.key)
-    if private.exists():
-        raise Malformed(f"{private} exists, and keys are never overwritten: move it away first")
+    if public.exists():
+        raise Malformed(f"{public} exists, and keys are never overwritten: move it away first")
+    write_new(private, f"{signer.encode()}\n".encode(), 0o600)  # first: a start that ends here goes on from it
     write_new(public, f"{vkey}\n".encode())
-    try:
-        write_new(private, f"{signer.encode()}\n".encode(), 0o600)
-    except Malformed:
-        public.unlink()
-        raise
     return signer
 
 
@@ -5386,7 +5412,8 @@ def _finder(args: argparse.Namespace, policy: Policy, artifacts: list[Artifact],
         return StoreFinder(stack.enter_context(contextlib.closing(LogStore(Path(args.storage_dir), read_only=True))))
     other: Finder | None = None
     if url := args.log_url or log_url(policy):
-        other = LogFinder(stack.enter_context(contextlib.closing(Source(url))), policy, artifacts)
+        source = stack.enter_context(contextlib.closing(Source(url, attempts=2)))  # somebody waits for it
+        other = LogFinder(source, policy, artifacts)
     return other if other and args.log_url else Finder(other)
 
 
