@@ -1563,6 +1563,7 @@ class LogStore(LogRows):
             hashes = field_hashes(FILENAME, names)
             known = rows.entries(self._where(rows, old.size, hashes), old.size)
             outcomes, fresh = choose(db, old.size, entries, names, known)
+            del names, known  # of many entries, some MiB
             if fresh:
                 if len(fresh) < len(entries):
                     hashes = field_hashes(FILENAME, [field_of(FILENAME, entry) for entry in fresh])
@@ -3283,7 +3284,7 @@ class Log(Worker[Submission]):
             raise Corrupt(f"{store.folder} is not the store of a log yet")
         if store.setting("stored") is not None and (signer or not store.checkpoint("published")):
             raise Unavailable(f"{store.folder} is the mirror of a part of its log: run `monitor` until it has all")
-        self.key, self._cache = key, Cache(256)
+        self.key, self._cache = key, Cache(208)  # the tiles of a bulk, and some above them
         self._policy = dataclasses.replace(policy, logs=(key,))
         self.signed = self._open("signed")
         with self.store.database.snapshot():  # another process may be writing
