@@ -1984,11 +1984,11 @@ class MirrorStore(LogStore):
         with self.database.transaction() as db:
             db.executemany("DELETE FROM finding WHERE n = ?", [(n,) for n in numbers])
 
-    def compared(self, size: int, projects: Iterable[str], now: int) -> None:
-        """Keeps that entries up to `size`, and those `projects`, have been compared with the index."""
+    def compared(self, size: int, projects: Iterable[str], turn: int) -> None:
+        """Keeps that entries up to `size`, and those `projects`, have been compared with the index in this turn."""
         with self.database.transaction() as db:
-            db.execute(SET, ("compared", size))
-            db.executemany("UPDATE project SET compared = ? WHERE name = ?", [(now, name) for name in projects])
+            db.executemany(SET, [("compared", size), ("turn", turn)])
+            db.executemany("UPDATE project SET compared = ? WHERE name = ?", [(turn, name) for name in projects])
 
 
 def _bounded(findings: list[Finding]) -> list[Finding]:
@@ -4461,19 +4461,20 @@ class Comparison:
     def __init__(self, store: MirrorStore, index: Index) -> None:
         self._store, self._index = store, index
 
-    def round(self, now: int) -> Iterator[Finding]:
+    def round(self) -> Iterator[Finding]:
         """Compares the entries that are new, all files of their projects, and of some projects that wait longest."""
         size = self._store.tree("signed").size
         start = self._store.setting("compared") or 0
+        turn = (self._store.setting("turn") or 0) + 1  # a clock may stand still, or go back
         for first in range(start, size, self.CHUNK):
-            yield from self._compare(first, min(first + self.CHUNK, size), now)
+            yield from self._compare(first, min(first + self.CHUNK, size), turn)
         waiting = "SELECT name FROM project WHERE compared < ? ORDER BY compared LIMIT ?"
-        names = [name for name, in self._store.query(waiting, now, MAX_COMPARED)]
+        names = [name for name, in self._store.query(waiting, turn, MAX_COMPARED)]
         for project, files in zip(names, self._index.source.each(self._index.files, names), strict=True):
             yield from self._unlogged(project, files or {}, size)
-        self._store.compared(size, names, now)
+        self._store.compared(size, names, turn)
 
-    def _compare(self, first: int, last: int, now: int) -> Iterator[Finding]:
+    def _compare(self, first: int, last: int, turn: int) -> Iterator[Finding]:
         """The entries from `first` up to `last`, and the projects that they are of."""
         projects: dict[str, list[tuple[int, re.Match[str]]]] = {}
         for n in range(first // 256, (last + 255) // 256):
@@ -4487,7 +4488,7 @@ class Comparison:
                     text = f"{match[2]} is logged at index {at}, and not in the index"
                     yield Finding("not-on-index", text, (at,))
             yield from self._unlogged(project, files or {}, size)
-        self._store.compared(last, projects, now)
+        self._store.compared(last, projects, turn)
 
     def _unlogged(self, project: str, files: dict[str, str], size: int) -> Iterator[Finding]:
         """What the index has of a project, and the log has not, or not so."""
@@ -5552,7 +5553,7 @@ def watch_round(monitor: Monitor, comparison: Comparison | None, report: Reporte
     for finding in monitor.conditions:
         report(finding)
     try:  # with a part of the log, files would seem to be missing from it
-        for finding in comparison.round(int(time.time())) if comparison and whole else ():
+        for finding in comparison.round() if comparison and whole else ():
             report(finding)
     except Unavailable as error:
         logger.error("%s", error)
