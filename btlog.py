@@ -118,6 +118,7 @@ MAX_CONNECTIONS = 4096  # of a server; beyond, those that ask for nothing are cl
 IDLE_TIMEOUT, HEAD_TIMEOUT, SEND_TIMEOUT, LINGER_TIMEOUT = 60, 10, 30, 2
 MIN_RATE = 16_384  # bytes a second that a body has to come at, after HEAD_TIMEOUT
 DRAIN_TIMEOUT, WORKER_TIMEOUT = 5, 3  # seconds in which a server that ends finishes its answers, and its commits
+CONNECT_TIMEOUT = 5  # seconds that a connection may take to be made: nothing can end this wait
 MAX_SKEW = 300  # seconds that the clock of a witness may be ahead of ours
 
 MAX_ADD_CHECKPOINT = 1 << 16  # the body of a request to a witness, and of its answer
@@ -2737,7 +2738,7 @@ class Client:
             if parts.scheme not in ("http", "https") or not parts.hostname or not re.fullmatch("[!-~]*", parts.path):
                 raise ValueError("it has to be http:// or https://, a host, and perhaps a port and a path")
             make = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-            self._connection = make(host, parts.port, timeout=timeout)
+            self._connection = make(host, parts.port, timeout=min(timeout, CONNECT_TIMEOUT))
             self._connection.response_class = _TimedResponse
         except (ValueError, http.client.InvalidURL) as error:
             raise Malformed(f"not the URL of a server: {url!r}: {error}") from None
