@@ -21,6 +21,7 @@ import gzip
 import hashlib
 import http.client
 import http.server
+import importlib.util
 import io
 import itertools
 import json
@@ -5707,6 +5708,1805 @@ def test_the_workflow_pins_what_it_uses() -> None:
     assert all(re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40}", name) and "# v" in version for name, version in used)
     assert all(f'"3.{minor}"' in text for minor in (11, 12, 13, 14))
     assert "- run: .ci/run\n" in text
+
+
+# --- Monitors: a log that lies is found out, with evidence ---------------------------------------------------------------
+
+Answered = tuple[int, str, bytes]  # status, content type and body
+
+
+class Web:
+    """A web server over a folder, under a path prefix; a test says what it answers instead, and sees what was asked."""
+
+    def __init__(self, folder: Path, prefix: str = "") -> None:
+        self.folder, self.asked = folder, list[str]()
+        self.instead: Callable[[str], Answered | None] = lambda path_: None
+        web = self
+
+        class Handler(http.server.SimpleHTTPRequestHandler):
+            protocol_version, disable_nagle_algorithm, timeout = "HTTP/1.1", True, 20
+
+            def log_message(self, *args: Any) -> None:
+                pass
+
+            def do_GET(self) -> None:
+                web.asked.append(self.path)
+                self.directory = str(web.folder)
+                inside = self.path.startswith(f"{prefix}/")
+                self.path = self.path.removeprefix(prefix)
+                answer = web.instead(self.path) if inside else (404, "text/plain", b"")
+                if answer is None:
+                    super().do_GET()
+                else:
+                    self.send_response(answer[0])
+                    self.send_header("Content-Type", answer[1])
+                    self.send_header("Content-Length", str(len(answer[2])))
+                    self.end_headers()
+                    self.wfile.write(answer[2])
+
+        class Threads(http.server.ThreadingHTTPServer):
+            request_queue_size = 64
+
+            def handle_error(self, request: Any, client_address: Any) -> None:
+                """A client that is gone is no error."""
+
+        self._server = Threads(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}{prefix}"
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
+        self._thread.start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+
+def quiet(i: int, tag: str = "") -> bytes:
+    """The i-th of endlessly many entries in which there is nothing to find, of ten projects."""
+    name = f"quiet{tag}{i % 10}-{i}-py3-none-any.whl"
+    return Entry(name, "sha256:" + hashlib.sha256(name.encode()).hexdigest()).encode()
+
+
+class StaticLog:
+    """A log as static files, which the test signs, tampers with, and serves."""
+
+    def __init__(self, folder: Path, *sizes: int, tag: str = "") -> None:
+        folder.mkdir(exist_ok=True)
+        self.store, self.tree, self._tag = found(folder / "log"), folder / "tree", tag
+        self.tree.mkdir()
+        self.web = Web(self.tree)
+        self.notes: dict[int, bytes] = {}
+        self.entries: list[bytes] = []
+        self.sign: Callable[[Tree], bytes] = seal
+        self._right: dict[Path, bytes] = {}
+        for size in sizes:
+            self.grow(*(quiet(i, tag) for i in range(len(self.entries), size)))
+
+    def grow(self, *entries: bytes) -> None:
+        indices = list(range(len(self.entries), len(self.entries) + len(entries)))
+        assert self.store.append(list(entries), lambda tree: self.sign(tree), True, replace=True) == indices
+        self.entries += entries
+        self.export()
+
+    def export(self) -> None:
+        note = self.notes[len(self.entries)] = self.store.checkpoint("published") or b""
+        btlog.StaticTree(self.store, self.tree).export(note, lambda done, total: None)
+
+    def grow_to(self, size: int) -> None:
+        self.grow(*(quiet(i, self._tag) for i in range(len(self.entries), size)))
+
+    def put(self, path_: str, data: bytes) -> None:
+        """Serves `data` as a file, until the log repents."""
+        file = self.tree / path_
+        self._right.setdefault(file, file.read_bytes())
+        btlog.write_over(file, data)  # at once: a monitor may be reading
+
+    def spoil(self, path_: str, change: Callable[[bytes], bytes]) -> None:
+        self.put(path_, change((self.tree / path_).read_bytes()))
+
+    def repent(self) -> None:
+        for file, data in self._right.items():
+            btlog.write_over(file, data)
+        self._right.clear()
+        self.web.folder = self.tree
+
+    def close(self) -> None:
+        self.web.close()
+        self.store.close()
+
+
+@pytest.fixture
+def static(tmp_path: Path) -> Iterator[StaticLog]:
+    """A log of 300 entries, with the partial tiles that it had at 200."""
+    with contextlib.closing(StaticLog(tmp_path / "static", 200, 300)) as log:
+        yield log
+
+
+@dataclasses.dataclass
+class Seen:
+    """How a monitor ended, and what it said: the kinds and texts of findings, and their evidence."""
+
+    code: int
+    lines: list[dict[str, Any]]
+    error: str
+
+    @property
+    def kinds(self) -> list[str]:
+        return [line["kind"] for line in self.lines if line["level"] == "ERROR"]
+
+    @property
+    def texts(self) -> list[str]:
+        return [line["msg"] for line in self.lines if line["level"] == "ERROR"]
+
+    @property
+    def evidence(self) -> list[Path]:
+        return [Path(line["evidence"]) for line in self.lines if line["level"] == "ERROR"]
+
+
+def call_btlog(*args: str) -> tuple[int, str, str]:
+    """A command in this process: exit code, stdout, stderr."""
+    out, error = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
+        code = btlog.main(args)
+    return code, out.getvalue(), error.getvalue()
+
+
+def try_only(monkeypatch: pytest.MonkeyPatch, attempts: int) -> None:
+    """Has what is not answered given up sooner."""
+    right = btlog.Source.__init__
+
+    def start(self: btlog.Source, url: str, *args: Any, **more: Any) -> None:
+        right(self, url, *args, **more)
+        self._attempts = attempts
+
+    monkeypatch.setattr(btlog.Source, "__init__", start)
+
+
+def key_file(folder: Path, vkey: str = LOG_VKEY) -> str:
+    path_ = folder / f"{hashlib.sha256(vkey.encode()).hexdigest()[:8]}.key"
+    path_.write_text(f"{vkey}\n")
+    return str(path_)
+
+
+def monitor_args(url: str, mirror: Path, *args: str) -> tuple[str, ...]:
+    key = ("--public-key", key_file(mirror.parent))
+    return ("monitor", "--log-url", url, *key, "--storage-dir", str(mirror), "--json-logging", *args)
+
+
+def monitor(url: str, mirror: Path, *args: str) -> Seen:
+    """One run of a monitor, in this process."""
+    code, out, error = call_btlog(*monitor_args(url, mirror, *args))
+    return Seen(code, [json.loads(line) for line in out.splitlines()], error)
+
+
+JUDGE = """
+import json, sys, time
+from pathlib import Path
+import btlog
+from btlog import AuthenticTiles, Entry, check_logged, open_checkpoint, simple_policy
+
+log, witness = (btlog.VerifierKey.parse(key) for key in sys.argv[1:3])
+signed, cosigned = simple_policy([log]), simple_policy([log], [witness])
+
+def fails(kind, call, *args):
+    try:
+        call(*args)
+    except kind:
+        return True
+    return False
+
+def read_all(tree, fetch, places):
+    tiles = AuthenticTiles(tree, fetch)
+    for level, index, _ in places:
+        tiles.expanded(level, index)
+
+def false_bundle(tree, fetch, data, index, width):
+    tiles = AuthenticTiles(tree, fetch)
+    if fails(btlog.Malformed, btlog.parse_bundle, data, width):
+        return True
+    leaves = [btlog.leaf_hash(entry) for entry in btlog.parse_bundle(data, width)]
+    if width < 256:
+        return tiles.expanded(0, index)[0] != leaves
+    return tiles.hash(256 * index, 256 * index + 256) != btlog.expand_tile(b"".join(leaves))[8][0]
+
+def judge(kind, folder):
+    files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert files.pop("finding.txt").endswith(b"\\n")
+    fetch = lambda *place: files[btlog.tile_path(*place)]
+    opened = lambda name, policy=signed: open_checkpoint(files[name], policy)
+    places = [btlog.parse_tile_path(name) for name in files if name.startswith("tile/")]
+    proved = {}
+    for name in files:
+        if name.endswith(".tlog-proof"):
+            data = files[name.replace(".tlog-proof", ".entry")]
+            check_logged(data, files[name], signed)
+            proved[btlog.Proof.parse(files[name]).index] = data
+    entries = [data for _, data in sorted(proved.items())]
+    if kind in ("fork", "rollback"):
+        old, new = opened("earlier-checkpoint").tree, opened("checkpoint").tree
+        small, large = sorted([old, new], key=lambda tree: tree.size)
+        if kind == "rollback":
+            return new.size < old.size
+        return old != new and (
+            old.size == new.size or AuthenticTiles(large, fetch).hash(0, small.size) != small.root)
+    if kind == "bad-signature":
+        return fails(btlog.Error, opened, "checkpoint")
+    if kind == "bad-cosignature":
+        return opened("checkpoint") and fails(btlog.Error, opened, "checkpoint", cosigned)
+    if kind == "stale":
+        return fails(btlog.BadSignature, btlog.check_age, opened("checkpoint", cosigned), cosigned, 60, time.time())
+    if kind == "extension":
+        return opened("checkpoint").extensions
+    if kind == "bad-tile":
+        return fails(btlog.BadProof, read_all, opened("checkpoint").tree, fetch, places)
+    if kind == "bad-bundle":
+        [(_, index, width)] = [place for place in places if place[0] is None]
+        data = files[btlog.tile_path(None, index, width)]
+        return false_bundle(opened("checkpoint").tree, fetch, data, index, width)
+    if kind == "bad-entry":
+        return len(entries) == 1 and fails(btlog.Malformed, Entry.parse, entries[0])
+    if kind == "not-logged":
+        return not entries and json.loads(files["index.json"])["filename"]
+    first, *others = map(Entry.parse, entries)
+    if kind == "replaced":
+        return first.filename == others[0].filename and first.checksum != others[0].checksum
+    if kind == "publisher":
+        same = btlog.project_of(first.filename) == btlog.project_of(others[0].filename)
+        return same and first.publisher != others[0].publisher
+    if kind == "index-differs":
+        index = json.loads(files["index.json"])
+        return index["filename"] == first.filename and index["checksum"] != first.checksum
+    return kind in ("match", "not-on-index") and not others
+
+for line in sys.stdin:
+    folder = Path(line.removesuffix("\\n"))
+    try:
+        print("guilty" if judge(folder.name[:-17], folder) else "not guilty", flush=True)
+    except Exception as error:
+        print("not guilty:", repr(error), flush=True)
+"""
+Judged = Callable[[Seen], None]
+
+
+@pytest.fixture(scope="session")
+def guilty() -> Iterator[Judged]:
+    """Another process, with nothing but public keys, finds what was found to be so."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", JUDGE, LOG_VKEY, WITNESS_VKEY], env={**os.environ, "PYTHONPATH": str(HERE)},
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+    def judge(seen: Seen) -> None:
+        assert process.stdin
+        assert process.stdout
+        assert seen.evidence
+        for folder in seen.evidence:
+            print(folder, file=process.stdin, flush=True)
+            assert process.stdout.readline() == "guilty\n", folder
+
+    with process:
+        yield judge
+
+
+def test_the_judge_believes_nothing(tmp_path: Path, static: StaticLog, guilty: Judged) -> None:
+    """Evidence against an honest log does not hold, nor does evidence that is not whole."""
+    static.spoil("tile/0/000", flip(9))
+    seen = monitor(static.web.url, tmp_path / "mirror")
+    guilty(seen)
+    folder = seen.evidence[0]
+    (folder / "tile/0/000").write_bytes(flip(9)((folder / "tile/0/000").read_bytes()))
+    refuses(AssertionError, guilty, seen)  # type: ignore[arg-type]
+    (folder / "tile/0/000").unlink()
+    refuses(AssertionError, guilty, seen)  # type: ignore[arg-type]
+
+
+def flip(at: int = 0) -> Callable[[bytes], bytes]:
+    return lambda data: data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :] if at >= 0 else flip(len(data) + at)(data)
+
+
+def bundled(change: Callable[[list[bytes]], list[bytes]]) -> Callable[[bytes], bytes]:
+    return lambda data: btlog.encode_bundle(change(btlog.split_bundle(data)))
+
+
+def mirrored(mirror: Path, entries: list[bytes]) -> None:
+    with contextlib.closing(btlog.LogStore(mirror)) as store:
+        holds(store, entries)
+
+
+def serve_other(size: int, whole: bool = True) -> Callable[[StaticLog], None]:
+    """Another history of the log, of `size`: all of it, or with the tiles withheld."""
+
+    def lie(log: StaticLog) -> None:
+        with contextlib.closing(StaticLog(log.tree.parent / "other", size, tag="other-")) as other:
+            log.put("checkpoint", other.notes[size])
+            if whole:
+                log.web.folder = other.tree
+
+    return lie
+
+
+def serve_note(make: Callable[[StaticLog], bytes]) -> Callable[[StaticLog], None]:
+    return lambda log: log.put("checkpoint", make(log))
+
+
+def spoil(path_: str, change: Callable[[bytes], bytes], size: int = 700) -> Callable[[StaticLog], None]:
+    """The log grows, with a file that is not as it should be."""
+
+    def lie(log: StaticLog) -> None:
+        log.grow_to(size)
+        log.spoil(path_, change)
+
+    return lie
+
+
+def signed_text(change: Callable[[str], str], signer: btlog.Signer = SIGNER) -> Callable[[StaticLog], bytes]:
+    def make(log: StaticLog) -> bytes:
+        text = change(btlog.split_note(log.notes[300])[0])
+        return note_of(text, signature_line(signer, text))
+
+    return make
+
+
+LIES: dict[str, tuple[str, Callable[[StaticLog], None]]] = {
+    "fork, same size": ("fork", serve_other(300)),
+    "fork, same size, without tiles": ("fork", serve_other(300, False)),
+    "fork, later size": ("fork", serve_other(700)),
+    "fork, smaller size": ("fork", serve_other(200)),
+    "fork, smaller size, without tiles": ("fork", serve_other(200, False)),
+    "fork, size zero": ("fork", serve_note(lambda log: seal(Tree(0, bytes(32))))),
+    "rollback": ("rollback", serve_note(lambda log: log.notes[200])),
+    "rollback to nothing": ("rollback", serve_note(lambda log: seal(Tree(0, btlog.EMPTY_ROOT)))),
+    "no signature": ("bad-signature", serve_note(lambda log: btlog.split_note(log.notes[300])[0].encode() + b"\n")),
+    "false signature": ("bad-signature", serve_note(lambda log: log.notes[300].replace(b"\n300\n", b"\n301\n"))),
+    "signed by another": ("bad-signature", serve_note(signed_text(str, btlog.Signer(LOG.name, bytes(32))))),
+    "T57 of another origin": ("bad-signature", serve_note(signed_text(lambda text: text.replace("vectors", "other")))),
+    "empty": ("bad-signature", serve_note(lambda log: b"")),
+    "a web page": ("bad-signature", serve_note(lambda log: b"<!doctype html>\n\n<p>\xff")),
+    "T37 extension": ("extension", serve_note(signed_text(lambda text: f"{text}more \x85 of it\n"))),
+    "T52 full tile": ("bad-tile", spoil("tile/0/001", flip(5000))),
+    "full tile, too short": ("bad-tile", spoil("tile/0/001", lambda data: data[:-32])),
+    "full tile, too long": ("bad-tile", spoil("tile/0/001", lambda data: data + data[:32])),
+    "T52 partial tile": ("bad-tile", spoil("tile/0/002.p/188", flip(-1))),
+    "T52 partial tile above": ("bad-tile", spoil("tile/1/000.p/2", flip(40))),
+    "partial tile, empty": ("bad-tile", spoil("tile/1/000.p/2", lambda data: b"")),
+    "T60 full bundle": ("bad-bundle", spoil("tile/entries/001", flip(20_000))),
+    "T60 other checksum": ("bad-bundle", spoil("tile/entries/001", bundled(lambda e: [*e[:99], other_sum(e[99]), *e[100:]]))),
+    "T60 partial bundle": ("bad-bundle", spoil("tile/entries/002.p/188", flip(-1))),
+    "two entries swapped": ("bad-bundle", spoil("tile/entries/002.p/188", bundled(lambda e: [e[1], e[0], *e[2:]]))),
+    "bundle of another form": ("bad-bundle", spoil("tile/entries/001", lambda data: data[:-1])),
+    "partial bundle of another form": ("bad-bundle", spoil("tile/entries/002.p/188", lambda data: data + b"\0")),
+    "one entry less": ("bad-bundle", spoil("tile/entries/001", bundled(lambda e: e[:-1]))),
+    "one entry more": ("bad-bundle", spoil("tile/entries/002.p/188", bundled(lambda e: [*e, b"more"]))),
+    "no entry": ("bad-bundle", spoil("tile/entries/001", lambda data: b"")),
+    "what is mirrored already": ("bad-bundle", spoil("tile/entries/001", bundled(lambda e: [*e[:3], b"x", *e[4:]]))),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LIES)
+def test_a_monitor_sees(tmp_path: Path, static: StaticLog, guilty: Judged, name: str) -> None:
+    """T52, T57, T60: one lie, one finding, with evidence for everybody; and once the log repents, it is followed on."""
+    kind, lie = LIES[name]
+    mirror = tmp_path / "mirror"
+    assert (seen := monitor(static.web.url, mirror)).code == 0, seen
+    lie(static)
+    seen = monitor(static.web.url, mirror)
+    assert (seen.code, seen.kinds, seen.error) == (1, [kind], ""), seen
+    guilty(seen)
+    assert monitor(static.web.url, mirror).kinds == [kind]  # for as long as it holds
+    static.repent()
+    seen = monitor(static.web.url, mirror)
+    assert (seen.code, seen.kinds, seen.error) == (0, [], "")
+    mirrored(mirror, static.entries)
+
+
+def test_a_monitor_sees_lies_from_the_first_run_on(tmp_path: Path, static: StaticLog, guilty: Judged) -> None:
+    """With nothing to compare with, what the log serves still has to lead to what it signed."""
+    static.grow_to(700)
+    for turn, (path_, kind) in enumerate(
+        [("tile/0/000", "bad-tile"), ("tile/0/002.p/188", "bad-tile"), ("tile/entries/000", "bad-bundle")]
+    ):
+        static.spoil(path_, flip(99))
+        seen = monitor(static.web.url, tmp_path / f"{turn}")
+        assert (seen.code, seen.kinds) == (1, [kind])
+        guilty(seen)
+        if path_ == "tile/0/000":  # which nothing else needs: it is told once, and does not stop the monitor
+            assert monitor(static.web.url, tmp_path / f"{turn}").code == 0
+            mirrored(tmp_path / f"{turn}", static.entries)
+        static.repent()
+    other_root = seal(Tree(0, bytes(32)))
+    static.put("checkpoint", other_root)
+    seen = monitor(static.web.url, tmp_path / "empty")
+    assert (seen.code, seen.kinds) == (1, ["bad-tile"])
+    guilty(seen)
+
+
+def test_T52_a_full_tile_above(tmp_path: Path, guilty: Judged) -> None:
+    """The hashes of 256 full tiles are in one that is full itself, and that is authenticated by those above it."""
+    with contextlib.closing(StaticLog(tmp_path / "static", 66_000)) as log:
+        for path_ in "tile/1/000", "tile/2/000.p/1":
+            log.spoil(path_, flip(17))
+            seen = monitor(log.web.url, tmp_path / "mirror")
+            assert (seen.code, seen.kinds) == (1, ["bad-tile"])
+            assert seen.evidence[0].joinpath(path_).read_bytes() == (log.tree / path_).read_bytes()
+            guilty(seen)
+            log.repent()
+        assert monitor(log.web.url, tmp_path / "mirror").code == 0
+
+
+COSIGNED_NOW = 1_700_000_000
+
+
+def cosigned_by(signer: btlog.Signer, seconds: int, spoil: Callable[[bytes], bytes] = bytes) -> Callable[[Tree], bytes]:
+    def sign(tree: Tree) -> bytes:
+        note = seal(tree)
+        line = signature_line(signer, btlog.split_note(note)[0], seconds)
+        dash, name, value = line.split()
+        return note + f"{dash} {name} {b64(spoil(base64.b64decode(value)))}\n".encode()
+
+    return sign
+
+
+@pytest.mark.parametrize(
+    ("kind", "sign"),
+    [
+        ("bad-cosignature", seal),
+        ("bad-cosignature", cosigned_by(new_key("w.example"), COSIGNED_NOW)),
+        ("bad-cosignature", cosigned_by(COSIGNER, COSIGNED_NOW, flip(-1))),
+        ("bad-cosignature", cosigned_by(COSIGNER, COSIGNED_NOW, flip(11))),
+        ("stale", cosigned_by(COSIGNER, COSIGNED_NOW - 61)),
+        ("stale", cosigned_by(COSIGNER, COSIGNED_NOW + btlog.MAX_SKEW + 1)),
+    ],
+    ids=["missing", "of another", "false", "of another time", "old", "ahead"],
+)
+def test_a_monitor_sees_cosignatures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, guilty: Judged, kind: str, sign: Callable[[Tree], bytes]
+) -> None:
+    monkeypatch.setattr(time, "time", lambda: float(COSIGNED_NOW))
+    args = ("--witness-public-key", key_file(tmp_path, WITNESS_VKEY), "--max-age", "60")
+    with contextlib.closing(StaticLog(tmp_path / "static")) as log:
+        log.sign = honest = cosigned_by(COSIGNER, COSIGNED_NOW - 59)
+        log.grow_to(5)
+        assert monitor(log.web.url, tmp_path / "mirror", *args).code == 0
+        log.sign = sign
+        log.grow_to(9)
+        seen = monitor(log.web.url, tmp_path / "mirror", *args)
+        assert (seen.code, seen.kinds) == (1, [kind])
+        guilty(seen)
+        log.sign = honest
+        log.grow_to(12)
+        seen = monitor(log.web.url, tmp_path / "mirror", *args)
+        assert (seen.code, seen.lines[0]["new"]) == (0, 7 if kind == "bad-cosignature" else 3)
+        log.put("checkpoint", cosigned_by(COSIGNER, COSIGNED_NOW)(log.store.tree("signed")))  # cosigned anew
+        assert monitor(log.web.url, tmp_path / "mirror", *args).code == 0
+        with contextlib.closing(btlog.LogStore(tmp_path / "mirror", read_only=True)) as store:
+            assert store.checkpoint("published") == (log.tree / "checkpoint").read_bytes()
+
+
+def named_entry(filename: str, text: str = "", publisher: Publisher | None = None) -> bytes:
+    return Entry(filename, "sha256:" + hashlib.sha256(text.encode()).hexdigest(), publisher).encode()
+
+
+ANOTHER = Publisher("https://issuer.example", "https://example.com/other")
+SUM_OF_A = hashlib.sha256(b"a").hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("kind", "entries", "args", "indices"),
+    [
+        ("bad-entry", [b"garbage"], (), [300]),
+        ("bad-entry", [b""], (), [300]),
+        ("bad-entry", [bytes(65_535)], (), [300]),
+        ("bad-entry", [named_entry("a-1.whl") + b"\n"], (), [300]),
+        ("bad-entry", [named_entry("a-1.whl").replace(b"a-1", b"a/1")], (), [300]),
+        ("bad-entry", [named_entry("a-1.whl").replace(b"a-1", b"\xff-1")], (), [300]),
+        ("bad-entry", [named_entry("a-1.whl").replace(b"a-1", b"\x1b[2J-1")], (), [300]),
+        ("bad-entry", [named_entry("a-1.whl").replace(b"a-1", b"a" * 256)], (), [300]),
+        ("replaced", [named_entry("a-1.whl", "a"), named_entry("a-1.whl", "b")], (), [300, 301]),
+        ("replaced", [other_sum(quiet(7))], (), [7, 300]),
+        ("publisher", [named_entry("a-1.whl", "", PUBLISHER), named_entry("a-2.whl", "", ANOTHER)], (), [300, 301]),
+        ("publisher", [named_entry("A_b-1.whl", "", PUBLISHER), named_entry("a.b-2.tar.gz")], (), [300, 301]),
+        ("match", [named_entry("a-1.whl"), named_entry("ab-1.whl")], ("--filename-regex", "^a-"), [300]),
+        ("match", [named_entry("a-1.whl"), named_entry("ab-1.whl", "a")], ("--checksum-regex", SUM_OF_A), [301]),
+        ("match", [named_entry("a-1.whl", "a"), named_entry("b-1.whl", "a"), named_entry("b-2.whl")],
+         ("--checksum-regex", SUM_OF_A, "--filename-regex", "b"), [301]),
+    ],
+)  # fmt: skip
+def test_T59_a_monitor_sees_entries(
+    tmp_path: Path, static: StaticLog, guilty: Judged, kind: str, entries: list[bytes], args: tuple[str, ...],
+    indices: list[int],
+) -> None:  # fmt: skip
+    """It is reported once, exit code 1, under a proof; and the rest is processed."""
+    static.grow(*entries, *(quiet(i) for i in range(2000, 2300)))
+    seen = monitor(static.web.url, tmp_path / "mirror", *args)
+    assert (seen.code, seen.kinds, seen.error) == (1, [kind], ""), seen
+    assert sorted(int(p.stem) for p in seen.evidence[0].glob("*.tlog-proof")) == indices
+    guilty(seen)
+    assert seen.texts[0].isprintable()  # T65
+    seen = monitor(static.web.url, tmp_path / "mirror", *args)
+    assert (seen.code, seen.kinds) == (0, [])
+    mirrored(tmp_path / "mirror", static.entries)
+
+
+@pytest.mark.parametrize("kind", ["replaced", "publisher"])
+def test_a_monitor_remembers_entries(tmp_path: Path, static: StaticLog, guilty: Judged, kind: str) -> None:
+    """What was logged before is held against what comes in later runs, however it is spelt, and not twice."""
+    static.grow(named_entry("A_b-1.whl", "", PUBLISHER))
+    assert monitor(static.web.url, tmp_path / "mirror").code == 0
+    static.grow(named_entry("a.B-2.whl", "", PUBLISHER), named_entry("quiet1-1.0.zip"))
+    assert monitor(static.web.url, tmp_path / "mirror").code == 0
+    static.grow(named_entry("A_b-1.whl", "other", PUBLISHER) if kind == "replaced" else named_entry("a-b-3.zip", "", ANOTHER))
+    seen = monitor(static.web.url, tmp_path / "mirror")
+    assert (seen.code, seen.kinds) == (1, [kind])
+    guilty(seen)
+    static.grow(named_entry("a-b-4.zip", "", ANOTHER if kind == "publisher" else PUBLISHER), named_entry("a-b-5.zip", "", PUBLISHER))
+    assert monitor(static.web.url, tmp_path / "mirror").code == 0
+
+
+def test_a_log_of_a_thousand_findings(
+    tmp_path: Path, static: StaticLog, guilty: Judged, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hostile log does not fill the disk with evidence: beyond a number, findings of a kind are counted."""
+    monkeypatch.setattr(btlog, "MAX_FINDINGS", 3)
+    static.grow(*(b"no entry %d" % i for i in range(10)), *(quiet(i, "more") for i in range(290)))
+    seen = monitor(static.web.url, tmp_path / "mirror")
+    assert (seen.code, seen.kinds) == (1, ["bad-entry"] * 4)
+    assert "and 6 more like it" in seen.texts[-1]
+    guilty(seen)
+    monkeypatch.setattr(btlog, "MAX_BAD_TILES", 2)
+    static.grow_to(1900)
+    for index in 3, 4, 5, 6:
+        static.spoil(f"tile/0/{index:03d}", flip(3))
+    seen = monitor(static.web.url, tmp_path / "mirror")
+    assert (seen.code, seen.kinds) == (1, ["bad-tile"] * 2)
+    guilty(seen)
+
+
+# --- Monitors: an index beside the log --------------------------------------------------------------------------------------
+
+
+class FakeIndex(Web):
+    """A package index, by PEP 691 or PEP 503, of files with their checksums (or links, as a page has them)."""
+
+    def __init__(self, folder: Path, files: dict[str, str], html: bool = False) -> None:
+        super().__init__(folder, "/simple")
+        self.files, self.html, self.instead = files, html, self.page
+
+    def page(self, path_: str) -> Answered | None:
+        projects: dict[str, list[str]] = {}
+        for name in self.files:
+            projects.setdefault(btlog.project_of(name), []).append(name)
+        project = path_.strip("/")
+        if project and project not in projects:
+            return 404, "text/plain", b"no such project"
+        if self.html:
+            links = [(f"/simple/{name}/", name) for name in projects] if not project else [
+                (f"../../files/{name}{self.files[name]}", name) for name in projects[project]
+            ]  # fmt: skip
+            text = "".join(f'<a data-x="1" href="{href}">{name}</a><br>\n' for href, name in links)
+            return 200, "text/html; charset=utf-8", f"<!DOCTYPE html><title>x</title>{text}".encode()
+        value: dict[str, Any] = {"meta": {"api-version": "1.0"}, "projects": [{"name": name} for name in projects]}
+        if project:
+            hashes = {name: {"sha256": self.files[name].removeprefix("sha256:")} for name in projects[project]}
+            files = [{"filename": n, "url": f"/files/{n}", "hashes": h} for n, h in hashes.items()]
+            value = {"meta": value["meta"], "name": project, "files": files}
+        return 200, "application/vnd.pypi.simple.v1+json", json.dumps(value).encode()
+
+
+def index_of(entries: list[bytes]) -> dict[str, str]:
+    return {parsed.filename: parsed.checksum for parsed in map(Entry.parse, entries)}
+
+
+NEW = Entry.parse(named_entry("quiet3-9999-py3-none-any.whl"))
+OF_7 = Entry.parse(quiet(7))
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "lasts"),
+    [
+        ("index-differs", {OF_7.filename: "sha256:" + SUM_OF_A}, True),
+        ("not-on-index", {OF_7.filename: None}, False),
+        ("not-logged", {NEW.filename: NEW.checksum}, True),
+    ],
+)
+def test_a_monitor_compares_with_an_index(
+    tmp_path: Path, static: StaticLog, guilty: Judged, kind: str, change: dict[str, str | None], lasts: bool
+) -> None:
+    """What is about an entry is told once; what is wrong on the index, for as long as it is."""
+    with contextlib.closing(FakeIndex(tmp_path, index_of(static.entries))) as index:
+        args = ("--index-url", f"{index.url}/")
+        assert monitor(static.web.url, tmp_path / "good", *args).code == 0
+        right = index.files
+        index.files = {name: sum_ for name, sum_ in {**right, **change}.items() if sum_}
+        seen = monitor(static.web.url, tmp_path / "mirror", *args)
+        assert (seen.code, seen.kinds) == (1, [kind])
+        guilty(seen)
+        assert monitor(static.web.url, tmp_path / "mirror", *args).kinds == ([kind] if lasts else [])
+        assert monitor(static.web.url, tmp_path / "good", *args).kinds == ([kind] if lasts else [])
+        index.files = right
+        assert monitor(static.web.url, tmp_path / "mirror", *args).code == 0
+        assert monitor(static.web.url, tmp_path / "good", *args).code == 0
+
+
+def test_half_a_log_is_not_compared(tmp_path: Path, static: StaticLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While entries are missing here, it would look as if the index had files that are not logged."""
+    monkeypatch.setattr(btlog.Monitor, "BATCH", 256)
+    static.grow_to(700)
+    with contextlib.closing(FakeIndex(tmp_path, index_of(static.entries))) as index:
+        args = ("--index-url", index.url)
+        static.web.instead = lambda path_: (403, "text/plain", b"") if path_.startswith("/tile/entries/002") else None
+        seen = monitor(static.web.url, tmp_path / "mirror", *args)
+        assert (seen.code, seen.kinds) == (3, [])
+        assert "answers 403" in seen.error
+        static.spoil("tile/entries/002.p/188", flip(-1))
+        static.web.instead = lambda path_: None
+        assert monitor(static.web.url, tmp_path / "mirror", *args).kinds == ["bad-bundle"]
+        static.repent()
+        assert monitor(static.web.url, tmp_path / "mirror", *args).code == 0
+        static.web.close()  # as well as when the log is away: files may have been logged since
+        index.files = {**index.files, NEW.filename: NEW.checksum}
+        try_only(monkeypatch, 1)
+        seen = monitor(static.web.url, tmp_path / "mirror", *args)
+        assert (seen.code, seen.kinds) == (3, [])
+
+
+def test_an_index_that_is_away(tmp_path: Path, static: StaticLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    try_only(monkeypatch, 1)
+    with contextlib.closing(FakeIndex(tmp_path, {})) as index:
+        args = ("--index-url", index.url)
+        for answer in (500, "text/plain", b""), (200, "application/json", b"["), (200, "application/json", b"[]"):
+            index.instead = lambda path_, answer=answer: answer  # type: ignore[misc]
+            seen = monitor(static.web.url, tmp_path / "mirror", *args)
+            assert (seen.code, seen.kinds) == (3, [])
+        index.instead = lambda path_: (200, "text/html", b"\xff")
+        assert monitor(static.web.url, tmp_path / "mirror", *args).code == 3
+        index.instead, index.files = index.page, index_of(static.entries)
+        assert monitor(static.web.url, tmp_path / "mirror", *args).code == 0  # nothing was skipped, and nothing made up
+        del index.files[OF_7.filename]
+        assert monitor(static.web.url, tmp_path / "other", *args).kinds == ["not-on-index"]
+
+
+# --- Monitors: what they keep ------------------------------------------------------------------------------------------------
+
+
+def change_mirror(mirror: Path, sql: str, *values: Any) -> int:
+    """Changes what a mirror has stored, as a failing disk might; how many rows."""
+    with contextlib.closing(sqlite3.connect(mirror / "log.sqlite3")) as db, db:
+        return db.execute(sql, values).rowcount
+
+
+def damages(mirror: Path) -> Iterator[tuple[str, Callable[[Path], Any]]]:
+    """Ways in which a mirror of 300 entries can be damaged, so that it can't be gone on from."""
+    size = (mirror / "log.sqlite3").stat().st_size
+
+    def as_file(data: Callable[[bytes], bytes]) -> Callable[[Path], Any]:
+        return lambda copy: (copy / "log.sqlite3").write_bytes(data((copy / "log.sqlite3").read_bytes()))
+
+    yield "NULs", as_file(lambda data: bytes(size))
+    yield "half of it", as_file(lambda data: data[: size // 2])
+    yield "half of it, and NULs", as_file(lambda data: data[: size // 2] + bytes(size - size // 2))
+    yield "nothing of it", as_file(lambda data: b"")
+    yield "a page", as_file(lambda data: data[:4096])
+    yield "its beginning lost", as_file(lambda data: bytes(4096) + data[4096:])
+    yield "checkpoint of NULs", lambda copy: change_mirror(copy, "UPDATE checkpoint SET note = zeroblob(99)")
+    yield "half a checkpoint", lambda copy: change_mirror(copy, "UPDATE checkpoint SET note = substr(note, 1, 90)")
+    yield "no checkpoint", lambda copy: change_mirror(copy, "UPDATE checkpoint SET note = x''")
+    yield "an edge of NULs", lambda copy: change_mirror(copy, "UPDATE tile SET data = zeroblob(1408) WHERE key = 1")
+    yield "half an edge", lambda copy: change_mirror(copy, "UPDATE tile SET data = substr(data, 1, 640) WHERE key = 1")
+    yield "an upper edge", lambda copy: change_mirror(copy, "UPDATE tile SET data = zeroblob(32) WHERE key = 1 << 56")
+    yield "no tiles", lambda copy: change_mirror(copy, "DELETE FROM tile")
+    yield "a bundle of NULs", lambda copy: change_mirror(copy, "UPDATE bundle SET data = zeroblob(length(data)) WHERE n = 1")
+    yield "half a bundle", lambda copy: change_mirror(copy, "UPDATE bundle SET data = substr(data, 1, 1000) WHERE n = 1")
+    yield "no bundles", lambda copy: change_mirror(copy, "DELETE FROM bundle")
+    yield "look-up keys", lambda copy: change_mirror(copy, "DELETE FROM lookup WHERE key = (SELECT max(key) FROM lookup)")
+
+
+def test_T1_a_damaged_mirror_accuses_nobody(tmp_path: Path, static: StaticLog) -> None:
+    """Zeroed or truncated state: "local state is corrupt", exit 3, and no finding."""
+    assert monitor(static.web.url, tmp_path / "mirror").code == 0
+    static.grow_to(700)
+    count = 0
+    for count, (name, damage) in enumerate(damages(tmp_path / "mirror"), 1):
+        copy = tmp_path / f"copy{count}"
+        shutil.copytree(tmp_path / "mirror", copy)
+        assert damage(copy) != 0 or name == "nothing of it"
+        seen = monitor(static.web.url, copy)
+        assert (seen.code, seen.lines) == (3, []), name
+        assert "local state is corrupt" in seen.error, (name, seen.error)
+        assert not (copy / "evidence").exists()
+    assert count > 15
+
+
+def test_T1_damage_that_a_smaller_tree_would_show(tmp_path: Path, static: StaticLog) -> None:
+    """The log goes back, and our own tiles, which should tell whether it forked, are damaged."""
+    assert monitor(static.web.url, tmp_path / "mirror").code == 0
+    static.put("checkpoint", static.notes[200])
+    assert change_mirror(tmp_path / "mirror", "UPDATE tile SET data = zeroblob(8192) WHERE key = 0") == 1
+    seen = monitor(static.web.url, tmp_path / "mirror")
+    assert (seen.code, seen.lines) == (3, [])
+    assert "local state is corrupt" in seen.error
+
+
+def interrupted(static: StaticLog, mirror: Path, monkeypatch: pytest.MonkeyPatch, *sizes: int) -> None:
+    """A first run towards the last size that came to 512 entries, and no further."""
+    monkeypatch.setattr(btlog.Monitor, "BATCH", 256)
+    try_only(monkeypatch, 1)
+    for size in sizes:
+        static.grow_to(size)
+    static.web.instead = lambda path_: (503, "text/plain", b"") if path_.startswith("/tile/entries/002") else None
+    seen = monitor(static.web.url, mirror)
+    assert (seen.code, seen.kinds) == (3, [])
+    static.web.instead = lambda path_: None
+    with contextlib.closing(btlog.LogStore(mirror, read_only=True)) as store:
+        assert (store.stored().size, store.checkpoint("signed")) == (512, None)
+
+
+def test_an_interrupted_first_run_goes_on(tmp_path: Path, static: StaticLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is here already is not fetched again; nor served or verified from before all of it leads to a signed root."""
+    mirror = tmp_path / "mirror"
+    interrupted(static, mirror, monkeypatch, 700)
+    assert call_btlog("fsck", "--storage-dir", str(mirror))[0] == 0
+    code, _, error = call_btlog("serve", "--read-only", "--storage-dir", str(mirror), "--port", "0")
+    assert (code, error.count("\n")) == (3, 1)
+    assert "the mirror of a part of its log" in error
+    (tmp_path / "log.skey").write_text(LOG_SKEY)
+    (tmp_path / "log.skey").chmod(0o600)
+    key = ("--private-key", str(tmp_path / "log.skey"))
+    code, _, error = call_btlog("serve", "--storage-dir", str(mirror), "--port", "0", *key)
+    assert (code, "the mirror of a part of its log" in error) == (3, True)  # its next checkpoint would be a fork
+    file = wheel(tmp_path / "a-1.whl")
+    args = ("verify", str(file), "--storage-dir", str(mirror), "--public-key", key_file(tmp_path))
+    assert call_btlog(*args)[0] == 3
+    code, _, error = call_btlog("export", str(tmp_path / "out"), "--storage-dir", str(mirror))
+    assert (code, "no published checkpoint yet" in error) == (3, True)
+    static.web.asked.clear()
+    static.grow_to(900)
+    assert monitor(static.web.url, mirror).code == 0
+    assert sorted(p for p in static.web.asked if "entries" in p) == ["/tile/entries/002", "/tile/entries/003.p/132"]
+    mirrored(mirror, static.entries)
+
+
+@pytest.mark.parametrize(
+    ("kind", "lie"),
+    [
+        ("rollback", serve_note(lambda log: log.notes[300])),
+        ("rollback", serve_note(lambda log: log.notes[600])),
+        ("fork", serve_other(700, False)),
+        ("fork", serve_other(900)),
+        ("fork", serve_other(400, False)),
+        ("fork", serve_other(600, False)),
+        ("rollback", serve_other(600)),  # and the tiles that would show that it is a fork are withheld
+    ],
+)
+def test_lies_to_an_interrupted_first_run(
+    tmp_path: Path, static: StaticLog, guilty: Judged, monkeypatch: pytest.MonkeyPatch, kind: str,
+    lie: Callable[[StaticLog], None],
+) -> None:  # fmt: skip
+    interrupted(static, tmp_path / "mirror", monkeypatch, 600, 700)
+    lie(static)
+    for _ in range(2):
+        seen = monitor(static.web.url, tmp_path / "mirror")
+        assert (seen.code, seen.kinds) == (1, [kind])
+        guilty(seen)
+    static.repent()
+    assert monitor(static.web.url, tmp_path / "mirror").code == 0
+    mirrored(tmp_path / "mirror", static.entries)
+
+
+def test_T1_a_damaged_part_of_a_mirror(tmp_path: Path, static: StaticLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No checkpoint was signed for what is here of an interrupted first run: it is the log that shows it damaged."""
+    interrupted(static, tmp_path / "mirror", monkeypatch, 700)
+    for sql in (
+        "UPDATE tile SET data = zeroblob(64) WHERE key = 1 << 56",
+        "UPDATE tile SET data = x'00' || substr(data, 2) WHERE key = 1 << 56",
+        "UPDATE setting SET value = 511 WHERE name = 'stored'",
+        "UPDATE checkpoint SET note = zeroblob(90)",
+    ):
+        shutil.copytree(tmp_path / "mirror", tmp_path / "copy")
+        assert change_mirror(tmp_path / "copy", sql) == 1
+        seen = monitor(static.web.url, tmp_path / "copy")
+        assert (seen.code, seen.lines) == (3, []), sql
+        assert "local state is corrupt" in seen.error
+        shutil.rmtree(tmp_path / "copy")
+
+
+def test_T22_a_partial_tile_that_is_gone(tmp_path: Path, static: StaticLog) -> None:
+    """The full tile is taken in its place, and of that only what the checkpoint covers."""
+    note = static.notes[300]
+    static.grow_to(600)
+    for partial in "tile/0/001.p", "tile/entries/001.p", "tile/1/000.p/1":
+        path_ = static.tree / partial
+        shutil.rmtree(path_) if path_.is_dir() else path_.unlink()
+    static.put("tile/1/000.p/2", b"")
+    (static.tree / "tile/1/000").write_bytes(static.store.tile(1, 0, 2) * 128)  # whatever is behind it
+    static.spoil("tile/0/001", lambda data: data[: 32 * 44] + bytes(8192 - 32 * 44))
+    static.spoil("tile/entries/001", bundled(lambda entries: [*entries[:44], *(b"x%d" % i for i in range(212))]))
+    static.put("checkpoint", note)
+    seen = monitor(static.web.url, tmp_path / "mirror")
+    assert (seen.code, seen.kinds, seen.error) == (0, [], "")
+    mirrored(tmp_path / "mirror", static.entries[:300])
+    static.spoil("tile/entries/001", bundled(lambda entries: entries[:255]))  # not a full one
+    assert monitor(static.web.url, tmp_path / "other").kinds == ["bad-bundle"]
+    static.spoil("tile/0/001", lambda data: data[: 32 * 40])
+    assert monitor(static.web.url, tmp_path / "third").kinds == ["bad-tile"]
+
+
+EDGES = [255, 256, 257, 511, 512, 513]
+
+
+def test_T24_from_every_size_to_every_other(tmp_path: Path) -> None:
+    with contextlib.closing(StaticLog(tmp_path / "static", *range(1, 13), *EDGES)) as log:
+        policy, watch, source = btlog.simple_policy([LOG]), btlog.Watch(), btlog.Source(log.web.url)
+
+        def follow(store: btlog.MirrorStore, size: int) -> None:
+            note = seal(Tree(0, btlog.EMPTY_ROOT)) if size == 0 else log.notes[size]
+            log.web.instead = lambda path_: (200, "text/plain", note) if path_ == "/checkpoint" else None
+            btlog.Monitor(store, source, policy, watch).round(lambda done, total: None, 0.0)
+
+        pairs = 0
+        with contextlib.closing(source):
+            for sizes in range(13), EDGES:
+                for old in sizes:
+                    with contextlib.closing(btlog.MirrorStore(make(tmp_path / f"from{old}"))) as store:
+                        follow(store, old)
+                        holds(store, log.entries[:old])
+                    for new in sizes[sizes.index(old) :]:
+                        shutil.copytree(tmp_path / f"from{old}", tmp_path / "to")
+                        with contextlib.closing(btlog.MirrorStore(tmp_path / "to")) as store:
+                            follow(store, new)
+                            holds(store, log.entries[:new])
+                            assert store.unreported(new) == []
+                        shutil.rmtree(tmp_path / "to")
+                        pairs += 1
+        assert pairs == 13 * 14 // 2 + 6 * 7 // 2
+
+
+def make(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
+def test_T52_every_file_that_is_fetched_corrupted(tmp_path: Path) -> None:
+    """Each is found, one at a time, and nothing of it is kept."""
+    with contextlib.closing(StaticLog(tmp_path / "static", 400, 1023)) as log:
+        log.web.asked.clear()
+        assert monitor(log.web.url, tmp_path / "good").code == 0
+        asked = sorted(set(log.web.asked) - {"/checkpoint"})
+        assert len(asked) == 9  # four bundles and tiles, and the tile above
+        log.put("checkpoint", log.notes[400])
+        assert monitor(log.web.url, tmp_path / "old").code == 0
+        log.repent()
+        for path_, (at, old) in itertools.product(asked, [(0, 0), (1001, 400), (-1, 0)]):
+            if old and path_ in ("/tile/0/000", "/tile/entries/000"):
+                continue  # what is not new is not fetched
+            data = (log.tree / path_[1:]).read_bytes()
+            wrong = flip(at % len(data))(data)
+            log.web.instead = lambda p, path_=path_, wrong=wrong: (200, "x", wrong) if p == path_ else None  # type: ignore[misc]
+            copy = tmp_path / "copy"
+            if old:
+                shutil.copytree(tmp_path / "old", copy)
+            seen = monitor(log.web.url, copy)
+            assert (seen.code, seen.kinds) == (1, ["bad-bundle" if "entries" in path_ else "bad-tile"]), (path_, at)
+            assert seen.evidence[0].joinpath(path_[1:]).read_bytes() == wrong
+            with contextlib.closing(btlog.LogStore(copy)) as store:
+                size = store.tree("signed").size
+                assert size in (old, 1023)
+                if size:
+                    holds(store, log.entries[:size])
+            shutil.rmtree(copy)
+
+
+class Crash(BaseException):
+    """What nothing catches, as if the power had gone."""
+
+
+STEPS = [  # of a monitor, where it may be interrupted before or behind each call
+    (btlog, "_extend"),
+    (btlog, "write_over"),
+    (btlog.MirrorStore, "follow"),
+    (btlog.MirrorStore, "_accept"),
+    (btlog.MirrorStore, "reported"),
+    (btlog.MirrorStore, "compared"),
+    (btlog.Reporter, "__call__"),
+    (btlog.Reporter, "say"),
+    (btlog.Monitor, "_check_tiles"),
+    (btlog.Comparison, "_compare"),
+]
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize(("where", "name"), STEPS, ids=[name for _, name in STEPS])
+def test_T58_interrupted_between_any_two_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: Any, name: str, after: bool
+) -> None:
+    """Nothing is skipped: all entries are there, and every finding is reported once at least."""
+    monkeypatch.setattr(btlog.Monitor, "BATCH", 256)
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # it is a crash of the program, not of the machine
+    right, left = getattr(where, name), 0
+
+    def step(*args: Any, **more: Any) -> Any:
+        nonlocal left
+        left -= 1
+        if left == 0 and not after:
+            raise Crash
+        value = right(*args, **more)
+        if left == 0:
+            raise Crash
+        return value
+
+    with contextlib.ExitStack() as stack:
+        log = stack.enter_context(contextlib.closing(StaticLog(tmp_path / "static")))
+        log.grow(quiet(0), b"bad", *(quiet(i) for i in range(1, 290)), other_sum(quiet(5)))
+        log.grow(*(quiet(i) for i in range(300, 320)), named_entry("a-1.whl", "", PUBLISHER), named_entry("a-2.whl"))
+        files = index_of([data for data in log.entries if data not in (b"bad", other_sum(quiet(5)), quiet(310))])
+        index = stack.enter_context(contextlib.closing(FakeIndex(tmp_path, files)))
+        args = ("--filename-regex", "^quiet5-315-", "--index-url", index.url)
+        monkeypatch.setattr(where, name, staticmethod(step) if name == "_accept" else step)
+        for nth in itertools.count(1):
+            mirror, left, told = tmp_path / "mirror", nth, set[str]()
+            out = io.StringIO()
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(io.StringIO()), contextlib.suppress(Crash):
+                btlog.main(monitor_args(log.web.url, mirror, *args))
+            crashed, left = left == 0, 0
+            told |= {json.loads(line)["msg"] for line in out.getvalue().splitlines() if "kind" in json.loads(line)}
+            seen = monitor(log.web.url, mirror, *args)
+            told |= set(seen.texts)
+            kinds = ["bad-entry", "match", "not-on-index", "publisher", "replaced"]
+            assert sorted(text.split(" ")[0] for text in told) == sorted(
+                ["what", "quiet5-5-py3-none-any.whl", "a-2.whl", "quiet5-315-py3-none-any.whl", "quiet0-310-py3-none-any.whl"]
+            )
+            assert sorted({p.name[:-17] for p in (mirror / "evidence").iterdir()}) == kinds
+            if nth == 1:
+                assert crashed
+                mirrored(mirror, log.entries)
+            seen = monitor(log.web.url, mirror, *args)
+            assert (seen.code, seen.kinds) == (0, [])
+            shutil.rmtree(mirror)
+            if not crashed or after or nth == 2:
+                break
+
+
+# --- Static trees ---------------------------------------------------------------------------------------------------------------
+
+
+def export(store: btlog.LogStore, out: Path) -> tuple[int, int]:
+    note = store.checkpoint("published")
+    assert note
+    return btlog.StaticTree(store, out).export(note, lambda done, total: None)
+
+
+def files_of(tree: Path) -> dict[str, bytes]:
+    """All that a web server would serve of a tree."""
+    names = {path_: path_.relative_to(tree).as_posix() for path_ in tree.rglob("*") if path_.is_file()}
+    return {name: path_.read_bytes() for path_, name in names.items() if not name.startswith(".")}
+
+
+def whole(tree: Path, entries: list[bytes]) -> set[str]:
+    """The paths that the checkpoint of an exported tree implies, all of which are there and right."""
+    files = files_of(tree)
+    size = open_checkpoint(files["checkpoint"], UNWITNESSED).tree.size
+    right = {
+        btlog.tile_path(level, index, len(data) // 32): data for (level, index), data in tiles_of(entries[:size]).items()
+    }
+    for index in range((size + 255) // 256):
+        part = entries[256 * index : min(256 * index + 256, size)]
+        right[btlog.tile_path(None, index, len(part))] = b"".join(len(e).to_bytes(2, "big") + e for e in part)
+    assert {name: files.get(name) for name in right} == right
+    return set(right)
+
+
+@pytest.mark.parametrize("sizes", [(0,), (1,), (129,), (256,), (300,), (600,), (1, 255, 256, 257), (300, 300, 812, 1025)])
+def test_T21_an_exported_tree_is_whole(tmp_path: Path, sizes: tuple[int, ...]) -> None:
+    """Each partial tile that a checkpoint implies is there, and a second export writes only what has changed."""
+    out, before = make(tmp_path / "out"), 0
+    with contextlib.closing(found(tmp_path / "log")) as store:
+        for size in sizes:
+            entries = fill(store, *([size - before] if size > before else []))
+            old = {name: (out / name).stat().st_mtime_ns for name in files_of(out)}
+            assert export(store, out) == (before, size)
+            implied = whole(out, entries)
+            fresh = {n for n in files_of(out) if old.get(n) != (out / n).stat().st_mtime_ns} - {"checkpoint"}
+            assert fresh == (implied - old.keys() if size > before else set())
+            assert {name for name in os.listdir(out) if name.startswith(".")} == {".partials"}
+            before = size
+
+
+def test_T2_what_is_exported_is_on_disk_before_its_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write, fsync, rename, fsync of the folders; the checkpoint last. A folder's names are synced behind the last one."""
+    events: list[tuple[str, Any]] = []
+    fsync, replace = os.fsync, Path.replace
+
+    def traced_fsync(descriptor: int) -> None:
+        fsync(descriptor)
+        events.append(("fsync", os.fstat(descriptor).st_ino))
+
+    def traced_replace(self: Path, target: Path) -> Path:
+        events.append(("rename", (self.stat().st_ino, Path(target))))
+        return replace(self, target)
+
+    out = make(tmp_path / "out")
+    with contextlib.closing(found(tmp_path / "log")) as store:
+        for count in 200, 400, 1:
+            fill(store, count)
+            events.clear()
+            with monkeypatch.context() as patch:
+                patch.setattr(os, "fsync", traced_fsync)
+                patch.setattr(Path, "replace", traced_replace)
+                export(store, out)
+            renamed = [(at, *value) for at, (what, value) in enumerate(events) if what == "rename"]
+            names = [path_.relative_to(out).as_posix() for _, _, path_ in renamed]
+            assert names[-2:] == ["checkpoint", ".partials"]
+            assert len(names) >= 4
+            at_checkpoint = renamed[-2][0]
+            for at, inode, path_ in renamed:
+                assert ("fsync", inode) in events[:at], path_  # the bytes, before they have their name
+                if path_.parent != out:
+                    for folder in [p for p in path_.parents if p.is_relative_to(out)]:
+                        assert ("fsync", folder.stat().st_ino) in events[at:at_checkpoint], folder
+            assert ("fsync", out.stat().st_ino) in events[at_checkpoint:]
+
+
+def test_T21_a_reader_races_the_exporter(tmp_path: Path) -> None:
+    """Whatever checkpoint a reader sees, its tiles are there: over forty sizes of a tree that grows."""
+    out, over = make(tmp_path / "out"), threading.Event()
+    choose, seen, failed = random.Random(2), set[int](), list[BaseException]()
+
+    def read() -> None:
+        try:
+            while not over.is_set():
+                with contextlib.suppress(FileNotFoundError):  # before the first export
+                    note = (out / "checkpoint").read_bytes()
+                    tree = open_checkpoint(note, UNWITNESSED).tree
+                    seen.add(tree.size)
+                    for level, size in (None, tree.size), (0, tree.size), (1, tree.size >> 8):
+                        if size:
+                            index = (size - 1) // 256
+                            data = (out / btlog.tile_path(level, index, size - 256 * index)).read_bytes()
+                            assert data, (level, size)
+                    btlog.AuthenticTiles(tree, lambda *place: (out / btlog.tile_path(*place)).read_bytes())
+        except BaseException as error:
+            failed.append(error)
+
+    with contextlib.closing(found(tmp_path / "log")) as store:
+        fill(store, 3)
+        export(store, out)
+        reader = threading.Thread(target=read)
+        reader.start()
+        for _ in range(40):
+            entries = fill(store, choose.randint(1, 99))
+            export(store, out)
+        over.set()
+        reader.join()
+        assert failed == []
+        assert len(seen) > 10
+        whole(out, entries)
+
+
+def test_T22_partial_tiles_stay_for_an_hour(tmp_path: Path) -> None:
+    """A reader may still have the checkpoint that implies them."""
+    out = make(tmp_path / "out")
+    with contextlib.closing(found(tmp_path / "log")) as store:
+        for count in 100, 100, 100:
+            fill(store, count)
+            export(store, out)
+        partials = {"tile/0/000.p/100", "tile/0/000.p/200", "tile/entries/000.p/100", "tile/entries/000.p/200"}
+        fill(store, 1)
+        export(store, out)
+        assert partials <= files_of(out).keys()
+        for name in "tile/0/000", "tile/entries/000":
+            long_ago = time.time() - btlog.StaticTree.KEPT - 5
+            os.utime(out / name, (long_ago, long_ago))
+        entries = fill(store, 1)
+        export(store, out)
+        whole(out, entries)
+        left = files_of(out).keys()
+        assert left & partials == set()
+        assert not (out / "tile/0/000.p").exists()
+        assert {"tile/0/001.p/44", "tile/0/001.p/45", "tile/0/001.p/46", "tile/1/000.p/1"} <= left  # not full yet
+        assert "tile/0/000.p" not in (out / ".partials").read_text().split("\n")
+
+
+def test_export_takes_only_a_folder_of_its_own(tmp_path: Path) -> None:
+    with contextlib.closing(found(tmp_path / "log")) as store:
+        fill(store, 10)
+        shutil.copytree(tmp_path / "log", tmp_path / "early")
+        fill(store, 300)
+    with contextlib.closing(found(tmp_path / "alien", new_key("log.example/alien"))):
+        pass
+    shutil.copytree(tmp_path / "log", tmp_path / "twin")
+    with contextlib.closing(found(tmp_path / "fork")) as store:
+        store.append([entry(i, "fork") for i in range(20)], seal, True)
+
+    def exports(log: str, out: str, *args: str) -> tuple[int, str, str]:
+        return call_btlog("export", str(tmp_path / out), "--storage-dir", str(tmp_path / log), *args)
+
+    code, text, error = exports("log", "out")
+    assert (code, error) == (0, "")
+    assert text == f"{tmp_path / 'out'} has the tree of size 310, 310 entries of it new\n"
+    assert exports("log", "out")[1].endswith("size 310, 0 entries of it new\n")
+    assert exports("twin", "out")[0] == 0  # the same log, from elsewhere
+    before = files_of(tmp_path / "out")
+    for log, says in (
+        ("early", "of a tree of size 310 that this log, of size 10, does not have"),
+        ("fork", "of a tree of size 310 that this log, of size 20, does not have"),
+        ("alien", "is not a checkpoint of log.example/alien"),
+    ):
+        code, text, error = exports(log, "out")
+        assert (code, text, error.count("\n")) == (2, "", 1), log
+        assert says in error
+    exports("fork", "forked")
+    code, text, error = exports("log", "forked")
+    assert (code, "of a tree of size 20 that this log, of size 310, does not have" in error) == (2, True)
+    assert files_of(tmp_path / "out") == before
+    make(tmp_path / "other").joinpath("thesis.tex").write_text("x")
+    code, text, error = exports("log", "other")
+    assert (code, os.listdir(tmp_path / "other")) == (2, ["thesis.tex"])
+    assert "holds other things than a static tree (thesis.tex)" in error
+    assert exports("nothing", "new")[0] == 3
+    with contextlib.closing(btlog.LogStore(tmp_path / "twin")):  # which locks the folder, as another export does
+        assert "in use by another btlog" in exports("log", "twin")[2]
+    (tmp_path / "file").write_text("x")
+    assert exports("log", "file")[0] == 3
+    shutil.rmtree(tmp_path / "out" / "tile")
+    (tmp_path / "out" / "checkpoint").unlink()
+    (tmp_path / "out" / "tile").write_text("x")  # nothing can be written below it
+    code, text, error = exports("log", "out")
+    assert (code, error.count("\n")) == (3, 1)
+    assert "can't write" in error
+    assert not (tmp_path / "out" / ".draft").exists()
+
+
+def test_export_to_a_folder_that_cant_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """T18: an error at once, and nothing is left behind; also where the disk fails later, and then the rest is tried again."""
+    with contextlib.closing(found(tmp_path / "log")) as store:
+        entries = fill(store, 300)
+    args = ("export", str(tmp_path / "out"), "--storage-dir", str(tmp_path / "log"))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "access", lambda path_, mode: False)
+        code, _, error = call_btlog(*args)
+        assert (code, os.listdir(tmp_path / "out")) == (3, [])
+        assert "is not writable" in error
+    real, left = os.fsync, 0
+
+    def full(descriptor: int) -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            raise OSError(28, "No space left on device")
+        real(descriptor)
+
+    for nth in 1, 3, 5:
+        left = nth
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", full)
+            code, _, error = call_btlog(*args)
+        assert (code, "No space left on device" in error) == (3, True)
+        assert not (tmp_path / "out" / "checkpoint").exists()
+        assert not (tmp_path / "out" / ".draft").exists()
+    assert call_btlog(*args)[0] == 0
+    whole(tmp_path / "out", entries)
+
+
+class Process:
+    """A command as a process that goes on, and the lines that it prints."""
+
+    def __init__(self, *args: str) -> None:
+        self.lines: list[str] = []
+        self.process = subprocess.Popen(
+            [sys.executable, str(SOURCE), *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout
+        self.lines.extend(iter(self.process.stdout.readline, ""))
+
+    def printed(self, *words: str) -> str:
+        """The first line with these words, once it is printed."""
+
+        def look() -> str:
+            if self.process.poll() is not None:
+                self._reader.join()
+            line = next((line for line in list(self.lines) if all(word in line for word in words)), "")
+            assert line or self.process.poll() is None, (words, self.lines)
+            return line
+
+        return str(eventually(look))
+
+    def stop(self, number: int = signal.SIGTERM, within: float = 10) -> tuple[int, str]:
+        """The exit code, and what it wrote to stderr; it has 10 s to end (T67)."""
+        begun = time.monotonic()
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        try:
+            self.process.wait(within + 10)
+            assert time.monotonic() - begun < within
+        finally:
+            self.process.kill()
+            self._reader.join()
+            error = self.process.stderr.read() if self.process.stderr else ""
+            for stream in self.process.stdout, self.process.stderr:
+                if stream:
+                    stream.close()
+            self.process.wait()
+        return self.process.returncode, error
+
+
+@contextlib.contextmanager
+def process(*args: str) -> Iterator[Process]:
+    started = Process(*args)
+    try:
+        yield started
+    finally:
+        if started.process.stdout and not started.process.stdout.closed:
+            started.stop(signal.SIGKILL)
+
+
+def test_export_follows(tmp_path: Path) -> None:
+    """It writes what comes, until it is told to end; a monitor and a verifier read what a web server makes of it."""
+    out, mirror, file = tmp_path / "out", tmp_path / "mirror", wheel(tmp_path / "signed-1.0.whl")
+    other = wheel(tmp_path / "pkg-3-py3-none-any.whl", "other")  # its name is logged, with another checksum
+    with contextlib.closing(LocalLog(tmp_path / "log")) as log, contextlib.closing(Web(out, "/some/prefix")) as web:
+        for i in range(5):
+            add(log.url, quiet(i))
+        with process("export", str(out), "--storage-dir", str(tmp_path / "log"), "--follow", "--frequency", "0.02") as exporter:
+            exporter.printed("the tree of size 5, 5 entries")
+            assert add(log.url, entry(3))[0] == 200
+            exporter.printed("the tree of size 6, 1 entries")
+            args = (str(other), str(file), "--public-key", key_file(tmp_path), "--log-url", web.url)
+            code, text, error = call_btlog("verify", *args)
+            assert (code, text) == (1, "")
+            assert "not logged, but with another checksum at index 5" in error
+            assert "signed-1.0.whl: not logged\n" in error
+            data = Entry(file.name, btlog.checksum_of(file), PUBLISHER).encode()
+            assert bulk(log.url, b"".join(as_line(quiet(i)) for i in range(10, 610)) + as_line(data))[0] == 200
+            exporter.printed("the tree of size 607")
+            code, text, error = call_btlog("verify", *args[1:])
+            assert (code, error) == (0, "")
+            assert f"logged at index 606 of {LOG.name}, tree size 607, published by https://example.com/a b" in text
+            assert monitor(web.url, mirror).code == 0
+            assert exporter.stop() == (0, "")
+        assert {name for name in os.listdir(out) if name.startswith(".")} == {".partials"}
+        assert set(os.listdir(out)) == {".partials", "checkpoint", "tile"}
+        entries = [*(quiet(i) for i in range(5)), entry(3), *(quiet(i) for i in range(10, 610)), data]
+        whole(out, entries)
+        assert all(path_.startswith("/some/prefix/") for path_ in web.asked)
+        (out / "tile/entries/002.p/95").write_bytes(b"")  # what is there of it, is not believed
+        assert call_btlog("verify", *args[1:])[0] == 1
+    mirrored(mirror, entries)
+
+
+# --- Monitors that go on ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_monitor_follows(tmp_path: Path, static: StaticLog) -> None:
+    """A finding is told once while it lasts, and again when it is back; every line is JSON; SIGTERM ends it, with 1."""
+    args = monitor_args(static.web.url, tmp_path / "mirror", "--follow", "--frequency", "0.02")
+    with process(*args) as follower:
+        assert "300 of them new" in follower.printed("INFO")
+        static.put("checkpoint", static.notes[200])
+
+        def rounds(count: int = 3) -> None:
+            """Some rounds begin, and all but the last end."""
+            before = static.web.asked.count("/checkpoint")
+            eventually(lambda: static.web.asked.count("/checkpoint") >= before + count)
+
+        def told() -> int:
+            return sum('"rollback"' in line for line in follower.lines)
+
+        follower.printed("rollback")
+        rounds()
+        assert told() == 1
+        static.repent()
+        rounds()
+        static.put("checkpoint", static.notes[200])
+        eventually(lambda: told() == 2)
+        rounds()
+        static.repent()
+        static.grow_to(400)
+        assert "100 of them new" in follower.printed("400 entries")
+        refused: list[str] = []
+
+        def refuse(path_: str) -> Answered:
+            refused.append(path_)
+            return 503, "text/plain", b""
+
+        static.web.instead = refuse
+        eventually(lambda: len(refused) > 1)
+        static.web.instead = lambda path_: None
+        static.grow_to(500)
+        follower.printed("500 entries")  # it went on
+        code, error = follower.stop()
+        assert (code, error, told()) == (1, "", 2)
+        lines = [json.loads(line) for line in follower.lines]
+        assert all({"time", "level", "msg"} <= line.keys() for line in lines)
+        assert [line["level"] for line in lines] == ["INFO", "ERROR", "ERROR", "INFO", "INFO"]
+
+
+@pytest.mark.parametrize("flag", [("--follow",), ("--once=false",), ("--once", "false")])
+def test_T67_a_monitor_ends(tmp_path: Path, static: StaticLog, flag: tuple[str, ...]) -> None:
+    """Without findings with 0, also while the log does not answer; within ten seconds."""
+    silent, hanging = threading.Event(), threading.Event()
+
+    def hang(path_: str) -> None:
+        if hanging.is_set():
+            silent.set()
+            time.sleep(3)
+
+    static.web.instead = hang
+    with process(*monitor_args(static.web.url, tmp_path / "mirror", "--frequency", "0.02", *flag)) as follower:
+        follower.printed("300 of them new")
+        hanging.set()
+        static.grow_to(700)
+        assert silent.wait(20)
+        assert follower.stop(signal.SIGINT if flag == ("--follow",) else signal.SIGTERM) == (0, "")
+
+
+@pytest.mark.slow
+def test_T67_a_monitor_ends_while_nobody_answers(tmp_path: Path, static: StaticLog) -> None:
+    """Also while its connections are on the way to where nothing accepts them, as to an address that is filtered."""
+    with contextlib.ExitStack() as stack:
+        full = stack.enter_context(socket.socket())
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        for _ in range(4):  # which nobody takes out of the queue
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(full.getsockname())
+        url = f"http://127.0.0.1:{full.getsockname()[1]}"
+        args = monitor_args(static.web.url, tmp_path / "mirror", "--follow", "--index-url", url)
+        with process(*args) as follower:
+            on_the_way = f":{full.getsockname()[1]:04X} 02 "  # SYN_SENT, of ours and of the index's readers
+            tcp = Path("/proc/net/tcp")
+            eventually(lambda: stored_size(tmp_path / "mirror") == 300 and tcp.read_text().count(on_the_way) > 4)
+            assert follower.stop() == (0, "")
+
+
+def test_a_finding_counts_once_it_is_told(tmp_path: Path, static: StaticLog) -> None:
+    """A monitor that is ended in the round in which it told something still ends with 1."""
+    asked, over = threading.Event(), threading.Event()
+
+    def hang(path_: str) -> Answered:
+        asked.set()
+        over.wait(20)
+        return 404, "text/plain", b""
+
+    with contextlib.closing(FakeIndex(tmp_path, {})) as index:
+        index.instead = hang
+        static.grow(b"bad")
+        args = monitor_args(static.web.url, tmp_path / "mirror", "--follow", "--index-url", index.url)
+        with process(*args) as follower:
+            follower.printed("bad-entry")
+            assert asked.wait(20)
+            assert follower.stop() == (1, "")
+        over.set()
+
+
+def test_a_monitor_tries_again(tmp_path: Path, static: StaticLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once each file has been refused, with 429 or 5xx, it is asked again; what is not there is not."""
+    refused: set[str] = set()
+    codes = itertools.cycle([429, 503, 500, 502])
+
+    def refuse(path_: str) -> Answered | None:
+        if path_ in refused:
+            return None
+        refused.add(path_)
+        return next(codes), "text/plain", b"later"
+
+    monkeypatch.setattr(btlog.Source, "WINDOW", 8)
+    static.web.instead = refuse
+    assert monitor(static.web.url, tmp_path / "mirror").code == 0
+    mirrored(tmp_path / "mirror", static.entries)
+    try_only(monkeypatch, 2)
+    static.web.instead = lambda path_: (429, "text/plain", b"\x1b[2Jlater")
+    seen = monitor(static.web.url, tmp_path / "mirror")
+    assert (seen.code, seen.lines) == (3, [])
+    assert f"{static.web.url}/checkpoint answers 429: ?[2Jlater" in seen.error
+    static.web.instead = lambda path_: (404, "text/plain", b"")
+    assert monitor(static.web.url, tmp_path / "mirror").code == 3
+    static.web.instead = lambda path_: (302, "text/plain", b"")
+    assert monitor(static.web.url, tmp_path / "mirror").code == 3  # a redirect is not followed
+    static.web.close()
+    seen = monitor(static.web.url, tmp_path / "mirror")
+    assert (seen.code, seen.lines) == (3, [])
+    assert "is not reached" in seen.error
+
+
+def test_a_mirror_is_served(tmp_path: Path, static: StaticLog) -> None:
+    """With all that a log answers, also where an entry is none; `fsck` and `verify` take it as well."""
+    file, mirror = wheel(tmp_path / "some-1.0.whl"), tmp_path / "mirror"
+    static.grow(b"no entry", Entry(file.name, btlog.checksum_of(file)).encode(), *(quiet(i) for i in range(300, 700)))
+    assert monitor(static.web.url, mirror).kinds == ["bad-entry"]
+    code, text, error = call_btlog("fsck", "--storage-dir", str(mirror))
+    assert (code, error) == (0, "")
+    assert f"all 702 entries of {LOG.name} are as they should be" in text
+    key = ("--public-key", key_file(tmp_path))
+    assert call_btlog("verify", str(file), "--storage-dir", str(mirror), *key)[0] == 0
+    missing = wheel(tmp_path / "some-1.1.whl")
+    assert call_btlog("verify", str(missing), "--storage-dir", str(mirror), *key)[0] == 1
+    with running("serve", "--read-only", "--storage-dir", str(mirror)) as server:
+        assert walk(server.url) == static.entries
+        assert ask(server.url, "/checkpoint")[2] == static.notes[702]
+        for i in 0, 300, 301, 701:
+            status, _, proof = ask(server.url, f"/entry/{i}/proof")
+            assert status == 200
+            check_logged(static.entries[i], proof, UNWITNESSED)
+            assert (Proof.parse(proof).extra == static.entries[i]) is (i == 300)
+        assert json.loads(ask(server.url, "/entry/301")[2])["filename"] == file.name
+        assert json.loads(ask(server.url, f"/entries?filename={file.name}")[2])["entries"][0]["index"] == 301
+        status, _, body = ask(server.url, "/entry/300")
+        assert status < 500
+        assert "error" in json.loads(body)
+        assert ask(server.url, "/add", "POST", b"{}")[0] == 405
+        assert call_btlog("verify", str(file), "--log-url", server.url, *key)[0] == 0
+        assert monitor(server.url, tmp_path / "mirror2").kinds == ["bad-entry"]  # a mirror of the mirror
+        static.grow(quiet(701))
+        assert monitor(static.web.url, mirror).code == 0  # while it is served
+        assert len(eventually(lambda: walk(server.url)[702:])) == 1
+        assert server.stop()[0] == 0
+    mirrored(mirror, static.entries)
+
+
+def test_a_mirror_has_one_monitor_and_one_log(tmp_path: Path, static: StaticLog) -> None:
+    mirror = tmp_path / "mirror"
+    assert monitor(static.web.url, mirror).code == 0
+    with contextlib.closing(btlog.MirrorStore(mirror)):
+        seen = monitor(static.web.url, mirror)
+        assert (seen.code, "is in use by another btlog" in seen.error) == (3, True)
+    other = new_key("log.example/other")
+    args = ["monitor", "--log-url", static.web.url, "--storage-dir", str(mirror)]
+    code, text, error = call_btlog(*args, "--public-key", key_file(tmp_path, btlog.encode_vkey(other.key)))
+    assert (code, text, error.count("\n")) == (2, "", 1)
+    assert f"mirrors the log {LOG_VKEY}, not {btlog.encode_vkey(other.key)}" in error
+    for more, says in (
+        ((), "give --policy F, or --public-key F"),
+        (("--public-key", key_file(tmp_path), "--filename-regex", "("), "not a regular expression"),
+        (("--public-key", key_file(tmp_path), "--frequency", "x"), "no number of seconds"),
+        (("--public-key", key_file(tmp_path), "--once=maybe"), "invalid choice"),
+    ):
+        code, text, error = call_btlog(*args, *more)
+        assert (code, text, error.count("\n")) == (2, "", 1), more
+        assert says in error
+    code, text, error = call_btlog("monitor", "--public-key", key_file(tmp_path), "--storage-dir", str(mirror))
+    assert (code, "give --log-url" in error) == (2, True)
+    make(tmp_path / "home").joinpath("thesis.tex").write_text("x")
+    assert monitor(static.web.url, tmp_path / "home").code == 3
+    (tmp_path / "policy").write_text(f"log {LOG_VKEY} {static.web.url}\nquorum none\n")
+    code, text, error = call_btlog("monitor", "--policy", str(tmp_path / "policy"), "--storage-dir", str(tmp_path / "by-policy"))
+    assert (code, text) == (0, f"{tmp_path / 'by-policy'} has all 300 entries of the log, 300 of them new: nothing found\n")
+    static.grow(b"bad \x1b[2J")
+    code, text, error = call_btlog("monitor", "--policy", str(tmp_path / "policy"), "--storage-dir", str(tmp_path / "by-policy"))
+    assert (code, error) == (1, "")
+    assert re.fullmatch(r"FOUND bad-entry: what is logged at index 300 .*\(evidence: .*/bad-entry-[0-9a-f]{16}\)\n", text)
+
+
+TABLES = {"bundle": "n", "tile": "key", "lookup": "key", "setting": "name", "checkpoint": "kind", "project": "name"}
+
+
+def rows_of(mirror: Path) -> dict[str, str]:
+    """A digest of each table."""
+    with contextlib.closing(sqlite3.connect(f"file:{mirror / 'log.sqlite3'}?mode=ro", uri=True)) as db:
+        tables = {name: db.execute(f"SELECT * FROM {name} ORDER BY {by}").fetchall() for name, by in TABLES.items()}
+    return {name: hashlib.sha256(repr(rows).encode()).hexdigest() for name, rows in tables.items()}
+
+
+def stored_size(mirror: Path) -> int:
+    """How far a mirror has come, as another process sees it."""
+    with contextlib.suppress(sqlite3.OperationalError), contextlib.ExitStack() as stack:
+        db = stack.enter_context(contextlib.closing(sqlite3.connect(f"file:{mirror / 'log.sqlite3'}?mode=ro", uri=True)))
+        for name in "signed", "target":  # by what was accepted last, or is on its way
+            for (note,) in db.execute("SELECT note FROM checkpoint WHERE kind = ?", (name,)):
+                size = Checkpoint.parse(btlog.split_note(note)[0]).tree.size
+                return int(sum(n for n, in db.execute("SELECT value FROM setting WHERE name = 'stored'"))) or size
+    return 0
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
+def test_T58_killed_in_a_first_run(tmp_path: Path, kills: int) -> None:
+    """SIGKILL at random moments, and as soon as there is progress: it is kept, and the end is always the same."""
+    choose, count = random.Random(kills), 50_000
+    with contextlib.closing(found(tmp_path / "log")) as store:
+        store.append([quiet(i) for i in range(count)], seal, True)
+    key = ("--public-key", key_file(tmp_path))
+    with running("serve", "--read-only", "--storage-dir", str(tmp_path / "log")) as server:
+        begun = time.monotonic()
+        assert run_btlog("monitor", "--log-url", server.url, *key, "--storage-dir", str(tmp_path / "whole")).returncode == 0
+        took, right = time.monotonic() - begun, rows_of(tmp_path / "whole")
+        size, parts = 0, 0
+        for turn in range(kills):
+            with process("monitor", "--log-url", server.url, *key, "--storage-dir", str(tmp_path / "mirror")) as run:
+                if turn % 3 == 2:  # a random moment, not a wait for something
+                    time.sleep(choose.uniform(0, took))
+                else:
+                    while run.process.poll() is None and stored_size(tmp_path / "mirror") <= size:
+                        time.sleep(0.005)
+                run.stop(signal.SIGKILL)
+            assert stored_size(tmp_path / "mirror") >= size  # nothing that was there is lost
+            size = stored_size(tmp_path / "mirror")
+            parts += 0 < size < count
+            if size == count:
+                assert rows_of(tmp_path / "mirror") == right
+                shutil.rmtree(tmp_path / "mirror")
+                size = 0
+        assert parts > kills // 3
+        done = run_btlog("monitor", "--log-url", server.url, *key, "--storage-dir", str(tmp_path / "mirror"))
+        assert (done.returncode, done.stderr) == (0, "")
+        server.stop()
+    assert rows_of(tmp_path / "mirror") == right
+    assert call_btlog("fsck", "--storage-dir", str(tmp_path / "mirror"))[0] == 0
+
+
+# --- Logging what an index has -----------------------------------------------------------------------------------------------------
+
+
+def ingest(url: str, index: Web, folder: Path, *args: str) -> tuple[int, str, str]:
+    key = ("--public-key", key_file(folder))
+    return call_btlog("ingest", "--index-url", index.url, "--log-url", url, *key, *args)
+
+
+def test_ingest_of_json(tmp_path: Path, log: LocalLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the index lists is logged, once; and a file that it has replaced is a conflict."""
+    files = index_of([quiet(i) for i in range(50)])
+    with contextlib.closing(FakeIndex(make(tmp_path / "index"), files)) as index:
+        code, text, error = ingest(log.url, index, tmp_path, "quiet3", "Quiet_4")
+        assert (code, error) == (3, "btlog: the index has no project Quiet_4\n")
+        assert text == "2 projects: 5 files logged, 0 were logged already, 0 conflicts, 1 failed\n"
+        code, text, error = ingest(log.url, index, tmp_path)
+        assert (code, error) == (0, "")
+        assert text == "10 projects: 45 files logged, 5 were logged already, 0 conflicts, 0 failed\n"
+        assert index_of(walk(log.url)) == files
+        code, text, error = ingest(log.url, index, tmp_path)
+        assert (code, error) == (0, "")
+        assert text == "10 projects: 0 files logged, 50 were logged already, 0 conflicts, 0 failed\n"
+        assert len(walk(log.url)) == 50
+        index.files = {**files, OF_7.filename: "sha256:" + SUM_OF_A, NEW.filename: NEW.checksum}
+        code, text, error = ingest(log.url, index, tmp_path)
+        assert (code, error.count("\n")) == (1, 1)
+        assert f"{OF_7.filename} is logged with another checksum, at index" in error
+        assert text == "10 projects: 1 files logged, 50 were logged already, 1 conflicts, 0 failed\n".replace("50", "49")
+        assert len(walk(log.url)) == 51
+        assert call_btlog("ingest", "--index-url", index.url, "--log-url", log.url)[0] == 1  # by the key that the log tells
+        try_only(monkeypatch, 1)
+        index.instead = lambda path_: (200, "application/json", b"<garbage>")
+        code, text, error = ingest(log.url, index, tmp_path)
+        assert (code, text) == (3, "")
+        assert "is no page of a package index" in error
+        index.instead = lambda path_: (200, "application/json", b'{"projects": [{"name": "q"}], "files": [7, {}, {"filename": "x"}]}')
+        code, text, error = ingest(log.url, index, tmp_path)
+        assert (code, text) == (3, "1 projects: 0 files logged, 0 were logged already, 0 conflicts, 2 failed\n")
+        index.instead = lambda path_: (404, "text/plain", b"")
+        assert ingest(log.url, index, tmp_path)[:2] == (
+            0, "0 projects: 0 files logged, 0 were logged already, 0 conflicts, 0 failed\n"
+        )  # fmt: skip
+    assert ingest(log.url, index, tmp_path)[0] == 3
+
+
+def test_ingest_of_html(tmp_path: Path, log: LocalLog) -> None:
+    """PEP 503: names are in the text, the hash in the fragment. What has no SHA-256 is said, and the rest is logged."""
+    good = hashlib.sha256(b"good").hexdigest()
+    files = {
+        "some-1.0.tar.gz": f"#sha256={good}",
+        "some-1.1.tar.gz": f"?x=1#sha256={good.upper()}",
+        "some-1.2.tar.gz": "",
+        "some-1.3.tar.gz": "#md5=d41d8cd98f00b204e9800998ecf8427e",
+        "some-1.4.tar.gz": f"#sha256={good[1:]}",
+        "some-1&#x2B;local.tar.gz": f"#sha256={good}&egg=x",
+        "some-2&#43;local.tar.gz": f"#sha256={good}",
+    }
+    with contextlib.closing(FakeIndex(make(tmp_path / "index"), files, html=True)) as index:
+        code, text, error = ingest(log.url, index, tmp_path, "some")
+        assert code == 3
+        assert text == "1 projects: 3 files logged, 0 were logged already, 0 conflicts, 4 failed\n"
+        assert re.findall(r"^btlog: (\S+): the index does not give its SHA-256$", error, re.MULTILINE) == [
+            "some-1.2.tar.gz", "some-1.3.tar.gz", "some-1.4.tar.gz", "some-1+local.tar.gz"
+        ]  # fmt: skip
+        names = ["some-1.0.tar.gz", "some-1.1.tar.gz", "some-2+local.tar.gz"]
+        assert index_of(walk(log.url)) == dict.fromkeys(names, f"sha256:{good}")
+        link = f'<a href="../files/some-4.zip#sha256={good}"><b>\n </b></a><a name="x">y</a><a href="z">'.encode()
+        index.instead = lambda path_: (200, "text/html", link)  # where there is no text, the link has the name
+        assert ingest(log.url, index, tmp_path, "some")[1].startswith("1 projects: 1 files logged")
+        assert Entry.parse(walk(log.url)[-1]).filename == "some-4.zip"
+
+
+def with_result(n: int, **more: Any) -> Callable[[list[dict[str, Any]]], list[dict[str, Any]]]:
+    """Changes the n-th result of an answer to a bulk; what becomes None, leaves it."""
+
+    def change(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        result = {name: value for name, value in {**lines[n + 1]["result"], **more}.items() if value is not None}
+        return [*lines[: n + 1], {**lines[n + 1], "result": result}, *lines[n + 2 :]]
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        (lambda lines: lines, 0),
+        (with_result(1, index=2), 1),
+        (with_result(1, index=-1), 1),
+        (with_result(1, index="x"), 1),
+        (with_result(1, inclusionProof=[]), 1),
+        (with_result(1, inclusionProof=5), 1),
+        (with_result(1, inclusionProof=["x"]), 1),
+        (with_result(1, inclusionProof=[b64(bytes(32))] * 2), 1),
+        (with_result(1, status="error", error="no \x1b[2J", index=None), 3),
+        (with_result(1, status="error", error="no", index=0), 1),
+        (lambda lines: [lines[0], lines[2], lines[1], *lines[3:]], 1),
+        (lambda lines: [*lines[:2], *lines[3:]], 1),
+        (lambda lines: [*lines[:-1], {"type": "complete", "count": 2}], 1),
+        (lambda lines: lines[:-1], 1),
+        (lambda lines: lines[1:], 1),
+        (lambda lines: [], 1),
+        (lambda lines: [{**lines[0], "checkpoint": b64(SIGNED.encode())}, *lines[1:]], 1),
+        (lambda lines: [{**lines[0], "checkpoint": b64(flip(30)(base64.b64decode(lines[0]["checkpoint"])))}, *lines[1:]], 1),
+        (lambda lines: [{"type": "checkpoint"}, *lines[1:]], 1),
+        (lambda lines: [lines[0], 5, *lines[2:]], 1),
+        (lambda lines: [lines[0], {"result": None}, *lines[2:]], 1),
+    ],
+)
+def test_ingest_believes_nothing(tmp_path: Path, change: Callable[[list[Any]], list[Any]], code: int) -> None:
+    """T53, T55, T56: an answer that does not prove that each of the files is logged is refused."""
+    files = index_of([quiet(i) for i in (0, 10, 20)])
+    with contextlib.closing(LocalLog(tmp_path / "log")) as log:
+        note = ask(log.url, "/checkpoint")[2]
+        honest = bulk(log.url, b"".join(as_line(quiet(i)) for i in (0, 10, 20)))[1]
+    answer = b"".join(json.dumps(line).encode() + b"\n" for line in change(honest))
+    liar = Liar(checkpoint=note, admin_bulk_append=answer)
+    with contextlib.closing(Local(liar.answer)) as log_, contextlib.closing(FakeIndex(tmp_path, files)) as index:
+        got, text, error = ingest(log_.url, index, tmp_path)
+        assert got == code, error
+        assert ("3 files logged" in text) is (code == 0)
+        assert error.count("\n") == (code != 0)
+        assert "\x1b" not in error
+
+
+def test_ingest_asks_for_the_token(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("secret\n")
+    (tmp_path / "token").chmod(0o600)
+    with (
+        contextlib.closing(LocalLog(tmp_path / "log", token="secret")) as log,
+        contextlib.closing(FakeIndex(tmp_path, index_of([quiet(0)]))) as index,
+    ):
+        code, _, error = ingest(log.url, index, tmp_path)
+        assert (code, "token" in error) == (2, True)
+        assert ingest(log.url, index, tmp_path, "--write-token-file", str(tmp_path / "token"))[0] == 0
+
+
+# --- The whole of it, with a real index and a real web server ---------------------------------------------------------------------
+
+
+def tiny_wheel(folder: Path, name: str, text: str) -> Path:
+    path_ = folder / f"{name}-1.0-py3-none-any.whl"
+    metadata = {"METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n", "RECORD": ""}
+    metadata["WHEEL"] = "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+    with zipfile.ZipFile(path_, "w") as archive:
+        archive.writestr(f"{name}.py", f"TEXT = {text!r}\n")
+        for file, data in metadata.items():
+            archive.writestr(f"{name}-1.0.dist-info/{file}", data)
+    return path_
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+@contextlib.contextmanager
+def program(port: int, *command: str, cwd: Path) -> Iterator[str]:
+    """A server that is not ours, on a port of loopback, once it answers."""
+    with (cwd / "output").open("w") as output:
+        process_ = subprocess.Popen(command, cwd=cwd, stdout=output, stderr=subprocess.STDOUT)
+
+    def answers() -> bool:
+        assert process_.poll() is None, (cwd / "output").read_text()
+        with contextlib.suppress(OSError):
+            return ask(f"http://127.0.0.1:{port}", "/")[0] > 0
+        return False
+
+    try:
+        eventually(answers)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process_.terminate()
+        try:
+            process_.wait(10)
+        except subprocess.TimeoutExpired:
+            process_.kill()
+            process_.wait()
+
+
+NGINX = """
+daemon off;
+master_process off;
+pid nginx.pid;
+error_log stderr;
+events { }
+http {
+    access_log off;
+    default_type application/octet-stream;
+    client_body_temp_path t1; proxy_temp_path t2; fastcgi_temp_path t3; uwsgi_temp_path t4; scgi_temp_path t5;
+    server {
+        listen 127.0.0.1:%d;
+        root %s;
+        location = / { return 204; }
+    }
+}
+"""
+
+
+@pytest.mark.slow
+def test_an_index_a_log_two_witnesses_a_web_server_and_a_monitor(tmp_path: Path) -> None:
+    """pypiserver → ingest → log with two witnesses → export → nginx → monitor; then a file on the index is replaced."""
+    nginx = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
+    assert nginx, "this test needs nginx (Debian's package of that name)"
+    assert importlib.util.find_spec("pypiserver"), "this test needs pypiserver (pip install pypiserver)"
+    wheels, out = make(tmp_path / "wheels"), make(tmp_path / "out")
+    for name in "one", "two", "three":
+        tiny_wheel(wheels, name, "hello")
+    assert run_btlog("keygen", "--origin", "log.example/loop", cwd=tmp_path).returncode == 0
+    port = free_port()
+    index_command = [
+        sys.executable, "-m", "pypiserver", "run", "--disable-fallback", "--hash-algo", "sha256", "-i", "127.0.0.1",
+    ]  # fmt: skip
+    with contextlib.ExitStack() as stack:
+        lines = [f"log {(tmp_path / 'public.key').read_text().strip()}"]
+        for i in range(2):
+            signer = new_key(f"w{i}.example/loop")
+            (tmp_path / f"w{i}.key").write_text(signer.encode())
+            (tmp_path / f"w{i}.key").chmod(0o600)
+            args = ("--database-path", f"w{i}.db", "--private-key", f"w{i}.key", "--log-public-key", "public.key")
+            url = stack.enter_context(running("witness", *args, cwd=tmp_path)).url
+            lines.append(f"witness w{i} {btlog.encode_vkey(signer.key)} {url}")
+        (tmp_path / "policy").write_text("\n".join([*lines, "group both 2 w0 w1", "quorum both", ""]))
+        args = ("--private-key", "private.key", "--public-key", "public.key", "--policy", "policy")
+        log = stack.enter_context(running("serve", "--storage-dir", "log", *args, cwd=tmp_path))
+        index = make(tmp_path / "index")
+        with program(port, *index_command, "-p", str(port), str(wheels), cwd=index) as url:
+            done = run_btlog(
+                "ingest", "--index-url", f"{url}/simple/", "--log-url", log.url, "--policy", "policy", cwd=tmp_path
+            )
+            assert (done.returncode, done.stderr) == (0, "")
+            assert done.stdout == "3 projects: 3 files logged, 0 were logged already, 0 conflicts, 0 failed\n"
+            exporter = stack.enter_context(
+                process("export", str(out), "--storage-dir", str(tmp_path / "log"), "--follow", "--frequency", "0.05")
+            )
+            exporter.printed("the tree of size 3")
+            web_port, home = free_port(), make(tmp_path / "nginx")
+            (home / "nginx.conf").write_text(NGINX % (web_port, out))
+            command = (nginx, "-p", str(home), "-e", "stderr", "-c", str(home / "nginx.conf"))
+            web = stack.enter_context(program(web_port, *command, cwd=home))
+            watch = (
+                "monitor", "--log-url", web, "--policy", "policy", "--storage-dir", "mirror", "--max-age", "600",
+                "--index-url", f"{url}/simple/",
+            )  # fmt: skip
+            done = run_btlog(*watch, cwd=tmp_path)
+            assert (done.returncode, done.stderr) == (0, ""), done.stdout
+            assert "has all 3 entries of the log, 3 of them new: nothing found" in done.stdout
+            file = str(wheels / "one-1.0-py3-none-any.whl")
+            done = run_btlog("verify", file, "--policy", "policy", "--log-url", web, cwd=tmp_path)
+            assert (done.returncode, done.stderr) == (0, "")
+            assert "cosigned by 2 witnesses" in done.stdout
+            tiny_wheel(wheels, "four", "hello")
+        with program(port, *index_command, "-p", str(port), str(wheels), cwd=index):  # which keeps hashes for a while
+            done = run_btlog(*watch, cwd=tmp_path)
+            assert done.returncode == 0  # it asks about projects of which something is logged
+            again = ("ingest", "--index-url", f"{url}/simple/", "--log-url", log.url, "--policy", "policy")
+            assert "4 projects: 1 files logged, 3 were" in run_btlog(*again, cwd=tmp_path).stdout
+            exporter.printed("the tree of size 4, 1 entries")
+            assert run_btlog(*watch, cwd=tmp_path).returncode == 0
+            tiny_wheel(wheels, "two", "tampered")
+        with program(port, *index_command, "-p", str(port), str(wheels), cwd=index):
+            done = run_btlog(*watch, cwd=tmp_path)
+            assert done.returncode == 1
+            assert done.stdout.count("FOUND") == 1
+            assert "FOUND index-differs: the index has two-1.0-py3-none-any.whl with sha256:" in done.stdout
+            done = run_btlog(*again, cwd=tmp_path)
+            assert (done.returncode, "1 conflicts" in done.stdout) == (1, True)
+            done = run_btlog("verify", str(wheels / "two-1.0-py3-none-any.whl"), *watch[1:5], cwd=tmp_path)
+            assert (done.returncode, "not logged, but with another checksum" in done.stderr) == (1, True)
+        assert exporter.stop() == (0, "")
+        assert run_btlog("fsck", "--storage-dir", "mirror", cwd=tmp_path).returncode == 0
 
 
 # --- The shape of the file ------------------------------------------------------------------------------------------------------------------
