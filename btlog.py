@@ -1562,7 +1562,7 @@ class LogStore(LogRows):
             old = rows.stored()
             names = [entry[93:].partition(b"\n")[0] for entry in entries]  # field_of, without a call for each
             hashes = field_hashes(FILENAME, names)
-            known = rows.entries(self._where(rows, old.size, hashes), old.size)
+            known = rows.entries(self._where(rows, old.size, list(set(hashes))), old.size)
             outcomes, fresh = choose(db, old.size, entries, names, known)
             del names, known  # of many entries, some MiB
             if fresh:
@@ -2099,6 +2099,19 @@ class WitnessStore:
 # lock around costs more than most answers, and every idle client holds a thread.
 
 logger = logging.getLogger("btlog")
+
+
+def printable(text: str) -> str:
+    """Fit for a terminal, whoever has written it."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
+class Lines(logging.Formatter):
+    """A log record as a line for a person; only the traceback of an internal error takes more."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        trace = f"\n{self.formatException(record.exc_info)}" if record.exc_info else ""
+        return f"btlog: {printable(record.getMessage())}{trace}"
 
 
 class JsonLines(logging.Formatter):
@@ -2810,7 +2823,7 @@ def error_message(data: bytes) -> str:
         value = json.loads(data)
         if isinstance(value, dict) and isinstance(value.get("error"), str):
             data = value["error"].encode(errors="replace")
-    return "".join(c if c.isprintable() else "?" for c in data[:300].decode(errors="replace"))
+    return printable(data[:300].decode(errors="replace"))
 
 
 ItemT = TypeVar("ItemT")
@@ -2842,7 +2855,7 @@ class Source:
             except Unavailable as trouble:
                 error = trouble
             else:
-                if status in (200, 404, 410):
+                if status in (200, 403, 404, 410):  # object stores say 403 for what is not there
                     return (kind, data) if status == 200 else None
                 error = Unavailable(f"{self.url}{path} answers {status}: {error_message(data)}")
                 if status != 429 and status < 500:
@@ -4459,11 +4472,25 @@ class Comparison:
 
     CHUNK = 20_000  # entries at a time
 
-    def __init__(self, store: MirrorStore, index: Index) -> None:
-        self._store, self._index = store, index
+    def __init__(self, store: MirrorStore, index: Index, renew: Callable[[], object]) -> None:
+        self._store, self._index, self._renew = store, index, renew
+        self._missing: list[tuple[str, Finding]] = []  # filenames, and what to say of them
 
     def round(self) -> Iterator[Finding]:
-        """Compares the entries that are new, all files of their projects, and of some projects that wait longest."""
+        """Compares the entries that are new, all files of their projects, and of some projects that wait longest.
+
+        What is in the index and not in the log may have been logged since the log was read: `renew` reads on.
+        """
+        self._missing = []
+        yield from self._round()
+        if self._missing:
+            self._renew()
+            size = self._store.tree("signed").size
+            for name, finding in self._missing:
+                if not self._store.look_up(FILENAME, name.encode(errors="replace"), size):
+                    yield finding
+
+    def _round(self) -> Iterator[Finding]:
         size = self._store.tree("signed").size
         start = self._store.setting("compared") or 0
         turn = (self._store.setting("turn") or 0) + 1  # a clock may stand still, or go back
@@ -4498,7 +4525,8 @@ class Comparison:
             sums = {data[21:92].decode(errors="replace"): index for index, data in found}
             evidence = {"index.json": json.dumps({"project": project, "filename": name, "checksum": checksum}).encode()}
             if not sums:
-                yield Finding("not-logged", f"{name} of {project} is in the index, and not in the log", (), evidence)
+                text = f"{name} of {project} is in the index, and not in the log"
+                self._missing.append((name, Finding("not-logged", text, (), evidence)))
             elif checksum and checksum not in sums:
                 logged, at = next(iter(sums.items()))
                 text = f"the index has {name} with {checksum}, and the log has it with {logged} at index {at}"
@@ -4594,14 +4622,14 @@ class Monitor:
             except Error as error:
                 raise Corrupt(f"{self.store.folder}: {kind} checkpoint: {error}") from None
 
-    def round(self, progress: Callable[[int, int], None], now: float) -> bool:
+    def round(self, progress: Callable[[int, int], None], clock: Callable[[], float]) -> bool:
         """Accepts what the log has published since the last round, and says whether that is all of it.
 
         Raises Unavailable, and Corrupt.
         """
         self.conditions = []
         try:
-            self._round(self._source.get("/checkpoint"), progress, now)
+            self._round(self._source.get("/checkpoint"), progress, clock())
         except Found as found:
             self.conditions.append(found.finding)
             return False
@@ -4824,16 +4852,18 @@ def make_folder(folder: Path) -> None:
         raise Unavailable(f"can't make {folder}: {error.strerror}") from None
 
 
-def write_over(path: Path, data: bytes) -> None:
-    """Writes a file so that it is, whatever happens, the old or the new one."""
+def write_over(path: Path, data: bytes, sync: bool = True) -> None:
+    """Writes a file so that it is the old or the new one, whatever happens; unless it need not `sync`, on disk."""
     draft = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
         with open(draft, "wb") as stream:
             stream.write(data)
             stream.flush()
-            os.fsync(stream.fileno())
+            if sync:
+                os.fsync(stream.fileno())
         draft.replace(path)
-        sync_folder(path.parent)
+        if sync:
+            sync_folder(path.parent)
     except OSError as error:
         draft.unlink(missing_ok=True)
         raise Unavailable(f"can't write {path}: {error.strerror}") from None
@@ -5522,8 +5552,9 @@ def cmd_monitor(args: argparse.Namespace) -> int:
             store = stack.enter_context(contextlib.closing(MirrorStore(folder)))
             monitor = Monitor(store, source, policy, watch)
             report, args.follow = Reporter(monitor, args.json_logging), args.follow or args.once == "false"
-            comparison = Comparison(store, index) if index else None
-            code = run_rounds(args, lambda: watch_round(monitor, comparison, report, args.follow))
+            renew = functools.partial(monitor.round, show_progress("entries"), time.time)
+            comparison = Comparison(store, index, renew) if index else None
+            code = run_rounds(args, lambda: watch_round(monitor, comparison, report, renew, args.follow))
             return 1 if report.told else code  # also where it was told in a round that was interrupted
         except Corrupt as error:
             raise Corrupt(f"local state is corrupt, which accuses nobody: {error}") from None
@@ -5537,12 +5568,14 @@ def wanted_entries(filename: str | None, checksum: str | None) -> Callable[[re.M
     return lambda match: bool(names.search(match[2]) and checksums.search(match[1]))
 
 
-def watch_round(monitor: Monitor, comparison: Comparison | None, report: Reporter, follow: bool) -> int:
+def watch_round(
+    monitor: Monitor, comparison: Comparison | None, report: Reporter, renew: Callable[[], bool], follow: bool
+) -> int:
     """One round of a monitor; its exit code."""
     before, code, whole = monitor.store.tree("signed").size, 0, False
     report.begin()
     try:
-        whole = monitor.round(show_progress("entries"), time.time())
+        whole = renew()
     except Unavailable as error:
         logger.error("%s", error)
         code = error.exit_code
@@ -5595,12 +5628,12 @@ class Reporter:
             folder = self._monitor.store.folder / "evidence" / f"{finding.kind}-{digest}"
             for name, data in {**self._monitor.evidence(finding), "finding.txt": f"{finding.text}\n".encode()}.items():
                 make_folder((folder / name).parent)
-                write_over(folder / name, data)
+                write_over(folder / name, data, sync=False)  # there may be thousands, and they can be made again
             self.told = True
             self.say(finding.text, finding.kind, evidence=str(folder))
 
     def say(self, text: str, kind: str = "", **fields: Any) -> None:
-        clean = "".join(c if c.isprintable() else "?" for c in text)
+        clean = printable(text)
         if self._json:
             level = {"level": "ERROR", "kind": kind} if kind else {"level": "INFO"}
             print(json.dumps({"time": utc(time.time()), **level, "msg": clean, **fields}), flush=True)
@@ -6105,8 +6138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser().print_help()
             return 2
         args = parser().parse_args(arguments)
-        if getattr(args, "json_logging", False):
-            handler.setFormatter(JsonLines())
+        handler.setFormatter(JsonLines() if getattr(args, "json_logging", False) else Lines())
         logging.getLogger().setLevel(logging.DEBUG if getattr(args, "debug", False) else logging.INFO)
         gc.freeze()  # what is there now stays; and of what comes, little is in cycles
         gc.set_threshold(20_000, 20, 20)

@@ -4772,6 +4772,7 @@ def test_verify_with_witnesses(tmp_path: Path) -> None:
 
 
 
+@pytest.mark.slow
 def test_T4_killed_in_the_middle_of_a_bulk(tmp_path: Path) -> None:
     """Each line that was answered is in the log at its index, wherever the answer was cut off."""
     answered: dict[int, bytes] = {}
@@ -6327,16 +6328,62 @@ def test_a_monitor_compares_with_an_index(
         assert monitor(static.web.url, tmp_path / "good", *args).code == 0
 
 
+def test_a_log_of_garbage_takes_no_time_to_follow(tmp_path: Path, static: StaticLog) -> None:
+    """Entries without a name have the same one, and each is compared with none of them more than once."""
+    garbage = [b"garbage %d" % i for i in range(40_000)]
+
+    def finish(db: sqlite3.Connection, tree: Tree, grown: Any) -> None:
+        rows = [(kind, seal(tree)) for kind in ("signed", "published")]
+        db.executemany("INSERT OR REPLACE INTO checkpoint VALUES (?, ?)", rows)
+
+    static.store._append(garbage, lambda db, size, new, names, known: ([], new), finish)  # our own log refuses that
+    static.export()
+    begun = time.monotonic()
+    seen = monitor(static.web.url, tmp_path / "mirror")
+    assert time.monotonic() - begun < 20
+    assert (seen.code, set(seen.kinds)) == (1, {"bad-entry"})
+    assert len(seen.kinds) == 303  # of three batches, each with its summary
+    assert sum("more like it" in text for text in seen.texts) == 3
+    assert monitor(static.web.url, tmp_path / "mirror").code == 0
+
+
+def test_one_name_over_and_over_takes_no_time(tmp_path: Path) -> None:
+    """As often as a name can be logged, and then in every line of a bulk."""
+    many = [Entry("same-1.0-py3-none-any.whl", SUM, Publisher("https://i.example", str(i))).encode() for i in range(1000)]
+    with contextlib.closing(found(tmp_path)) as store:
+        assert store.append(many, seal, True) == list(range(1000))
+        begun = time.monotonic()
+        assert store.append(many * 30, seal, True) == list(range(1000)) * 30
+        assert time.monotonic() - begun < 5
+
+
+def test_what_was_logged_meanwhile_is_not_missing(tmp_path: Path, static: StaticLog) -> None:
+    """An index that tells its log first is not accused by a monitor that has read the log before."""
+    late = named_entry("late-1.0-py3-none-any.whl")
+    static.grow(named_entry("late-0.9-py3-none-any.whl"))
+    with contextlib.closing(FakeIndex(tmp_path, index_of([*static.entries, late]))) as index:
+        asked = index.instead
+
+        def instead(path_: str) -> Answered | None:
+            if "late" in path_ and len(static.entries) == 301:
+                static.grow(late)  # between the monitor's look at the log and that at the index
+            return asked(path_)
+
+        index.instead = instead
+        seen = monitor(static.web.url, tmp_path / "mirror", "--index-url", index.url)
+    assert (seen.code, seen.kinds) == (0, []), seen
+
+
 def test_half_a_log_is_not_compared(tmp_path: Path, static: StaticLog, monkeypatch: pytest.MonkeyPatch) -> None:
     """While entries are missing here, it would look as if the index had files that are not logged."""
     monkeypatch.setattr(btlog.Monitor, "BATCH", 256)
     static.grow_to(700)
     with contextlib.closing(FakeIndex(tmp_path, index_of(static.entries))) as index:
         args = ("--index-url", index.url)
-        static.web.instead = lambda path_: (403, "text/plain", b"") if path_.startswith("/tile/entries/002") else None
+        static.web.instead = lambda path_: (402, "text/plain", b"") if path_.startswith("/tile/entries/002") else None
         seen = monitor(static.web.url, tmp_path / "mirror", *args)
         assert (seen.code, seen.kinds) == (3, [])
-        assert "answers 403" in seen.error
+        assert "answers 402" in seen.error
         static.spoil("tile/entries/002.p/188", flip(-1))
         static.web.instead = lambda path_: None
         assert monitor(static.web.url, tmp_path / "mirror", *args).kinds == ["bad-bundle"]
@@ -6540,7 +6587,7 @@ def test_T24_from_every_size_to_every_other(tmp_path: Path) -> None:
         def follow(store: btlog.MirrorStore, size: int) -> None:
             note = seal(Tree(0, btlog.EMPTY_ROOT)) if size == 0 else log.notes[size]
             log.web.instead = lambda path_: (200, "text/plain", note) if path_ == "/checkpoint" else None
-            btlog.Monitor(store, source, policy, watch).round(lambda done, total: None, 0.0)
+            btlog.Monitor(store, source, policy, watch).round(lambda done, total: None, lambda: 0.0)
 
         pairs = 0
         with contextlib.closing(source):
