@@ -18,18 +18,21 @@ Reading order is dependency order: a section uses only what stands above it.
 
   Part I    Trusted core: errors, strict scalars, Merkle checks, keys and notes, checkpoints, entries,
             policies, proofs. Bytes and integers go in; a value or an `Error` comes out. No I/O, no clock.
-  Part II   The rest that is pure: policy files, signing, tile paths and bundles, proofs over tiles.
-  Part III  Storage: one SQLite file, one writer, one transaction for all that belongs together.
-  Part IV   Network: HTTP plumbing, the log and its sequencer, the client.
+  Part II   The rest that is pure: policy files, signing, tile paths and bundles, proofs over tiles, the witness's
+            step, and what a monitor looks for in entries.
+  Part III  Storage: one SQLite file, one writer, one transaction for all that belongs together; for a log, for the
+            mirror of a log, which is a log's store that a monitor fills, and for a witness.
+  Part IV   Network: HTTP plumbing, the client, the log with its sequencer and its page, the witness, the monitor.
   Part V    Commands: one small function each, and `main(argv)`, which returns the exit code.
 
-Who has to trust what: a verifier, Part I and the parser of policy files; a monitor, the tile reader as well.
+Who has to trust what: a verifier, Part I and the parser of policy files; a monitor, the tile reader, the mirror and
+the monitor as well; a witness, the witness's step and its store.
 A defect further down can stop a log or make it emit what Part I refuses; it can't make Part I accept an entry
 that was not logged.
 
 Specifications: C2SP (https://c2sp.org) as of July 2026, that is signed-note, tlog-checkpoint, tlog-cosignature,
-tlog-tiles, tlog-proof and tlog-policy; RFC 6962 section 2.1 for trees and proofs, RFC 9162 section 2.1 for the way
-to check them, RFC 8032 for Ed25519.
+tlog-tiles, tlog-witness, tlog-proof and tlog-policy; RFC 6962 section 2.1 for trees and proofs, RFC 9162 section
+2.1 for the way to check them, RFC 8032 for Ed25519.
 """
 
 from __future__ import annotations
@@ -3493,7 +3496,7 @@ class Log(Worker[Submission]):
             self._published, self.trouble = self.signed, ""
 
 
-# --- The log: its routes ---------------------------------------------------------------------------------------
+# --- The log: its page ---------------------------------------------------------------------------------------
 
 def page_policy(page: str) -> str:
     """The Content-Security-Policy under which a page runs its own script and style, and nothing else."""
@@ -3903,6 +3906,8 @@ poll();
 """
 PAGE_POLICY = page_policy(PAGE)
 
+
+# --- The log: its routes ---------------------------------------------------------------------------------------
 
 class LogServer:
     """The routes of the log. GET also answers HEAD, and reads are open to any web page."""
@@ -5061,6 +5066,8 @@ def run_server(
     ending: Callable[[], None] = lambda: None,
 ) -> int:
     """Serves until SIGTERM or SIGINT (exit code 0), or until `failed` is set (3); SIGHUP calls `hangup`."""
+    if sys.platform != "win32":
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump would have the private key in it
     for handler in logging.getLogger().handlers:
         handler.addFilter(Flood())
     ready = functools.partial(print, server.url, what, flush=True)

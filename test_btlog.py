@@ -9244,6 +9244,8 @@ def test_T66_nothing_of_a_private_key_leaves_a_process(tmp_path: Path) -> None:
         signers = [btlog.Signer.parse(path_.read_text().removesuffix("\n")) for path_ in files]
         assert [path_.stat().st_mode & 0o777 for path_ in files] == [0o600, 0o600]
         for name, process in target.processes.items():
+            limits = Path(f"/proc/{process.process.pid}/limits").read_text()
+            assert re.search(r"^Max core file size +0 +0 ", limits, re.MULTILINE)
             said.append(process.line)
             for path_ in (
                 *(
