@@ -2829,6 +2829,10 @@ def error_message(data: bytes) -> str:
     return printable(data[:300].decode(errors="replace"))
 
 
+class Stopped(Error):
+    """Somebody has asked this process to end."""
+
+
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
 
@@ -2848,8 +2852,10 @@ class Source:
         self, path: str, headers: dict[str, str] | None = None, limit: int = MAX_ANSWER
     ) -> tuple[str, bytes] | None:
         """Content type and body, None where there is nothing; raises Unavailable once trying again has not helped."""
-        error = Unavailable(f"{self.url} is closed")
+        error = Unavailable(f"{self.url} is not asked")
         for attempt in range(self._attempts):
+            if self._closed.is_set():
+                raise Stopped("the connections are closed")
             if not hasattr(self._own, "client"):
                 self._own.client = Client(self.url, self._timeout)
                 self._clients.append(self._own.client)
@@ -2863,8 +2869,10 @@ class Source:
                 error = Unavailable(f"{self.url}{path} answers {status}: {error_message(data)}")
                 if status != 429 and status < 500:
                     break
-            if attempt + 1 < self._attempts and self._closed.wait(0.2 * 2**attempt):
-                break
+            if attempt + 1 < self._attempts:
+                self._closed.wait(0.2 * 2**attempt)
+        if self._closed.is_set():
+            raise Stopped("the connections are closed")
         raise error
 
     def get(self, path: str, limit: int = MAX_ANSWER) -> bytes:
@@ -2897,12 +2905,17 @@ class Source:
     def each(self, do: Callable[[ItemT], ResultT], items: Iterable[ItemT]) -> Iterator[ResultT]:
         """What `do` returns for each of the items, in order; some are on their way while others are used."""
         waiting: deque[concurrent.futures.Future[ResultT]] = deque()
-        for item in items:
-            waiting.append(self._pool.submit(do, item))
-            if len(waiting) >= self.WINDOW:
+        try:
+            for item in items:
+                waiting.append(self._pool.submit(do, item))
+                if len(waiting) >= self.WINDOW:
+                    yield waiting.popleft().result()
+            while waiting:
                 yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+        except (concurrent.futures.CancelledError, RuntimeError):
+            if self._closed.is_set():
+                raise Stopped("the connections are closed") from None
+            raise
 
     def close(self) -> None:
         self._closed.set()
@@ -5548,20 +5561,27 @@ def cmd_monitor(args: argparse.Namespace) -> int:
     url = args.log_url or log_url(policy)
     if not url:
         raise Malformed("give --log-url, or a policy with the log's URL")
+    if args.max_age is not None and not policy.witnesses:
+        raise Malformed("--max-age is about cosignatures, and the policy has no witnesses")
     make_folder(folder)
     watch = Watch(wanted_entries(args.filename_regex, args.checksum_regex), args.max_age)
     with contextlib.ExitStack() as stack:
-        source = stack.enter_context(contextlib.closing(Source(url)))
+        source = Source(url)
         index = Index(args.index_url) if args.index_url else None
-        if index:
-            stack.enter_context(contextlib.closing(index.source))
+
+        def close() -> None:
+            source.close()
+            if index:
+                index.source.close()
+
+        stack.callback(close)
         try:
             store = stack.enter_context(contextlib.closing(MirrorStore(folder)))
             monitor = Monitor(store, source, policy, watch)
             report, args.follow = Reporter(monitor, args.json_logging), args.follow or args.once == "false"
             renew = functools.partial(monitor.round, show_progress("entries"), time.time)
             comparison = Comparison(store, index, renew) if index else None
-            code = run_rounds(args, lambda: watch_round(monitor, comparison, report, renew, args.follow))
+            code = run_rounds(args, lambda: watch_round(monitor, comparison, report, renew, args.follow), close)
             return 1 if report.told else code  # also where it was told in a round that was interrupted
         except Corrupt as error:
             raise Corrupt(f"local state is corrupt, which accuses nobody: {error}") from None
@@ -5649,26 +5669,60 @@ class Reporter:
             print(f"{f'FOUND {kind}: ' if kind else ''}{clean}{evidence}", flush=True)
 
 
-def run_rounds(args: argparse.Namespace, run: Callable[[], int]) -> int:
-    """Runs once or, with --follow, again and again until SIGTERM or SIGINT; 1 if there was a round with findings."""
-    if not args.follow:
-        return run()
-    codes, said = {0}, ""
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+def run_rounds(args: argparse.Namespace, run: Callable[[], int], closing: Callable[[], None]) -> int:
+    """Runs once or, with --follow, again and again until SIGTERM or SIGINT; 1 if there was a round with findings.
+
+    It runs in a thread of its own, whose locks no signal can interrupt; `closing` has it end.
+    """
+    asked: list[int] = []
+    over, codes, errors = threading.Event(), [0], list[BaseException]()
+
+    def work() -> None:
+        said = ""
+        try:
+            while True:
+                try:
+                    codes.append(run())
+                    said = ""
+                except Unavailable as error:
+                    if not args.follow:
+                        raise
+                    if str(error) != said:  # which may pass
+                        logger.error("%s", error)
+                    said = str(error)
+                if not args.follow or over.wait(args.frequency):
+                    return
+        except Stopped:
+            pass
+        except BaseException as error:  # it is raised in the other thread
+            errors.append(error)
+
+    thread = threading.Thread(target=work, name="rounds", daemon=True)
+    with _signals(lambda number, frame: asked.append(number)):
+        thread.start()
+        while thread.is_alive() and not asked:
+            thread.join(0.1)
+        over.set()
+        if thread.is_alive():
+            closing()
+            thread.join(8)
+    if errors:
+        raise errors[0]
+    if asked and not args.follow:
+        raise KeyboardInterrupt
+    return codes[-1] if not args.follow else 1 if 1 in codes else 0
+
+
+@contextlib.contextmanager
+def _signals(handler: Callable[[int, Any], None]) -> Iterator[None]:
+    """Has SIGTERM and SIGINT handled so meanwhile, in a main thread."""
+    numbers = (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()
+    before = [signal.signal(number, handler) for number in numbers]
     try:
-        while True:
-            try:
-                codes.add(run())
-                said = ""
-            except Unavailable as error:  # which may pass
-                if str(error) != said:
-                    logger.error("%s", error)
-                said = str(error)
-            time.sleep(args.frequency)
-    except KeyboardInterrupt:
-        return 1 if 1 in codes else 0
+        yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, previous in zip(numbers, before, strict=True):
+            signal.signal(number, previous)
 
 
 # --- The static tree -----------------------------------------------------------------------------------------
@@ -5679,19 +5733,25 @@ def cmd_export(args: argparse.Namespace) -> int:
     with contextlib.ExitStack() as stack:
         store = stack.enter_context(contextlib.closing(LogStore(Path(args.storage_dir), read_only=True)))
         stack.callback(os.close, lock_folder(out))
-        last = b""
+        last, stopped = b"", list[bool]()
+        show = show_progress("files")
+
+        def progress(done: int, total: int) -> None:
+            if stopped:
+                raise Stopped("the export is not finished")
+            show(done, total)
 
         def export() -> int:
             nonlocal last
             if (note := store.checkpoint("published")) is None:
                 raise Unavailable(f"{store.folder} has no published checkpoint yet")
             if note != last:
-                old, new = StaticTree(store, out).export(note, show_progress("files"))
+                old, new = StaticTree(store, out).export(note, progress)
                 print(f"{out} has the tree of size {new}, {new - old} entries of it new", flush=True)
             last = note
             return 0
 
-        return run_rounds(args, export)
+        return run_rounds(args, export, lambda: stopped.append(True))
 
 
 class StaticTree:
