@@ -2760,6 +2760,7 @@ class Client:
             raise Malformed(f"not the URL of a server: {url!r}: {error}") from None
         self.url, self._prefix, self._timeout = url.rstrip("/"), parts.path.rstrip("/"), timeout
         self._socket: socket.socket
+        self._aborted = False
 
     def request(
         self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None,
@@ -2783,7 +2784,7 @@ class Client:
             except (OSError, http.client.HTTPException, ValueError) as error:
                 self._connection.close()
                 # A connection that was kept may have been closed meanwhile; what is sent can be sent twice.
-                if fresh or attempt == 2 or isinstance(error, TimeoutError):
+                if fresh or attempt == 2 or self._aborted or isinstance(error, TimeoutError):
                     reason = str(error) or type(error).__name__
                     raise Unavailable(f"{self.url}{path[:80]} is not reached: {reason}") from None
         if len(data) > limit:
@@ -2802,6 +2803,7 @@ class Client:
 
     def abort(self) -> None:
         """Ends what another thread is waiting for."""
+        self._aborted = True
         with contextlib.suppress(OSError, AttributeError):
             self._socket.shutdown(socket.SHUT_RDWR)
 

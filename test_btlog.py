@@ -3505,7 +3505,10 @@ def test_T7_a_first_start_that_was_killed(tmp_path: Path) -> None:
         "http://127.0.0.1:1/ x",
     ],
 )
-def test_urls_that_are_none(tmp_path: Path, url: str) -> None:
+def test_urls_that_are_none(
+    tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "key").write_text(LOG_VKEY)
     (tmp_path / "w").write_text(WITNESS_VKEY)
     wheel(tmp_path / "a.whl")
@@ -3515,9 +3518,8 @@ def test_urls_that_are_none(tmp_path: Path, url: str) -> None:
         ("add", "a.whl", "--log-url", url),
         ("serve", "--port", "0", "--witness-url", url, "--witness-public-key", "w"),
     ):
-        done = run_btlog(*command, cwd=tmp_path)
-        assert done.returncode in (2, 3), command
-        assert "Traceback" not in done.stderr
+        assert btlog.main(command) in (2, 3), command
+        assert capfd.readouterr().err.count("btlog: ") >= 1
 
 
 def test_tokens_that_dont_fit_are_not_shown(tmp_path: Path) -> None:
@@ -4660,7 +4662,8 @@ def three_of_five(tmp_path: Path) -> tuple[list[Running], dict[int, str], Policy
     return processes, ports, parse_policy(text.encode())
 
 
-@pytest.mark.parametrize("clients", [pytest.param(1, marks=pytest.mark.slow), 64])
+@pytest.mark.slow
+@pytest.mark.parametrize("clients", [1, 64])
 def test_three_of_five_witnesses(tmp_path: Path, clients: int) -> None:
     """Two killed: adds go on. A third: adds get 503. It is back: all that waited is there, once."""
     witnesses, ports, policy = three_of_five(tmp_path)
@@ -7073,12 +7076,12 @@ def test_a_monitor_follows(tmp_path: Path, static: StaticLog) -> None:
 @pytest.mark.parametrize("flag", [("--follow",), ("--once=false",), ("--once", "false")])
 def test_T67_a_monitor_ends(tmp_path: Path, static: StaticLog, flag: tuple[str, ...]) -> None:
     """Without findings with 0, also while the log does not answer; within ten seconds."""
-    silent, hanging = threading.Event(), threading.Event()
+    silent, hanging, ended = threading.Event(), threading.Event(), threading.Event()
 
     def hang(path_: str) -> None:
         if hanging.is_set():
             silent.set()
-            time.sleep(3)
+            ended.wait(30)
 
     static.web.instead = hang
     with process(*monitor_args(static.web.url, tmp_path / "mirror", "--frequency", "0.02", *flag)) as follower:
@@ -7086,7 +7089,9 @@ def test_T67_a_monitor_ends(tmp_path: Path, static: StaticLog, flag: tuple[str, 
         hanging.set()
         static.grow_to(700)
         assert silent.wait(20)
-        assert follower.stop(signal.SIGINT if flag == ("--follow",) else signal.SIGTERM) == (0, "")
+        result = follower.stop(signal.SIGINT if flag == ("--follow",) else signal.SIGTERM)
+        ended.set()
+        assert result == (0, "")
 
 
 @pytest.mark.slow
@@ -7809,8 +7814,8 @@ def faults_in_turn(tmp_path: Path, fault: str, where: str, every: int) -> int:
 @pytest.mark.parametrize("where", WHERE)
 @pytest.mark.parametrize("fault", FAULTS[:2])
 def test_T4_T6_some_statements_fail(tmp_path: Path, fault: str, where: str) -> None:
-    """One in 13 of them; all of them in the next test."""
-    assert faults_in_turn(tmp_path, fault, where, 13) > 0
+    """One in 25 of them; all of them in the next test."""
+    assert faults_in_turn(tmp_path, fault, where, 25) > 0
 
 
 @pytest.mark.slow
@@ -7897,6 +7902,7 @@ def test_T7_each_step_of_a_first_start_fails_in_turn(
     assert codes[-1] == 0
 
 
+@pytest.mark.slow
 def test_T3_T4_a_disk_that_is_full_at_any_byte(tmp_path: Path) -> None:
     """The log ends, or says so and waits; nothing that it acknowledged is gone, and with room again it goes on."""
     observer = Observer()
