@@ -3419,7 +3419,7 @@ class Log(Worker[Submission]):
 
     def waiting(self) -> int:
         """How many entries are not published yet."""
-        return self._weight + sum(submission.weight() for submission in self._waiting)
+        return self._weight + sum(submission.weight() for submission in self._waiting if not submission.done.done())
 
     def process(self, batch: list[Submission]) -> None:
         start = time.monotonic()
