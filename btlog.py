@@ -128,6 +128,7 @@ MAX_ADD_CHECKPOINT = 1 << 16  # the body of a request to a witness, and of its a
 MAX_WITNESSES = 64  # that a log asks: a note with more signatures than MAX_SIGNATURES could not be read
 MAX_EVIDENCE = 1000  # pairs of checkpoints that a witness keeps against a log
 MAX_FINDINGS = 100  # of a kind that a monitor tells one by one, in 16,384 entries
+MAX_HELD = 1 << 24  # of entries that a monitor stores together
 MAX_STEMS = 100_000  # parts of filenames that a monitor remembers to have seen
 MAX_BAD_TILES = 20  # likewise, with the tiles as evidence
 MAX_COMPARED = 1000  # projects, beside those with new files, that a monitor compares with the index at a time
@@ -1490,6 +1491,7 @@ class LogStore(LogRows):
                 os.close(self._lock)
             raise
         self._filter: NameFilter | None = None
+        self._stems = set[bytes]()  # of a mirror: whose projects are stored already
         super().__init__(self.database.read)
 
     def key(self) -> VerifierKey | None:
@@ -1560,7 +1562,7 @@ class LogStore(LogRows):
         `choose` is called with the size, the entries, their names, and all stored entries that have one of these.
         """
         full: dict[tuple[int, int, int], Any] = {}
-        with self.database.transaction() as db:
+        with self._forgetting(), self.database.transaction() as db:
             rows = LogRows(lambda sql, *values: db.execute(sql, values).fetchall())
             old = rows.stored()
             names = [entry[93:].partition(b"\n")[0] for entry in entries]  # field_of, without a call for each
@@ -1586,6 +1588,15 @@ class LogStore(LogRows):
             for place, nodes in full.items():
                 cache.put(place, nodes)
         return outcomes
+
+    @contextlib.contextmanager
+    def _forgetting(self) -> Iterator[None]:
+        """What is remembered of the database does not outlive a transaction that fails."""
+        try:
+            yield
+        except BaseException:
+            self._filter, self._stems = None, set[bytes]()
+            raise
 
     def _where(self, rows: LogRows, size: int, hashes: list[int]) -> list[int]:
         """The first look-up keys of filenames: in all parts, or for many where the filter does not rule them out."""
@@ -1780,12 +1791,12 @@ def rebuild(store: LogStore, key: VerifierKey, progress: Callable[[int, int], No
         for table in "tile", "lookup", "name_filter":
             db.execute(f"DELETE FROM {table}")  # noqa: S608 (our own names)
         db.execute("DELETE FROM bundle WHERE n >= ?", ((size + 255) // 256,))
-        if size % 256:
-            last = (size // 256, encode_bundle(rows.bundled(size // 256, size % 256)))
-            db.execute("INSERT OR REPLACE INTO bundle VALUES (?, ?)", last)
         for first in range(0, size, 1 << 14):
             end = min(first + (1 << 14), size)
-            entries = [e for n in range(first >> 8, end + 255 >> 8) for e in rows.bundled(n, min(256, size - 256 * n))]
+            bundles = [(n, rows.bundled(n, min(256, size - 256 * n))) for n in range(first >> 8, end + 255 >> 8)]
+            entries = [entry for _, bundle in bundles for entry in bundle]
+            packed = [(n, encode_bundle(bundle)) for n, bundle in bundles]  # what is behind the last entry goes
+            db.executemany("INSERT OR REPLACE INTO bundle VALUES (?, ?)", packed)
             hashes = field_hashes(FILENAME, [field_of(FILENAME, entry) for entry in entries])
             db.execute(INSERT_KEYS, (str(look_up_keys(first, entries, hashes)),))
             grown = [(level << 56 | n, data) for level, n, data, _ in grow(first, rows.tile, leaf_hashes(entries))]
@@ -1890,7 +1901,6 @@ class MirrorStore(LogStore):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        self._stems: set[bytes] = set()  # whose projects are stored already
         with self.database.transaction() as db:
             for statement in filter(str.strip, MIRROR_SCHEMA.split(";")):
                 db.execute(statement)
@@ -1937,7 +1947,7 @@ class MirrorStore(LogStore):
             findings.extend(check(tree, grown))
             if tree == target[0]:
                 db.execute("DELETE FROM setting WHERE name = 'stored'")
-                db.execute("DELETE FROM checkpoint WHERE kind = 'target'")
+                db.execute("DELETE FROM checkpoint WHERE kind IN ('target', 'seen')")
                 self._accept(db, target[1])
             else:
                 db.execute(SET, ("stored", tree.size))
@@ -1964,6 +1974,11 @@ class MirrorStore(LogStore):
             for project, name, first in sorted(db.execute(select, (json.dumps(projects),)), key=lambda row: row[2]):
                 known.setdefault(project, {})[name] = first
         return known
+
+    def seen(self, note: bytes) -> None:
+        """Keeps the first checkpoint that was signed, and whose tiles could not be read."""
+        with self.database.transaction() as db:
+            db.execute("INSERT OR IGNORE INTO checkpoint VALUES ('seen', ?)", (note,))
 
     def renew(self, note: bytes) -> None:
         """Keeps another note of the checkpoint that was reached."""
@@ -2753,6 +2768,9 @@ class Client:
             host = (parts.hostname or "").encode("idna").decode() or "?"
             if parts.scheme not in ("http", "https") or not parts.hostname or not re.fullmatch("[!-~]*", parts.path):
                 raise ValueError("it has to be http:// or https://, a host, and perhaps a port and a path")
+            if "@" in parts.netloc:
+                url = "***"
+                raise ValueError("user names and passwords can't be in it")
             make = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
             self._connection = make(host, parts.port, timeout=min(timeout, CONNECT_TIMEOUT))
             self._connection.response_class = _TimedResponse
@@ -2842,7 +2860,7 @@ ResultT = TypeVar("ResultT")
 class Source:
     """What a log or an index serves at `url`, read by several threads, each over a connection that it keeps."""
 
-    THREADS, WINDOW = 8, 32
+    THREADS, WINDOW = 8, 16
 
     def __init__(self, url: str, attempts: int = 5, timeout: float = 30) -> None:
         self.url, self._attempts, self._timeout = Client(url).url, attempts, timeout
@@ -2851,7 +2869,7 @@ class Source:
         self._closed = threading.Event()
 
     def fetch(
-        self, path: str, headers: dict[str, str] | None = None, limit: int = MAX_ANSWER
+        self, path: str, headers: dict[str, str] | None = None, limit: int = MAX_ANSWER, missing: tuple[int, ...] = ()
     ) -> tuple[str, bytes] | None:
         """Content type and body, None where there is nothing; raises Unavailable once trying again has not helped."""
         error = Unavailable(f"{self.url} is not asked")
@@ -2866,7 +2884,7 @@ class Source:
             except Unavailable as trouble:
                 error = trouble
             else:
-                if status in (200, 403, 404, 410):  # object stores say 403 for what is not there
+                if status in (200, 404, 410, *missing):
                     return (kind, data) if status == 200 else None
                 error = Unavailable(f"{self.url}{path} answers {status}: {error_message(data)}")
                 if status != 429 and status < 500:
@@ -2885,7 +2903,8 @@ class Source:
     def tile(self, level: int | None, index: int, width: int) -> tuple[bytes, bool]:
         """A tile, or with level None an entry bundle; and whether it is the full one, in the place of a partial one."""
         limit = MAX_BUNDLE if level is None else MAX_HEAD  # room for the page of an error, too
-        if width < 256 and (found := self.fetch(f"/{tile_path(level, index, width)}", None, limit)):
+        # object stores may say 403 of what is not there
+        if width < 256 and (found := self.fetch(f"/{tile_path(level, index, width)}", None, limit, (403,))):
             return found[1], False
         # "MAY fetch the full tile … as a fallback in case the partial tile is not available anymore"
         return self.get(f"/{tile_path(level, index)}", limit), width < 256
@@ -4439,26 +4458,28 @@ class Index:
             return [str(project.get("name")) for project in _dicts(found.get("projects"))]
         return [text for text, _ in found or ()]
 
-    def files(self, project: str) -> dict[str, str] | None:
+    def files(self, project: str) -> list[tuple[str, str]] | None:
         """The files of a project with their checksums, "" where the index gives none; None if it has no such project.
+
+        A name may come more than once: installers differ in which one they take.
 
         Raises Unavailable.
         """
         found = self._page(f"/{urllib.parse.quote(normalize(project), errors='replace')}/")
         if isinstance(found, dict):
-            hashes = {str(f.get("filename")): f.get("hashes") for f in _dicts(found.get("files"))}
-            return {name: _checksum(h.get("sha256") if isinstance(h, dict) else None) for name, h in hashes.items()}
+            hashes = [(str(f.get("filename")), f.get("hashes")) for f in _dicts(found.get("files"))]
+            return [(name, _checksum(h.get("sha256") if isinstance(h, dict) else None)) for name, h in hashes]
         if found is None:
             return None
         try:
             parts = [(text, urllib.parse.urlsplit(href)) for text, href in found]
         except ValueError as error:
             raise Unavailable(f"{self.source.url} has a link that is none: {error}") from None
-        return {
-            text or urllib.parse.unquote(url.path.rpartition("/")[2]):
-            _checksum(url.fragment.removeprefix("sha256=") if url.fragment.startswith("sha256=") else None)
-            for text, url in parts
-        }
+        return [  # the name is that of the URL, as installers have it, whatever the link shows
+            (urllib.parse.unquote(url.path.rpartition("/")[2]),
+             _checksum(url.fragment.removeprefix("sha256=") if url.fragment.startswith("sha256=") else None))
+            for _, url in parts
+        ]
 
     def _page(self, path: str) -> dict[str, Any] | list[tuple[str, str]] | None:
         accept = "application/vnd.pypi.simple.v1+json, text/html;q=0.1"
@@ -4495,13 +4516,14 @@ class Comparison:
     def __init__(self, store: MirrorStore, index: Index, renew: Callable[[], object]) -> None:
         self._store, self._index, self._renew = store, index, renew
         self._missing: list[tuple[str, Finding]] = []  # filenames, and what to say of them
+        self._errors: list[str] = []
 
     def round(self) -> Iterator[Finding]:
         """Compares the entries that are new, all files of their projects, and of some projects that wait longest.
 
         What is in the index and not in the log may have been logged since the log was read: `renew` reads on.
         """
-        self._missing = []
+        self._missing, self._errors = [], []
         yield from self._round()
         if self._missing:
             self._renew()
@@ -4509,47 +4531,73 @@ class Comparison:
             for name, finding in self._missing:
                 if not self._store.look_up(FILENAME, name.encode(errors="replace"), size):
                     yield finding
+        if self._errors:
+            raise Unavailable(f"{len(self._errors)} pages of the index were not read; the first: {self._errors[0]}")
+
+    def _files(self, project: str) -> list[tuple[str, str]] | Unavailable | None:
+        """One page that can't be read does not keep the others from being compared."""
+        try:
+            return self._index.files(project)
+        except Unavailable as error:
+            return error
 
     def _round(self) -> Iterator[Finding]:
         size = self._store.tree("signed").size
-        start = self._store.setting("compared") or 0
+        start = done = self._store.setting("compared") or 0
         turn = (self._store.setting("turn") or 0) + 1  # a clock may stand still, or go back
         for first in range(start, size, self.CHUNK):
-            yield from self._compare(first, min(first + self.CHUNK, size), turn)
+            last = min(first + self.CHUNK, size)
+            yield from self._compare(first, last, turn)
+            done = last if not self._errors else done  # what could not be compared is due again
+            self._store.compared(done, (), turn)
         waiting = "SELECT name FROM project WHERE compared < ? ORDER BY compared LIMIT ?"
         names = [name for name, in self._store.query(waiting, turn, MAX_COMPARED)]
-        for project, files in zip(names, self._index.source.each(self._index.files, names), strict=True):
-            yield from self._unlogged(project, files or {}, size)
-        self._store.compared(size, names, turn)
+        for project, files in zip(names, self._index.source.each(self._files, names), strict=True):
+            if isinstance(files, Unavailable):
+                self._errors.append(str(files))
+            else:
+                yield from self._unlogged(project, files or [], size)
+        self._store.compared(done, names, turn)
 
     def _compare(self, first: int, last: int, turn: int) -> Iterator[Finding]:
         """The entries from `first` up to `last`, and the projects that they are of."""
-        projects: dict[str, list[tuple[int, re.Match[str]]]] = {}
+        projects: dict[str, list[tuple[int, str]]] = {}
         for n in range(first // 256, (last + 255) // 256):
             for at, match in enumerate(match_entries(self._store.bundled(n, min(256, last - 256 * n))), 256 * n):
                 if match and at >= first and (project := project_of(match[2])):
-                    projects.setdefault(project, []).append((at, match))
-        size, pages = self._store.tree("signed").size, self._index.source.each(self._index.files, projects)
+                    projects.setdefault(project, []).append((at, match[2]))
+        size, pages = self._store.tree("signed").size, self._index.source.each(self._files, projects)
         for (project, logged), files in zip(projects.items(), pages, strict=True):
-            for at, match in logged:
-                if match[2] not in (files or {}):
-                    text = f"{match[2]} is logged at index {at}, and not in the index"
-                    yield Finding("not-on-index", text, (at,))
-            yield from self._unlogged(project, files or {}, size)
-        self._store.compared(last, projects, turn)
+            if isinstance(files, Unavailable):
+                self._errors.append(str(files))
+                continue
+            names = {name for name, _ in files or ()}
+            for at, name in logged:
+                if name not in names and not self._elsewhere(project, name):
+                    yield Finding("not-on-index", f"{name} is logged at index {at}, and not in the index", (at,))
+            yield from self._unlogged(project, files or [], size)
+        self._store.compared(first, projects, turn)
 
-    def _unlogged(self, project: str, files: dict[str, str], size: int) -> Iterator[Finding]:
+    def _elsewhere(self, project: str, name: str) -> bool:
+        """Whether a file is of a project with a shorter name: old names do not tell where the version begins."""
+        words = name.split("-")
+        shorter = {normalize("-".join(words[:n])) for n in range(1, min(len(words), 6))} - {project}
+        pages = [files for files in map(self._files, sorted(shorter)) if isinstance(files, list)]
+        return any(name == other for files in pages for other, _ in files)
+
+    def _unlogged(self, project: str, files: list[tuple[str, str]], size: int) -> Iterator[Finding]:
         """What the index has of a project, and the log has not, or not so."""
-        for name, checksum in files.items():
+        for name, checksum in dict.fromkeys(files):
             found = self._store.look_up(FILENAME, name.encode(errors="replace"), size)
             sums = {data[21:92].decode(errors="replace"): index for index, data in found}
             evidence = {"index.json": json.dumps({"project": project, "filename": name, "checksum": checksum}).encode()}
             if not sums:
                 text = f"{name} of {project} is in the index, and not in the log"
                 self._missing.append((name, Finding("not-logged", text, (), evidence)))
-            elif checksum and checksum not in sums:
+            elif checksum not in sums:
                 logged, at = next(iter(sums.items()))
-                text = f"the index has {name} with {checksum}, and the log has it with {logged} at index {at}"
+                ours = f"the log has it with {logged} at index {at}"
+                text = f"the index has {name} with {checksum or 'no SHA-256'}, and {ours}"
                 yield Finding("index-differs", text, (at,), evidence)
 
 
@@ -4667,18 +4715,28 @@ class Monitor:
             return
         if last and tree.size <= before.size and tree != before:
             raise self._gone_back(before, last, tree, note)
-        goal = Goal(note, tree, self._source.hashes)
-        if goal.prefix(before.size) != before.root:
-            sizes = f"that of size {tree.size} does not begin with that of size {before.size}"
-            raise Found("fork", f"the log has signed two histories: {sizes}",
-                        {"earlier-checkpoint": last or b"", "checkpoint": note, **goal.served})
+        try:
+            goal = Goal(note, tree, self._source.hashes)
+            goal.prefix(before.size)
+        except Unavailable:
+            self.store.seen(note)  # it is signed, and what comes later has to continue it
+            raise
+        for earlier in filter(None, (last, self.store.checkpoint("seen"))):
+            past = Checkpoint.parse(split_note(earlier)[0]).tree
+            if past.size <= tree.size and goal.prefix(past.size) != past.root:
+                sizes = f"that of size {tree.size} does not begin with that of size {past.size}"
+                raise Found("fork", f"the log has signed two histories: {sizes}",
+                            {"earlier-checkpoint": earlier, "checkpoint": note, **goal.served})
         if goal.prefix(stored.size) != stored.root:  # when it was stored it was proved to be the beginning of `before`
             raise Corrupt(f"{self.store.folder}: what is stored does not lead to a signed root")
         size = stored.size
         blocks = self._source.each(functools.partial(self._read, goal), range(size // 256, (tree.size + 255) // 256))
         while size < tree.size:
-            end = min(tree.size, (size // self.BATCH + 1) * self.BATCH)
-            self._follow(goal, size, end, itertools.islice(blocks, (end + 255) // 256 - size // 256))
+            served, weight, end = list[Block](), 0, size
+            while end < tree.size and weight < MAX_HELD and (not served or end % self.BATCH):
+                served.append(next(blocks))
+                weight, end = weight + len(served[-1].bundle), min(tree.size, 256 * served[-1].n + 256)
+            self._follow(goal, size, end, served)
             progress(end, tree.size)
             size = end
 
@@ -4783,12 +4841,12 @@ class Monitor:
 
     def evidence(self, finding: Finding) -> dict[str, bytes]:
         """The files of a finding; for entries, .tlog-proof files at the checkpoint that was reached."""
-        note, files = self.store.checkpoint("signed"), {}
-        if finding.indices and note:
-            tiles = Tiles(self.store.tree("signed").size, self.store.tile)
-            for index in finding.indices:
+        note, files = self.store.checkpoint("signed"), dict[str, bytes]()
+        tiles = Tiles(self.store.tree("signed").size, self.store.tile)
+        for index in finding.indices:
+            files[f"{index}.entry"] = self.store.entry(index)
+            if note and index < tiles.size:
                 files[f"{index}.tlog-proof"] = self.store.proof(index, note, tiles)
-                files[f"{index}.entry"] = self.store.entry(index)
         return {**finding.evidence, **files}
 
 
@@ -4874,7 +4932,7 @@ def make_folder(folder: Path) -> None:
 
 def write_over(path: Path, data: bytes, sync: bool = True) -> None:
     """Writes a file so that it is the old or the new one, whatever happens; unless it need not `sync`, on disk."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}.new")
+    draft = path.with_name(f".{os.getpid()}.new")
     try:
         with open(draft, "wb") as stream:
             stream.write(data)
@@ -4885,7 +4943,8 @@ def write_over(path: Path, data: bytes, sync: bool = True) -> None:
         if sync:
             sync_folder(path.parent)
     except OSError as error:
-        draft.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            draft.unlink()
         raise Unavailable(f"can't write {path}: {error.strerror}") from None
 
 
@@ -5106,7 +5165,7 @@ def log_url(policy: Policy) -> str | None:
 
 def add_files(args: argparse.Namespace, client: Client, policy: Policy | None) -> int:
     headers = {"Authorization": f"Bearer {read_token(args.write_token_file)}"} if args.write_token_file else {}
-    policy, code = policy or told_policy(client), 0
+    policy, codes = policy or told_policy(client), {0}
     for path in map(Path, args.files):
         try:
             proof = add_file(client, path, policy, headers)
@@ -5115,8 +5174,8 @@ def add_files(args: argparse.Namespace, client: Client, policy: Policy | None) -
             print(f"{path}: logged at index {proof.index}, proof in {folder / path.name}.tlog-proof")
         except Error as error:
             logger.error("%s: %s", path, error)
-            code = max(code, error.exit_code)
-    return code
+            codes.add(error.exit_code)
+    return worst(codes)
 
 
 def told_policy(client: Client) -> Policy:
@@ -5167,7 +5226,9 @@ class Artifact:
         return self.target if Path(self.target).name == self.filename else f"{self.target}: {what.strip(' …')}"
 
 
-DISTRIBUTIONS = (".whl", ".tar.gz", ".zip", ".tar.bz2", ".tgz", ".egg")
+# What installers take: pip's ARCHIVE_EXTENSIONS, and eggs.
+DISTRIBUTIONS = (".whl", ".zip", ".tar.gz", ".tgz", ".tar", ".tar.bz2", ".tbz", ".tar.xz", ".txz", ".tlz", ".tar.lz",
+                 ".tar.lzma", ".egg")
 
 
 def artifacts_of(target: str) -> list[Artifact]:
@@ -5177,7 +5238,8 @@ def artifacts_of(target: str) -> list[Artifact]:
     """
     path = Path(target)
     if path.is_dir():
-        found = [str(file) for file in sorted(path.rglob("*")) if file.name.endswith(DISTRIBUTIONS) and file.is_file()]
+        files = (file for file in sorted(path.rglob("*")) if file.name.lower().endswith(DISTRIBUTIONS))
+        found = [str(file) for file in files if file.is_file()]
         if not found:
             raise Malformed(f"there are no wheels or sdists in {target}")
         return [artifact for file in found for artifact in artifacts_of(file)]
@@ -5199,15 +5261,21 @@ def artifacts_of(target: str) -> list[Artifact]:
 
 def _locked(target: str, lock: dict[str, Any]) -> Iterator[Artifact]:
     """The artifacts of a pylock.toml (PEP 751), or of a uv.lock."""
-    for package in lock.get("packages") or lock["package"]:
-        project, source = package["name"], package.get("source", {})
+    if "packages" in lock and "package" in lock:
+        raise ValueError("it is a pylock.toml and a uv.lock at once")
+    for package in lock["packages"] if "packages" in lock else lock["package"]:
+        project, source = package["name"], {} if "packages" in lock else package.get("source", {})
         files = [*package.get("wheels", []), *(package[kind] for kind in ("sdist", "archive") if kind in package)]
         for file in files:
             where = file.get("name") or urllib.parse.urlsplit(file.get("url") or file.get("path") or "").path
             sha256 = file.get("hashes", {}).get("sha256") or file.get("hash", "").removeprefix("sha256:")
+            if others := file.get("hashes", {}).keys() - {"sha256"}:  # an installer may go by any of them
+                yield Artifact(target, project=project, trouble=f"{project} is named by {min(others)} as well")
             yield _artifact(target, urllib.parse.unquote(where.rpartition("/")[2]), sha256, project)
         # The project that is locked itself is of no index.
-        if not files and not source.keys() & {"virtual", "editable", "directory"}:
+        if package.keys() & {"vcs", "directory"} or "git" in source or (
+            not files and not source.keys() & {"virtual", "editable", "directory"}
+        ):
             yield Artifact(target, project=project, trouble=f"{project} is locked without a file of an index")
 
 
@@ -5224,26 +5292,39 @@ def _reported(target: str, report: dict[str, Any]) -> Iterator[Artifact]:
             yield Artifact(target, project=project, trouble=f"{project} has no checksum here; pip install --report has")
 
 
+# Lines of a requirements file that name nothing to install. Any other option may, and is not guessed at.
+_HARMLESS = re.compile(
+    r"--(no-index|require-hashes|prefer-binary|pre)|(-[icf]|--(index-url|extra-index-url|constraint|find-links|"
+    r"trusted-host|no-binary|only-binary|use-feature))[ =]\S+")
+
+
 def _required(path: Path, target: str, depth: int = 0) -> Iterator[Artifact]:
     """The artifacts of requirements with hashes, which do not tell the names of files."""
-    text = re.sub(r"\\\n", " ", read_file(str(path), MAX_ANSWER).decode().replace("\r\n", "\n"))
-    for line in text.split("\n"):
+    text = read_file(str(path), MAX_ANSWER).decode().replace("\r\n", "\n") + "\n"
+    # pip ends lines where splitlines() does, never continues a comment, and obeys "coding:"
+    strange = r"(^|\s)#.*\\$|\A(.*\n)?#.*coding[:=]"
+    if text.splitlines() != text.split("\n")[:-1] or re.search(strange, text, re.MULTILINE):
+        raise ValueError("what a line or a comment is here, pip would read otherwise")
+    for line in text.replace("\\\n", " ").split("\n"):
         words = re.sub(r"(^|\s)#.*", "", line).strip()
         if included := re.fullmatch(r"(?:-r|--requirement)[ =]?\s*(\S+)", words):
             if depth >= MAX_DEPTH:
                 raise ValueError("requirements that include each other")
             yield from _required(path.parent / included[1], target, depth + 1)
-        elif words and not re.match(r"-[cifF]\b|--(?!hash)", words):
-            named = re.match(r"([A-Za-z0-9][A-Za-z0-9._-]*)", words)
+        elif words and not _HARMLESS.fullmatch(words):
+            head, *options = re.split(r"\s+(?=-)", words)
+            named = re.match(r"([A-Za-z0-9][A-Za-z0-9._-]*)", head)
             project = named[1] if named else words
-            url = re.search(r"@\s*(\S+)", words)
+            url = re.search(r"@\s*(\S+)", head)
             parts = urllib.parse.urlsplit(url[1] if url else "")
-            hashes = [*re.findall(r"--hash[ =]sha256:(\S+)", words), *re.findall(r"sha256=([0-9a-f]+)", parts.fragment)]
+            hashes = [option[14:] for option in options if re.fullmatch(r"--hash[ =]sha256:[0-9a-fA-F]{64}", option)]
+            other = len(hashes) < len(options) or not named
+            hashes += re.findall(r"sha256=([0-9a-f]+)", parts.fragment)
             name = urllib.parse.unquote(parts.path.rpartition("/")[2])
             for sha256 in hashes:
                 yield _artifact(target, name if name.endswith(DISTRIBUTIONS) else "", sha256, project)
-            if not hashes:
-                yield Artifact(target, project=project, trouble=f"{project} has no --hash=sha256:…")
+            if other or not hashes:
+                yield Artifact(target, project=project, trouble=f"{project} needs --hash=sha256:…, and no other option")
 
 
 def _artifact(target: str, filename: str, sha256: str, project: str) -> Artifact:
@@ -5266,7 +5347,8 @@ class Finder:
         if beside.exists() and Path(artifact.target).name == artifact.filename:
             return artifact.filename, read_proof(beside)
         if self._other is None:
-            raise Unavailable(f"no {beside.name} beside it: give --proof, --log-url or a policy with the log's URL")
+            where = f"no {beside.name} beside it: " if beside.name == f"{artifact.filename}.tlog-proof" else ""
+            raise Unavailable(f"{where}give --log-url, --proof, --proofs, or a policy with the log's URL")
         return self._other.find(artifact)
 
     @staticmethod
@@ -5364,7 +5446,7 @@ class LogFinder(Finder):
         try:
             entries = json.loads(answer[1])["entries"]
             found = [(parse_decimal(str(e["index"])), str(e["filename"]), str(e["checksum"])) for e in entries]
-        except (ValueError, RecursionError, KeyError, TypeError):
+        except (Malformed, ValueError, RecursionError, KeyError, TypeError):
             raise Unavailable(f"{self._source.url}/entries does not answer as a log does") from None
         index, filename = self.choose(artifact, found)
         return filename, self._source.get(f"/entry/{index}/proof")
@@ -5386,7 +5468,10 @@ class LogFinder(Finder):
         widths = [(n, min(256, tree.size - 256 * n)) for n in range((tree.size + 255) // 256)]
         progress = show_progress("bundles read, since nothing can be looked up there")
         for n, (_, found) in enumerate(self._source.each(lambda place: self._source.entries(*place), widths)):
-            for at, entry in enumerate(found or (), 256 * n):
+            if found is None:
+                path = tile_path(None, *widths[n])
+                raise Unavailable(f"{self._source.url}/{path} is not a bundle of as many entries")
+            for at, entry in enumerate(found, 256 * n):
                 if field_of(FILENAME, entry) in names or field_of(CHECKSUM, entry) in checksums:
                     entries[at] = entry
             progress(n + 1, len(widths))
@@ -5420,18 +5505,19 @@ class Verified:
             return ["\u2717", self.artifact.label, str(self.error), "", "", ""]
         cosigned = self.checkpoint.cosigned
         when = utc(max(at for _, at in cosigned)) if cosigned else ""
-        who = self.entry.publisher.subject if self.entry.publisher else ""
+        who = printable(self.entry.publisher.subject) if self.entry.publisher else ""
         where = f"{self.checkpoint.origin} {self.index}"
         return ["\u2713", self.artifact.label, where, who, f"{len(cosigned)}/{len(policy.witnesses)}", when]
 
     def line(self) -> str:
         if not self.entry or not self.checkpoint:
             return f"{self.artifact.label}: {self.error}"
-        by = f", published by {self.entry.publisher.subject}" if self.entry.publisher else ""
+        by = f", published by {printable(self.entry.publisher.subject)}" if self.entry.publisher else ""
         cosigned = self.checkpoint.cosigned
         when = f", last at {utc(max(at for _, at in cosigned))}" if cosigned else ""
         where = f"index {self.index} of {self.checkpoint.origin}, tree size {self.checkpoint.tree.size}"
-        return f"{self.artifact.label}: logged at {where}{by}, cosigned by {len(cosigned)} witnesses{when}"
+        witnesses = f"{len(cosigned)} witness{'es' if len(cosigned) != 1 else ''}"
+        return f"{printable(self.artifact.label)}: logged at {where}{by}, cosigned by {witnesses}{when}"
 
 
 def cmd_verify(args: argparse.Namespace) -> int:
@@ -5494,15 +5580,20 @@ def verify_artifact(
 
 def tell_verified(results: list[Verified], args: argparse.Namespace, policy: Policy) -> int:
     """Prints what was verified, keeps the proofs if asked to; returns the exit code."""
-    code = 0
+    codes = {0}
     if args.save_proofs:
         make_folder(Path(args.save_proofs))
     for result in results:
         if result.error:
             # What is malformed here came with the claim that the file is logged: the claim does not hold.
-            code = max(code, 1 if isinstance(result.error, Malformed) else result.error.exit_code)
+            codes.add(1 if isinstance(result.error, Malformed) else result.error.exit_code)
         elif args.save_proofs and result.entry:
-            write_over(Path(args.save_proofs) / f"{result.entry.filename}.tlog-proof", result.proof)
+            try:
+                write_over(Path(args.save_proofs) / f"{result.entry.filename}.tlog-proof", result.proof)
+            except Unavailable as error:
+                logger.error("%s", error)
+                codes.add(error.exit_code)
+    code = worst(codes)
     if args.json:
         print(json.dumps({"ok": code == 0, "artifacts": [result.json(policy) for result in results]}, indent=1))
     elif sys.stdout.isatty() and len(results) > 1:
@@ -5518,6 +5609,11 @@ def tell_verified(results: list[Verified], args: argparse.Namespace, policy: Pol
         good = sum(result.error is None for result in results)
         logger.info("%d of %d artifacts are logged as they should be", good, len(results))
     return code
+
+
+def worst(codes: set[int]) -> int:
+    """What was found counts for more than what could not be checked: a network that fails must not hide it."""
+    return 1 if 1 in codes else max(codes)
 
 
 def print_table(rows: list[list[str]]) -> None:
@@ -5609,14 +5705,15 @@ def watch_round(
         logger.error("%s", error)
         code = error.exit_code
     tree = monitor.store.tree("signed")
-    while findings := monitor.store.unreported(tree.size):
+    # Where the rest of a log can't be had, what was found in a part of it does not wait.
+    while findings := monitor.store.unreported(tree.size if whole else monitor.store.stored().size):
         for _, finding in findings:
             report(finding, always=True)
         monitor.store.reported(number for number, _ in findings)
     for finding in monitor.conditions:
         report(finding)
     try:  # with a part of the log, files would seem to be missing from it
-        for finding in comparison.round() if comparison and whole else ():
+        for finding in _limited(comparison.round() if comparison and whole else ()):
             report(finding)
     except Unavailable as error:
         logger.error("%s", error)
@@ -5629,6 +5726,20 @@ def watch_round(
         report.say(f"{monitor.store.folder} has all {tree.size} entries of the log, {new} of them new: nothing found",
                    size=tree.size, new=new)
     return code
+
+
+def _limited(findings: Iterable[Finding]) -> Iterator[Finding]:
+    """At most MAX_FINDINGS of a kind as they come, and at last how many more there were."""
+    counts, lasts = Counter[str](), dict[str, Finding]()
+    for finding in findings:
+        counts[finding.kind] += 1
+        if counts[finding.kind] <= MAX_FINDINGS:
+            yield finding
+        else:
+            lasts[finding.kind] = finding
+    for kind, last in lasts.items():
+        more = counts[kind] - MAX_FINDINGS
+        yield Finding(kind, f"{last.text}; {more} in all that are not told one by one", last.indices, last.evidence)
 
 
 class Reporter:
@@ -5657,7 +5768,7 @@ class Reporter:
             folder = self._monitor.store.folder / "evidence" / f"{finding.kind}-{digest}"
             for name, data in {**self._monitor.evidence(finding), "finding.txt": f"{finding.text}\n".encode()}.items():
                 make_folder((folder / name).parent)
-                write_over(folder / name, data, sync=False)  # there may be thousands, and they can be made again
+                write_over(folder / name, data, sync=not finding.indices)  # of entries there may be thousands
             self.told = True
             self.say(finding.text, finding.kind, evidence=str(folder))
 
@@ -5830,9 +5941,7 @@ class StaticTree:
         for name in sorted(folders):
             full = self._out / name.removesuffix(".p")
             if name and full.exists() and time.time() - full.stat().st_mtime > self.KEPT:
-                for partial in (self._out / name).glob("*"):
-                    partial.unlink()
-                (self._out / name).rmdir()
+                shutil.rmtree(self._out / name, ignore_errors=True)  # it may be gone since the last run was killed
                 folders.remove(name)
         self._write(".partials", "\n".join(sorted(folders)).encode())
 
@@ -5857,7 +5966,7 @@ def cmd_ingest(args: argparse.Namespace) -> int:
             if files is None:
                 logger.error("the index has no project %s", project)
                 totals["failed"] += 1
-            for name, checksum in (files or {}).items():
+            for name, checksum in dict.fromkeys(files or ()):
                 if checksum:
                     lines.append({"filename": name, "checksum": checksum})
                 else:
@@ -6200,6 +6309,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code: 0 as it should be, 1 found, 2 usage, 3 could not be checked."""
     logging.basicConfig(format="btlog: %(message)s", level=logging.INFO, stream=sys.stderr, force=True)
     logging.getLogger("asyncio").setLevel(logging.ERROR)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a filename that the locale can't show must not end a monitor
+        sys.stdout.reconfigure(errors="backslashreplace")
     [handler] = logging.getLogger().handlers
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:

@@ -5259,7 +5259,7 @@ version = "1.0"
 sdist = {{ url = "https://files.example/x/some_thing-1.0.tar.gz", hashes = {{ sha256 = "{HASHES["a"]}" }} }}
 wheels = [
   {{ name = "some_thing-1.0-py3-none-any.whl", url = "https://files.example/y", hashes = {{ sha256 = "{HASHES["b"]}" }} }},
-  {{ path = "./wheels/some_thing-1.0-cp311-cp311-linux_x86_64.whl", hashes = {{ md5 = "00", sha256 = "{HASHES["c"]}" }} }},
+  {{ path = "./wheels/some_thing-1.0-cp311-cp311-linux_x86_64.whl", hashes = {{ sha256 = "{HASHES["c"]}" }} }},
 ]
 [[packages]]
 name = "archived"
@@ -5279,7 +5279,7 @@ sdist = {{ url = "https://files.example/x/some_thing-1.0.tar.gz", hash = "sha256
 wheels = [{{ url = "https://files.example/x/some_thing-1.0-py3-none-any.whl", hash = "sha256:{HASHES["b"]}", size = 1 }}]
 """
 REQUIREMENTS = f"""
-# a comment, and \\
+# a comment
 --index-url https://index.example/simple
 -c constraints.txt
 some.thing[extra]==1.0 ; python_version >= "3.11" \\
@@ -5335,8 +5335,8 @@ def test_artifacts_of_requirements(tmp_path: Path) -> None:
         ("", "other", "c"),
         ("linked-3-py3-none-any.whl", "linked", "d"),
         ("", "more", "e"),
-        ("", "bare", "bare has no --hash=sha256:\u2026"),
-        ("", "-e .", "-e . has no --hash=sha256:\u2026"),
+        ("", "bare", "bare needs --hash=sha256:\u2026, and no other option"),
+        ("", "-e .", "-e . needs --hash=sha256:\u2026, and no other option"),
     ]
     (tmp_path / "more.txt").write_text("-r requirements.txt\n")
     refuses(Malformed, btlog.artifacts_of, str(tmp_path / "requirements.txt"))
@@ -5465,6 +5465,84 @@ def test_verify_prints_a_table_on_a_terminal(locked: tuple[LocalLog, Path]) -> N
     assert process.returncode == 0
     assert [line.split()[:2] for line in lines[:2]] == [["artifact", "logged"], ["\u2713", "pylock.toml:"]]
     assert len(lines) == 5
+
+
+GOOD, EVIL = (f"--hash=sha256:{HASHES[letter]}" for letter in "ab")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (f"# note \\\nevil==6.6 {EVIL}\n", "otherwise"),  # pip never continues a comment
+        (f"# note\x0cevil==6.6 {EVIL}\n", "otherwise"),  # and ends lines where splitlines() does
+        (f"# note\revil==6.6 {EVIL}\n", "otherwise"),
+        (f"# note\u2028evil==6.6 {EVIL}\n", "otherwise"),
+        (f"# coding: utf-7\nx==1 {GOOD}\n", "otherwise"),
+        (f"x==1 {GOOD} --hash='sha256:{HASHES['b']}'\n", "no other option"),
+        (f"x==1 {GOOD} --has=sha256:{HASHES['b']}\n", "no other option"),
+        (f"x==1 {GOOD} --hash  sha256:{HASHES['b']}\n", "no other option"),
+        (f"x==1 {GOOD} --hash=sha512:{'0' * 128}\n", "no other option"),
+        ("--requirem evil.txt\n", "no other option"),
+        ("--requirement evil.txt --pre\n", "no other option"),
+        ("-i https://index.example -r evil.txt\n", "no other option"),
+    ],
+)  # fmt: skip
+def test_requirements_are_read_as_pip_reads_them(tmp_path: Path, text: str, says: str) -> None:
+    """Or not at all: what pip would install beside what is verified here must not go unseen."""
+    (tmp_path / "r.txt").write_text(text)
+    try:
+        troubles = [artifact.trouble for artifact in btlog.artifacts_of(str(tmp_path / "r.txt")) if artifact.trouble]
+    except Malformed as error:
+        troubles = [str(error)]
+    assert len(troubles) == 1
+    assert says in troubles[0]
+
+
+WHEEL = f'wheels = [{{ name = "x-1-py3-none-any.whl", hashes = {{ sha256 = "{HASHES["a"]}" }} }}]\n'
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("pylock.toml", '[[packages]]\nname = "x"\nsource = { virtual = "." }\nvcs = { type = "git" }\n'),
+        ("pylock.toml", f'[[packages]]\nname = "x"\nvcs = {{ type = "git" }}\n{WHEEL}'),
+        ("pylock.toml", '[[packages]]\nname = "x"\n' + WHEEL.replace("hashes = {", 'hashes = { sha512 = "b",')),
+        ("uv.lock", f'[[packages]]\nname = "x"\n{WHEEL}[[package]]\nname = "y"\n'),
+        ("uv.lock", f'[[package]]\nname = "x"\nsource = {{ git = "https://x.example" }}\n{WHEEL}'),
+    ],
+)
+def test_lock_files_that_say_two_things(tmp_path: Path, name: str, text: str) -> None:
+    """What one installer goes by must not be what this verifier leaves out."""
+    (tmp_path / name).write_text(text)
+    try:
+        assert any(artifact.trouble for artifact in btlog.artifacts_of(str(tmp_path / name)))
+    except Malformed as error:
+        assert "at once" in str(error)  # noqa: PT017
+
+
+def test_a_folder_of_all_that_is_installed(tmp_path: Path) -> None:
+    names = ["a-1.tar.xz", "b-1.tar", "c-1.txz", "d-1.tbz", "e-1.tar.lzma", "f-1-py3-none-any.WHL"]
+    for name in names:
+        (tmp_path / name).write_bytes(b"x")
+    assert [artifact.filename for artifact in btlog.artifacts_of(str(tmp_path))] == names
+
+
+def test_what_is_wrong_counts_for_more_than_what_is_not_read(locked: tuple[LocalLog, Path]) -> None:
+    log, folder = locked
+    (folder / "some_thing-1.0.tar.gz").write_bytes(b"tampered")
+    code, _, err = verify(folder, "some_thing-1.0.tar.gz", "away-1.0.tar.gz", "--log-url", log.url)
+    assert (code, "can't read it" in err, "another checksum" in err) == (1, True, True)
+    assert verify(folder, "away-1.0.tar.gz", "--log-url", log.url)[0] == 3
+
+
+def test_passwords_in_urls_are_not_shown(tmp_path: Path) -> None:
+    for words in [
+        ("health", "http://user:s3cret@127.0.0.1:1/"),
+        ("ingest", "--index-url", "http://user:s3cret@127.0.0.1:1/simple"),
+    ]:
+        done = run_btlog(*words, cwd=tmp_path)
+        assert (done.returncode, "s3cret" in done.stderr + done.stdout) == (2, False)
+        assert "user names and passwords" in done.stderr
 
 
 def make_wheel(folder: Path, name: str, version: str, *requires: str) -> Path:
@@ -6377,6 +6455,147 @@ def test_what_was_logged_meanwhile_is_not_missing(tmp_path: Path, static: Static
     assert (seen.code, seen.kinds) == (0, []), seen
 
 
+@pytest.mark.parametrize(
+    ("page", "kind"),
+    [
+        ('<a href="/files/NAME">NAME</a>', "index-differs"),  # no checksum: pip installs it all the same
+        ('<a href="/files/NAME#sha512=00">NAME</a>', "index-differs"),
+        ('<a href="/files/NAME#sha256=EVIL">NAME</a><a href="/files/NAME#sha256=GOOD">NAME</a>', "index-differs"),
+        ('<a href="/files/quiet7-9-py3-none-any.whl#sha256=EVIL">NAME</a><a href="/NAME#sha256=GOOD">x</a>', "not-logged"),
+    ],
+)
+def test_an_index_that_is_broken_into(tmp_path: Path, static: StaticLog, page: str, kind: str) -> None:
+    """What an installer would take from a page is what is compared, whatever else the page shows."""
+    mine = [entry_ for entry_ in static.entries if Entry.parse(entry_).filename.startswith("quiet7-")]
+    name, good = Entry.parse(mine[0]).filename, Entry.parse(mine[0]).checksum.removeprefix("sha256:")
+    others = "".join(
+        f'<a href="/{e.filename}#{e.checksum.replace(":", "=")}">x</a>' for e in map(Entry.parse, mine[1:])
+    )
+    text = page.replace("NAME", name).replace("GOOD", good).replace("EVIL", "0" * 64) + others
+    with contextlib.closing(FakeIndex(tmp_path, index_of(static.entries))) as index:
+        answer = index.instead
+        index.instead = lambda path_: (200, "text/html", text.encode()) if "quiet7" in path_ else answer(path_)
+        seen = monitor(static.web.url, tmp_path / "mirror", "--index-url", index.url)
+    assert (seen.code, seen.kinds) == (1, [kind])
+
+
+def test_one_page_of_an_index_does_not_hide_another(
+    tmp_path: Path, static: StaticLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    try_only(monkeypatch, 1)
+    files = {**index_of(static.entries), OF_7.filename: "sha256:" + SUM_OF_A}
+    with contextlib.closing(FakeIndex(tmp_path, files)) as index:
+        answer = index.instead
+        index.instead = lambda path_: (500, "text/plain", b"") if "quiet0" in path_ else answer(path_)
+        args = ("--index-url", index.url)
+        for _ in range(2):
+            seen = monitor(static.web.url, tmp_path / "mirror", *args)
+            assert (seen.code, seen.kinds) == (1, ["index-differs"])
+            assert "1 pages of the index were not read" in seen.error or "pages of the index" in seen.error
+        index.files = index_of(static.entries)
+        seen = monitor(static.web.url, tmp_path / "mirror", *args)
+        assert (seen.code, seen.kinds) == (3, [])
+        index.instead, gone = answer, index.files.pop("quiet0-0-py3-none-any.whl")
+        seen = monitor(static.web.url, tmp_path / "mirror", *args)
+        assert (seen.code, seen.kinds, bool(gone)) == (1, ["not-on-index"], True)  # what was due is made up for
+
+
+def test_old_names_are_found_on_an_index(tmp_path: Path, static: StaticLog) -> None:
+    """Of which it can't be told where the project ends and the version begins."""
+    old = [named_entry(f"demo-{rest}") for rest in ("1.0.win32-py2.7.exe", "1.0-beta1.tar.gz", "1.0.linux-x86_64.tar.gz")]
+    static.grow(*old)
+    with contextlib.closing(FakeIndex(tmp_path, index_of(static.entries))) as index:
+        listed = [Entry.parse(data) for data in old]
+        page = {"files": [{"filename": e.filename, "hashes": {"sha256": e.checksum[7:]}} for e in listed]}
+        answer = index.instead
+        body = json.dumps(page).encode()
+        index.instead = lambda path_: (
+            (200, "application/json", body) if path_ == "/demo/" else (404, "text/plain", b"")
+            if path_.startswith("/demo") else answer(path_)
+        )  # fmt: skip
+        assert monitor(static.web.url, tmp_path / "mirror", "--index-url", index.url).code == 0
+
+
+def test_an_index_of_a_thousand_findings(tmp_path: Path, static: StaticLog) -> None:
+    files = {**index_of(static.entries), **{f"quiet7-x{i}-py3-none-any.whl": "sha256:" + SUM_OF_A for i in range(1000)}}
+    with contextlib.closing(FakeIndex(tmp_path, files)) as index:
+        seen = monitor(static.web.url, tmp_path / "mirror", "--index-url", index.url)
+    assert (seen.code, len(seen.kinds), set(seen.kinds)) == (1, btlog.MAX_FINDINGS + 1, {"not-logged"})
+    assert "900 in all that are not told one by one" in seen.texts[-1]
+
+
+def test_a_fork_whose_tiles_were_withheld_is_remembered(tmp_path: Path, static: StaticLog, guilty: Judged) -> None:
+    """A signed checkpoint is evidence, also when nothing but the checkpoint could be had of that history."""
+    mirror = tmp_path / "mirror"
+    assert monitor(static.web.url, mirror).code == 0
+    with contextlib.closing(StaticLog(tmp_path / "other", 310, tag="other")) as other:
+        note = other.notes[310]
+    static.web.instead = lambda path_: (200, "text/plain", note) if path_ == "/checkpoint" else (404, "text/plain", b"")
+    assert monitor(static.web.url, mirror).code == 3
+    static.web.instead = lambda path_: None
+    static.grow_to(320)
+    seen = monitor(static.web.url, mirror)
+    assert (seen.code, seen.kinds) == (1, ["fork"])
+    guilty(seen)
+
+
+def test_large_entries_are_stored_in_small_batches(
+    tmp_path: Path, static: StaticLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(btlog, "MAX_HELD", 30_000)  # about a bundle
+    batches: list[int] = []
+    follow = btlog.MirrorStore.follow
+
+    def counted(self: btlog.MirrorStore, entries: list[bytes], *args: Any) -> None:
+        batches.append(len(entries))
+        follow(self, entries, *args)
+
+    monkeypatch.setattr(btlog.MirrorStore, "follow", counted)
+    static.grow_to(2000)
+    assert monitor(static.web.url, tmp_path / "mirror").code == 0
+    assert sum(batches) == 2000
+    assert max(batches) <= 512
+    assert run_btlog("fsck", "--storage-dir", str(tmp_path / "mirror")).returncode == 0
+
+
+def test_a_refused_batch_leaves_no_trace(tmp_path: Path, static: StaticLog) -> None:
+    """The projects of a batch that was refused are stored with the one that is accepted."""
+    with contextlib.closing(btlog.MirrorStore(make_new(tmp_path / "mirror"))) as store:
+        store.found(LOG, None)
+        target = (static.store.tree("signed"), static.notes[300])
+
+        def refuse(tree: Tree, grown: Any) -> list[btlog.Finding]:
+            raise BadProof("no")
+
+        refuses(BadProof, store.follow, static.entries, target, refuse, None)
+        store.follow(static.entries, target, lambda tree, grown: [], None)
+        assert len(store.query("SELECT name FROM project")) == 10
+
+
+def make_new(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
+def test_matches_do_not_wait_for_the_rest(tmp_path: Path, static: StaticLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(btlog.Monitor, "BATCH", 256)
+    try_only(monkeypatch, 1)
+    static.grow_to(1000)
+    static.web.instead = lambda path_: (500, "text/plain", b"") if path_.startswith("/tile/entries/003") else None
+    seen = monitor(static.web.url, tmp_path / "mirror", "--filename-regex", "^quiet5-15-")
+    assert (seen.code, seen.kinds) == (1, ["match"])
+    static.web.instead = lambda path_: None
+    assert monitor(static.web.url, tmp_path / "mirror", "--filename-regex", "^quiet5-15-").code == 0
+
+
+def test_names_that_the_locale_has_not(tmp_path: Path, static: StaticLog) -> None:
+    static.grow(named_entry("snowman-\u2603-1.0.tar.gz"))
+    args = monitor_args(static.web.url, tmp_path / "mirror", "--filename-regex", "snowman")
+    done = run_btlog(*(word for word in args if word != "--json-logging"), env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert (done.returncode, done.stderr) == (1, "")
+    assert "snowman-\\u2603-1.0.tar.gz" in done.stdout
+
+
 def test_half_a_log_is_not_compared(tmp_path: Path, static: StaticLog, monkeypatch: pytest.MonkeyPatch) -> None:
     """While entries are missing here, it would look as if the index had files that are not logged."""
     monkeypatch.setattr(btlog.Monitor, "BATCH", 256)
@@ -7021,8 +7240,8 @@ def test_export_follows(tmp_path: Path) -> None:
         entries = [*(quiet(i) for i in range(5)), entry(3), *(quiet(i) for i in range(10, 610)), data]
         whole(out, entries)
         assert all(path_.startswith("/some/prefix/") for path_ in web.asked)
-        (out / "tile/entries/002.p/95").write_bytes(b"")  # what is there of it, is not believed
-        assert call_btlog("verify", *args[1:])[0] == 1
+        (out / "tile/entries/002.p/95").write_bytes(b"")  # what can't be read, can't be said not to be logged
+        assert call_btlog("verify", *args[1:])[0] == 3
     mirrored(mirror, entries)
 
 
@@ -8788,7 +9007,7 @@ def indexed(kind: str) -> Callable[[bytes], Any]:
         index = btlog.Index.__new__(btlog.Index)
         index.source = Page(data)  # type: ignore[assignment]
         for project in ["a", *index.projects()[:3]]:
-            for name, checksum in (index.files(project) or {}).items():
+            for name, checksum in index.files(project) or []:
                 assert isinstance(name, str)
                 assert re.fullmatch("(sha256:[0-9a-f]{64})?", checksum)
 
