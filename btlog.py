@@ -5152,55 +5152,65 @@ def run_server(
 
 # --- Adding and verifying ------------------------------------------------------------------------------------
 
+class Writer:
+    """A log that is written to, held to the policy or, for want of one, to the key that it says is its own."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        policy = read_policy(args) if args.policy or args.public_key or args.witness_public_key else None
+        token = read_token(args.write_token_file) if args.write_token_file else None
+        self.client = Client(args.log_url or (policy and log_url(policy)) or "http://127.0.0.1:8080", timeout=300)
+        self._headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self.policy = policy or self._told()
+
+    def _told(self) -> Policy:
+        vkey = self.client.get("/.well-known/public-key").decode(errors="replace").removesuffix("\n")
+        logger.info("the log says that its key is %s; hold it to that with --public-key", vkey)
+        return simple_policy([VerifierKey.parse(vkey)])
+
+    def post(self, path: str, kind: str, body: bytes) -> bytes:
+        """The body of the answer; raises Malformed where the token lacks, Conflict, and Unavailable."""
+        status, _, data = self.client.request("POST", path, body, {"Content-Type": kind, **self._headers})
+        if status in (401, 403):
+            raise Malformed(f"{self.client.url} does not let you write: {error_message(data)}: see --write-token-file")
+        if status == 409:
+            raise Conflict(error_message(data), -1)
+        if status != 200:
+            raise Unavailable(f"{self.client.url}{path} answers {status}: {error_message(data)}")
+        return data
+
+    def close(self) -> None:
+        self.client.close()
+
+
 def cmd_add(args: argparse.Namespace) -> int:
-    policy = read_policy(args) if args.policy or args.public_key or args.witness_public_key else None
-    url = args.log_url or (policy and log_url(policy)) or "http://127.0.0.1:8080"
-    with contextlib.closing(Client(url)) as client:
-        return add_files(args, client, policy)
+    codes = {0}
+    with contextlib.closing(Writer(args)) as writer:
+        for path in map(Path, args.files):
+            try:
+                proof = add_file(writer, path)
+                folder = Path(args.proof_dir) if args.proof_dir else path.parent
+                write_over(folder / f"{path.name}.tlog-proof", encode_proof(proof))
+                print(f"{path}: logged at index {proof.index}, proof in {folder / path.name}.tlog-proof")
+            except Error as error:
+                logger.error("%s: %s", path, error)
+                codes.add(error.exit_code)
+    return worst(codes)
 
 
 def log_url(policy: Policy) -> str | None:
     return next((url for key, url in policy.urls if key in policy.logs), None)
 
 
-def add_files(args: argparse.Namespace, client: Client, policy: Policy | None) -> int:
-    headers = {"Authorization": f"Bearer {read_token(args.write_token_file)}"} if args.write_token_file else {}
-    policy, codes = policy or told_policy(client), {0}
-    for path in map(Path, args.files):
-        try:
-            proof = add_file(client, path, policy, headers)
-            folder = Path(args.proof_dir) if args.proof_dir else path.parent
-            write_over(folder / f"{path.name}.tlog-proof", encode_proof(proof))
-            print(f"{path}: logged at index {proof.index}, proof in {folder / path.name}.tlog-proof")
-        except Error as error:
-            logger.error("%s: %s", path, error)
-            codes.add(error.exit_code)
-    return worst(codes)
-
-
-def told_policy(client: Client) -> Policy:
-    """For want of a key that is known from elsewhere: the one that the log says is its own."""
-    vkey = client.get("/.well-known/public-key").decode(errors="replace").removesuffix("\n")
-    logger.info("the log says that its key is %s; hold it to that with --public-key", vkey)
-    return simple_policy([VerifierKey.parse(vkey)])
-
-
-def add_file(client: Client, path: Path, policy: Policy, headers: dict[str, str]) -> Proof:
+def add_file(writer: Writer, path: Path) -> Proof:
     """Has a file logged, and verifies the answer as if it came from anybody."""
     entry = Entry(path.name, checksum_of(path))
     body = json.dumps({"filename": entry.filename, "checksum": entry.checksum}).encode()
-    status, _, data = client.request("POST", "/add", body, {"Content-Type": "application/json", **headers})
-    if status in (401, 403):
-        raise Malformed(f"{client.url} does not let you write: {error_message(data)}: see --write-token-file")
-    if status == 409:
-        raise Conflict(error_message(data), -1)
-    if status != 200:
-        raise Unavailable(f"{client.url}/add answers {status}: {error_message(data)}")
+    data = writer.post("/add", "application/json", body)
     try:
         answer = parse_object(parse_json(data), "index", "checkpoint", "inclusionProof")
         hashes = tuple(parse_base64(text, 32) for text in answer["inclusionProof"])
         proof = Proof(parse_decimal(str(answer["index"])), hashes, parse_base64(answer["checkpoint"]))
-        check_logged(entry, encode_proof(proof), policy)
+        check_logged(entry, encode_proof(proof), writer.policy)
     except (Malformed, KeyError, TypeError) as error:
         raise BadProof(f"the log's answer does not have the form that it should have: {error}") from None
     return proof
@@ -5949,17 +5959,10 @@ class StaticTree:
 # --- Logging what an index has -------------------------------------------------------------------------------
 
 def cmd_ingest(args: argparse.Namespace) -> int:
-    policy = read_policy(args) if args.policy or args.public_key or args.witness_public_key else None
-    url = args.log_url or (policy and log_url(policy)) or "http://127.0.0.1:8080"
-    headers = {"Content-Type": NDJSON}
-    if args.write_token_file:
-        headers["Authorization"] = f"Bearer {read_token(args.write_token_file)}"
-    index, totals = Index(args.index_url), Counter[str]()
-    with contextlib.closing(Client(url, timeout=300)) as client, contextlib.closing(index.source):
-        policy = policy or told_policy(client)
-        size = open_checkpoint(client.get("/checkpoint"), policy).tree.size
+    index, totals, lines = Index(args.index_url), Counter[str](), list[dict[str, str]]()
+    with contextlib.closing(Writer(args)) as writer, contextlib.closing(index.source):
+        size = open_checkpoint(writer.client.get("/checkpoint"), writer.policy).tree.size
         projects = args.projects or index.projects()
-        lines: list[dict[str, str]] = []
         progress = show_progress("projects")
         pages = index.source.each(index.files, projects)
         for done, (project, files) in enumerate(zip(projects, pages, strict=True), 1):
@@ -5972,30 +5975,24 @@ def cmd_ingest(args: argparse.Namespace) -> int:
                 else:
                     logger.error("%s: the index does not give its SHA-256", name)
                     totals["failed"] += 1
-            if lines and (len(lines) >= 10_000 or done == len(projects)):
-                totals += log_lines(client, lines, policy, headers, size)
-                lines = []
+            while len(lines) >= 10_000 or (lines and done == len(projects)):
+                totals += log_lines(writer, lines[:10_000], size)
+                del lines[:10_000]
             progress(done, len(projects))
     print(f"{len(projects)} projects: {totals['new']} files logged, {totals['known']} were logged already, "
           f"{totals['conflict']} conflicts, {totals['failed']} failed")
     return 1 if totals["conflict"] else 3 if totals["failed"] else 0
 
 
-def log_lines(
-    client: Client, lines: list[dict[str, str]], policy: Policy, headers: dict[str, str], size: int
-) -> Counter[str]:
+def log_lines(writer: Writer, lines: list[dict[str, str]], size: int) -> Counter[str]:
     """Logs files in bulk, and verifies the answer; counts those that are "new" (behind `size`), and others."""
     body = "".join(f"{json.dumps(line)}\n" for line in lines).encode()
-    status, _, data = client.request("POST", "/admin/bulk/append", body, headers)
-    if status in (401, 403):
-        raise Malformed(f"{client.url} does not let you write: {error_message(data)}: see --write-token-file")
-    if status != 200:
-        raise Unavailable(f"{client.url}/admin/bulk/append answers {status}: {error_message(data)}")
+    data = writer.post("/admin/bulk/append", NDJSON, body)
     counts = Counter[str]()
     try:
         head, *results, end = (dict(parse_json(line)) for line in data.removesuffix(b"\n").split(b"\n"))
         note = parse_base64(head["checkpoint"])
-        tree = open_checkpoint(note, policy).tree
+        tree = open_checkpoint(note, writer.policy).tree
         if end != {"type": "complete", "count": len(lines)} or len(results) != len(lines):
             raise BadProof(f"the log answers {len(results)} of {len(lines)} lines")
         for line, result in zip(lines, (dict(result["result"]) for result in results), strict=True):
