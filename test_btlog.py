@@ -3341,7 +3341,7 @@ class Liar:
         ({"entries": b'{"entries":[{"index":0,"filename":"%b","checksum":"x"}]}'}, 1),
         ({"entries": b'{"entries":[{"index":0,"filename":"%bx","checksum":"%c"}]}'}, 1),  # T54: only starts alike
         ({"entries": b'{"entries":[{"index":0,"filename":"%b","checksum":"%c"}]}'}, 3),
-        ({"entries": b'{"entries":[{"index":"../x","filename":"%b","checksum":"%c"}]}'}, 1),
+        ({"entries": b'{"entries":[{"index":"../x","filename":"%b","checksum":"%c"}]}'}, 3),
         ({"entries": b'{"entries":[{"index":0,"filename":"%b","checksum":"%c"}]}', "entry_0_proof": b"x"}, 1),
         ({"entries": b'{"entries":[{"index":0,"filename":"%b","checksum":"%c"}]}', "entry_0_proof": b"OTHER"}, 1),
         ({"else_": btlog.Response(b"", status=302, headers={"Location": "/x"})}, 3),
