@@ -2720,10 +2720,10 @@ def parse_lines(block: bytes) -> list[bytes | Refused]:
 
 
 def slices(block: bytes) -> Iterator[bytes]:
-    """Whole lines, about 16 KiB of them at a time, or 2 KiB where they are too short to be entries."""
+    """Whole lines, about 64 KiB of them at a time, or 4 KiB where they are too short to be entries."""
     at = 0
     while at < len(block):
-        size = 1 << 14 if block.count(b"\n", at, at + (1 << 14)) < 256 else 1 << 11
+        size = 1 << 16 if block.count(b"\n", at, at + (1 << 16)) < 1024 else 1 << 12
         end = block.find(b"\n", at + size)
         end = len(block) if end < 0 else end
         yield block[at:end]
