@@ -5741,15 +5741,21 @@ def watch_round(
 def _limited(findings: Iterable[Finding]) -> Iterator[Finding]:
     """At most MAX_FINDINGS of a kind as they come, and at last how many more there were."""
     counts, lasts = Counter[str](), dict[str, Finding]()
-    for finding in findings:
-        counts[finding.kind] += 1
-        if counts[finding.kind] <= MAX_FINDINGS:
-            yield finding
-        else:
-            lasts[finding.kind] = finding
+    trouble: Unavailable | None = None
+    try:
+        for finding in findings:
+            counts[finding.kind] += 1
+            if counts[finding.kind] <= MAX_FINDINGS:
+                yield finding
+            else:
+                lasts[finding.kind] = finding
+    except Unavailable as error:  # comes last
+        trouble = error
     for kind, last in lasts.items():
         more = counts[kind] - MAX_FINDINGS
         yield Finding(kind, f"{last.text}; {more} in all that are not told one by one", last.indices, last.evidence)
+    if trouble:
+        raise trouble
 
 
 class Reporter:

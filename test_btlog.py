@@ -6520,9 +6520,12 @@ def test_old_names_are_found_on_an_index(tmp_path: Path, static: StaticLog) -> N
 def test_an_index_of_a_thousand_findings(tmp_path: Path, static: StaticLog) -> None:
     files = {**index_of(static.entries), **{f"quiet7-x{i}-py3-none-any.whl": "sha256:" + SUM_OF_A for i in range(1000)}}
     with contextlib.closing(FakeIndex(tmp_path, files)) as index:
+        answer = index.instead
+        index.instead = lambda path_: (402, "text/plain", b"") if "quiet0" in path_ else answer(path_)
         seen = monitor(static.web.url, tmp_path / "mirror", "--index-url", index.url)
     assert (seen.code, len(seen.kinds), set(seen.kinds)) == (1, btlog.MAX_FINDINGS + 1, {"not-logged"})
     assert "900 in all that are not told one by one" in seen.texts[-1]
+    assert "answers 402" in seen.error  # one page that can't be read hides none of it
 
 
 def test_a_fork_whose_tiles_were_withheld_is_remembered(tmp_path: Path, static: StaticLog, guilty: Judged) -> None:
