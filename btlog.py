@@ -1947,7 +1947,9 @@ class MirrorStore(LogStore):
             findings.extend(check(tree, grown))
             if tree == target[0]:
                 db.execute("DELETE FROM setting WHERE name = 'stored'")
-                db.execute("DELETE FROM checkpoint WHERE kind IN ('target', 'seen')")
+                db.execute("DELETE FROM checkpoint WHERE kind = 'target'")
+                if self.tree("seen").size <= tree.size:  # by now it is the beginning of this one
+                    db.execute("DELETE FROM checkpoint WHERE kind = 'seen'")
                 self._accept(db, target[1])
             else:
                 db.execute(SET, ("stored", tree.size))
@@ -4547,7 +4549,7 @@ class Comparison:
         turn = (self._store.setting("turn") or 0) + 1  # a clock may stand still, or go back
         for first in range(start, size, self.CHUNK):
             last = min(first + self.CHUNK, size)
-            yield from self._compare(first, last, turn)
+            yield from self._compare(first, last, done, turn)
             done = last if not self._errors else done  # what could not be compared is due again
             self._store.compared(done, (), turn)
         waiting = "SELECT name FROM project WHERE compared < ? ORDER BY compared LIMIT ?"
@@ -4559,8 +4561,8 @@ class Comparison:
                 yield from self._unlogged(project, files or [], size)
         self._store.compared(done, names, turn)
 
-    def _compare(self, first: int, last: int, turn: int) -> Iterator[Finding]:
-        """The entries from `first` up to `last`, and the projects that they are of."""
+    def _compare(self, first: int, last: int, done: int, turn: int) -> Iterator[Finding]:
+        """The entries from `first` up to `last`, and the projects that they are of; all up to `done` were compared."""
         projects: dict[str, list[tuple[int, str]]] = {}
         for n in range(first // 256, (last + 255) // 256):
             for at, match in enumerate(match_entries(self._store.bundled(n, min(256, last - 256 * n))), 256 * n):
@@ -4576,14 +4578,21 @@ class Comparison:
                 if name not in names and not self._elsewhere(project, name):
                     yield Finding("not-on-index", f"{name} is logged at index {at}, and not in the index", (at,))
             yield from self._unlogged(project, files or [], size)
-        self._store.compared(first, projects, turn)
+        self._store.compared(done, projects, turn)
 
     def _elsewhere(self, project: str, name: str) -> bool:
         """Whether a file is of a project with a shorter name: old names do not tell where the version begins."""
+        if name.endswith((".whl", ".egg")):  # which do
+            return False
         words = name.split("-")
-        shorter = {normalize("-".join(words[:n])) for n in range(1, min(len(words), 6))} - {project}
-        pages = [files for files in map(self._files, sorted(shorter)) if isinstance(files, list)]
-        return any(name == other for files in pages for other, _ in files)
+        for shorter in sorted({normalize("-".join(words[:n])) for n in range(1, min(len(words), 6))} - {project}):
+            files = self._files(shorter)
+            if isinstance(files, Unavailable):  # nobody is accused for want of a page
+                self._errors.append(str(files))
+                return True
+            if any(name == other for other, _ in files or ()):
+                return True
+        return False
 
     def _unlogged(self, project: str, files: list[tuple[str, str]], size: int) -> Iterator[Finding]:
         """What the index has of a project, and the log has not, or not so."""

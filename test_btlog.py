@@ -6543,6 +6543,48 @@ def test_a_fork_whose_tiles_were_withheld_is_remembered(tmp_path: Path, static: 
     guilty(seen)
 
 
+def test_a_larger_fork_is_remembered_until_the_log_is_as_large(tmp_path: Path, static: StaticLog, guilty: Judged) -> None:
+    mirror = tmp_path / "mirror"
+    assert monitor(static.web.url, mirror).code == 0
+    with contextlib.closing(StaticLog(tmp_path / "other", 400, tag="other")) as other:
+        note = other.notes[400]
+    static.web.instead = lambda path_: (200, "text/plain", note) if path_ == "/checkpoint" else (404, "text/plain", b"")
+    assert monitor(static.web.url, mirror).code == 3
+    static.web.instead = lambda path_: None
+    static.grow_to(320)
+    assert monitor(static.web.url, mirror).code == 0
+    static.grow_to(410)
+    seen = monitor(static.web.url, mirror)
+    assert (seen.code, seen.kinds) == (1, ["fork"])
+    guilty(seen)
+
+
+def test_what_an_index_did_not_answer_stays_due(
+    tmp_path: Path, static: StaticLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At no moment is more taken for compared than was, so that a kill loses nothing."""
+    try_only(monkeypatch, 1)
+    monkeypatch.setattr(btlog.Comparison, "CHUNK", 100)
+    sizes: list[int] = []
+    compared = btlog.MirrorStore.compared
+
+    def counted(self: btlog.MirrorStore, size: int, *args: Any) -> None:
+        sizes.append(size)
+        compared(self, size, *args)
+
+    monkeypatch.setattr(btlog.MirrorStore, "compared", counted)
+    static.grow(named_entry("demo-1.0-beta1.tar.gz"))
+    with contextlib.closing(FakeIndex(tmp_path, index_of(static.entries[:-1]))) as index:
+        answer = index.instead
+        down = ["quiet0", "/demo/"]  # the second one is asked for a file that is not of its project
+        index.instead = lambda path_: (500, "text/plain", b"") if any(d in path_ for d in down) else answer(path_)
+        seen = monitor(static.web.url, tmp_path / "mirror", "--index-url", index.url)
+        assert (seen.code, seen.kinds, set(sizes)) == (3, [], {0})
+        down.clear()
+        seen = monitor(static.web.url, tmp_path / "mirror", "--index-url", index.url)
+        assert (seen.code, seen.kinds, max(sizes)) == (1, ["not-on-index"], 301)
+
+
 def test_large_entries_are_stored_in_small_batches(
     tmp_path: Path, static: StaticLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
