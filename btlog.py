@@ -60,8 +60,11 @@ import itertools
 import json
 import logging
 import math
+import mimetypes
 import os
 import re
+import select
+import shlex
 import shutil
 import signal
 import socket
@@ -122,6 +125,8 @@ IDLE_TIMEOUT, HEAD_TIMEOUT, SEND_TIMEOUT, LINGER_TIMEOUT = 60, 10, 30, 2
 MIN_RATE = 16_384  # bytes a second that a body has to come at, after HEAD_TIMEOUT
 DRAIN_TIMEOUT, WORKER_TIMEOUT = 5, 3  # seconds in which a server that ends finishes its answers, and its commits
 CONNECT_TIMEOUT = 5  # seconds that a connection may take to be made: nothing can end this wait
+ANSWER_TIMEOUT = 15  # seconds that a log may take for an answer that somebody waits for
+PIPE_TIMEOUT = 5  # seconds to wait for a configuration that comes through a pipe
 MAX_SKEW = 300  # seconds that the clock of a witness may be ahead of ours
 
 MAX_ADD_CHECKPOINT = 1 << 16  # the body of a request to a witness, and of its answer
@@ -512,14 +517,14 @@ class Proof:
         extra = parse_base64(lines.pop(0)[6:]) if lines and lines[0].startswith("extra ") else None
         if first != "c2sp.org/tlog-proof@v1" or extra == b"" or not lines or not lines[0].startswith("index "):
             raise Malformed("not a c2sp.org/tlog-proof@v1 with perhaps an extra line, and an index line")
-        hashes = tuple(parse_base64(line, 32) for line in lines[1:])
         split_note(checkpoint)
-        return cls(parse_decimal(lines[0][6:]), hashes, checkpoint, extra or b"")
+        return cls(parse_decimal(lines[0][6:]), tuple(parse_base64(h, 32) for h in lines[1:]), checkpoint, extra or b"")
 
     def entry(self, filename: str, checksum: str) -> Entry:
         """The entry, for check_logged to judge, that the proof claims for this file; raises Malformed, BadProof."""
         # "Applications MUST NOT implicitly trust the extra data": it may add a publisher, not change the file.
-        entry = Entry.parse(self.extra) if self.extra else Entry(filename, checksum)
+        mine = _ENTRY.fullmatch(self.extra.decode(errors="surrogateescape"))  # else it is opaque, and not for us
+        entry = Entry.parse(self.extra) if mine else Entry(filename, checksum)
         if (entry.filename, entry.checksum) != (filename, checksum):
             raise BadProof(f"the proof is about {entry.filename} with {entry.checksum}")
         return entry
@@ -2761,6 +2766,14 @@ class _TimedResponse(http.client.HTTPResponse):
         self.fp: io.BufferedReader = io.BufferedReader(_Timed(sock, deadline, self.fp))
 
 
+class TimedOut(Unavailable):
+    """There was no answer in time."""
+
+
+class Unreachable(Unavailable):
+    """A server as a whole does not answer, and is not asked any more."""
+
+
 class Client:
     """Talks to a log or witness at `url`, over one connection that is kept. Raises Unavailable."""
 
@@ -2774,11 +2787,11 @@ class Client:
                 url = "***"
                 raise ValueError("user names and passwords can't be in it")
             make = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-            self._connection = make(host, parts.port, timeout=min(timeout, CONNECT_TIMEOUT))
+            self._connection = make(host, parts.port)
             self._connection.response_class = _TimedResponse
         except (ValueError, http.client.InvalidURL) as error:
             raise Malformed(f"not the URL of a server: {url!r}: {error}") from None
-        self.url, self._prefix, self._timeout = url.rstrip("/"), parts.path.rstrip("/"), timeout
+        self.url, self._prefix, self.timeout = url.rstrip("/"), parts.path.rstrip("/"), timeout
         self._socket: socket.socket
         self._aborted = False
 
@@ -2792,9 +2805,10 @@ class Client:
             fresh = self._connection.sock is None
             try:
                 if fresh:
+                    self._connection.timeout = min(self.timeout, CONNECT_TIMEOUT)
                     self._connection.connect()
                 self._socket = self._connection.sock  # which the connection lets go of before the answer is read
-                self._socket.settimeout(self._timeout)
+                self._socket.settimeout(self.timeout)
                 self._connection.request(method, self._prefix + path, body, fields)
                 answer = self._connection.getresponse()
                 data = answer.read(limit + 1)
@@ -2806,7 +2820,8 @@ class Client:
                 # A connection that was kept may have been closed meanwhile; what is sent can be sent twice.
                 if fresh or attempt == 2 or self._aborted or isinstance(error, TimeoutError):
                     reason = str(error) or type(error).__name__
-                    raise Unavailable(f"{self.url}{path[:80]} is not reached: {reason}") from None
+                    kind = TimedOut if isinstance(error, TimeoutError) else Unavailable
+                    raise kind(f"{self.url}{path[:80]} is not reached: {reason}") from None
         if len(data) > limit:
             self._connection.close()
             raise Unavailable(f"{self.url}{path}: an answer of more than {limit} bytes")
@@ -2864,8 +2879,14 @@ class Source:
 
     THREADS, WINDOW = 8, 16
 
-    def __init__(self, url: str, attempts: int = 5, timeout: float = 30) -> None:
+    def __init__(
+        self, url: str, attempts: int = 5, timeout: float = 30, give_up: int = 0, patience: float | None = None
+    ) -> None:
+        """Asks each time up to `attempts` times. All that is asked has to be answered within `patience` seconds, and
+        after `give_up` failures in a row, or one at the very beginning, nothing more is asked."""
         self.url, self._attempts, self._timeout = Client(url).url, attempts, timeout
+        self._give_up, self._until = give_up, math.inf if patience is None else time.monotonic() + patience
+        self._failures, self._answered, self._lost = 0, False, ""
         self._own, self._clients = threading.local(), list[Client]()
         self._pool = concurrent.futures.ThreadPoolExecutor(self.THREADS, "reader")
         self._closed = threading.Event()
@@ -2878,24 +2899,39 @@ class Source:
         for attempt in range(self._attempts):
             if self._closed.is_set():
                 raise Stopped("the connections are closed")
-            if not hasattr(self._own, "client"):
-                self._own.client = Client(self.url, self._timeout)
-                self._clients.append(self._own.client)
+            if self._lost:
+                raise Unreachable(self._lost)
             try:
-                status, kind, data = self._own.client.request("GET", path, None, headers, limit)
+                status, kind, data = self._client().request("GET", path, None, headers, limit)
             except Unavailable as trouble:
                 error = trouble
             else:
                 if status in (200, 404, 410, *missing):
+                    self._failures, self._answered = 0, True
                     return (kind, data) if status == 200 else None
                 error = Unavailable(f"{self.url}{path} answers {status}: {error_message(data)}")
                 if status != 429 and status < 500:
                     break
+            if isinstance(error, TimedOut):
+                break
             if attempt + 1 < self._attempts:
                 self._closed.wait(0.2 * 2**attempt)
         if self._closed.is_set():
             raise Stopped("the connections are closed")
+        self._failures += 1
+        if self._give_up and self._failures >= (self._give_up if self._answered else 1):
+            self._lost = self._lost or str(error)
+            raise Unreachable(self._lost)
         raise error
+
+    def _client(self) -> Client:
+        """The connection of this thread, with the time that is left."""
+        if not hasattr(self._own, "client"):
+            self._own.client = Client(self.url, self._timeout)
+            self._clients.append(self._own.client)
+        client: Client = self._own.client
+        client.timeout = max(min(self._timeout, self._until - time.monotonic()), 0.001)
+        return client
 
     def get(self, path: str, limit: int = MAX_ANSWER) -> bytes:
         if not (found := self.fetch(path, None, limit)):
@@ -4862,13 +4898,46 @@ class Monitor:
 # === Part V: commands ===================================================================================
 # --- Files -----------------------------------------------------------------------------------------------
 
+def open_file(path: str | Path, pipe: bool = False) -> io.BufferedReader:
+    """A file to read; or a `pipe` that somebody writes to within seconds. Nothing here waits without end.
+
+    Raises Unavailable.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise Unavailable(f"can't read {path}: {getattr(error, 'strerror', error)}") from None
+    mode = os.fstat(descriptor).st_mode
+    fits = stat.S_ISREG(mode) or (
+        pipe and not stat.S_ISDIR(mode) and bool(select.select([descriptor], [], [], PIPE_TIMEOUT)[0]))
+    if not fits:
+        os.close(descriptor)
+        raise Unavailable(f"can't read {path}: it is not a file, or nobody writes to it")
+    os.set_blocking(descriptor, True)
+    return open(descriptor, "rb")
+
+
+def read_target(path: Path, limit: int) -> bytes:
+    """The bytes of a file that is to be verified, or that says what is; raises Unavailable."""
+    try:
+        with open_file(path) as stream:
+            data = stream.read(limit + 1)
+    except OSError as error:
+        raise Unavailable(f"can't read {path}: {error.strerror}") from None
+    if len(data) > limit:
+        raise Unavailable(f"{path} has more than {limit} bytes")
+    return data
+
+
 def read_file(path: str, limit: int = MAX_POLICY, secret: bool = False) -> bytes:
     """The bytes of a configuration file; raises Malformed, since whoever named it has to mend that."""
     try:
-        with open(path, "rb") as stream:
+        with open_file(path, pipe=True) as stream:
             data = stream.read(limit + 1)
     except OSError as error:
         raise Malformed(f"can't read {path}: {error.strerror}") from None
+    except Unavailable as error:
+        raise Malformed(str(error)) from None
     if len(data) > limit:
         raise Malformed(f"{path} has more than {limit} bytes")
     if b"PRIVATE+KEY+" in data and not secret:  # what is malformed is quoted, and this must not be
@@ -4929,7 +4998,8 @@ def write_new(path: Path, data: bytes, mode: int = 0o644) -> None:
     except OSError as error:
         raise Malformed(f"can't write {path}: {error.strerror}") from None
     finally:
-        draft.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # on a read-only file system it fails even where nothing is there
+            draft.unlink(missing_ok=True)
 
 
 def make_folder(folder: Path) -> None:
@@ -4971,10 +5041,10 @@ def make_keys(origin: str, private: Path, public: Path) -> Signer:
 
 def checksum_of(path: Path) -> str:
     try:
-        with path.open("rb") as stream:
+        with open_file(path) as stream:
             return "sha256:" + hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
-        raise Unavailable(f"can't read it: {error.strerror}") from None
+        raise Unavailable(f"can't read {path}: {error.strerror}") from None
 
 
 def read_policy(args: argparse.Namespace) -> Policy:
@@ -5225,192 +5295,624 @@ def add_file(writer: Writer, path: Path) -> Proof:
     return proof
 
 
-# --- What people have: files, and what names them ---------------------------------------------------------------
+# --- Targets of `verify`: files, and what lock files, requirements, reports and folders name ----------------------
+# Installers read these files in different ways. So only what is known is read: each line and each key has to be one
+# whose effect on what is installed is known. The rest is refused, with exit code 3: it could not be checked.
 
 @dataclass(frozen=True)
 class Artifact:
-    """A file that is to be verified: the target that names it, its own name if that tells it, and its checksum.
+    """A file to verify: the target that names it, the names that it may be logged under, its checksum, its project.
 
-    `trouble` is why it can't be verified at all.
+    `trouble` says why it can't be verified; `skipped` says that it is of no index, so that no log has it.
     """
     target: str
-    filename: str = ""
+    names: tuple[str, ...] = ()
     checksum: str = ""
     project: str = ""
     trouble: str = ""
+    skipped: str = ""
+
+    @property
+    def filename(self) -> str:
+        return self.names[0] if self.names else ""
 
     @property
     def label(self) -> str:
-        what = self.filename or f"{self.project} {self.checksum[:19]}…"
-        return self.target if Path(self.target).name == self.filename else f"{self.target}: {what.strip(' …')}"
+        what = self.filename or f"{self.project} {self.checksum[:19]}{'…' if self.checksum else ''}".strip()
+        alone = Path(self.target).name == self.filename or not what
+        return printable(self.target if alone else f"{self.target}: {what}")
+
+    def is_named(self, filename: str) -> bool:
+        """Whether a logged file can be this one, by its name: the checksum decides."""
+        return filename in self.names or bool(self.project and is_of(self.project, filename))
 
 
-# What installers take: pip's ARCHIVE_EXTENSIONS, and eggs.
+# What installers take: the extensions of pip and of uv, and eggs.
 DISTRIBUTIONS = (".whl", ".zip", ".tar.gz", ".tgz", ".tar", ".tar.bz2", ".tbz", ".tar.xz", ".txz", ".tlz", ".tar.lz",
-                 ".tar.lzma", ".egg")
+                 ".tar.lzma", ".tar.zst", ".tzst", ".egg")
+MAX_LOCK = 1 << 24  # bytes of a lock file or a report, and of all requirements files together
+NOT_READ = (".lock", ".toml", ".yaml", ".yml", ".cfg", "Pipfile", ".in.py")
+_PROJECT = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?"
+
+
+def is_of(project: str, filename: str) -> bool:
+    """Whether a distribution with this name is of a project, whose name is normalized."""
+    if filename.lower().endswith((".whl", ".egg")):
+        return normalize(filename.partition("-")[0]) == project
+    return re.match(rf"{re.escape(project)}-v?[0-9]", normalize(filename)) is not None
+
+
+def url_name(url: str) -> str:
+    """The name of the file at a URL or path, as installers read it: the last part, decoded."""
+    try:
+        return urllib.parse.unquote(urllib.parse.urlsplit(url).path.rpartition("/")[2])
+    except ValueError:
+        return ""
 
 
 def artifacts_of(target: str) -> list[Artifact]:
     """What a target names: a file itself, the distributions in a folder, or what a lock file or report lists.
 
-    Raises Malformed, Unavailable.
+    Raises Malformed for what is not of its format, Unavailable for what can't be read.
     """
     path = Path(target)
     if path.is_dir():
-        files = (file for file in sorted(path.rglob("*")) if file.name.lower().endswith(DISTRIBUTIONS))
-        found = [str(file) for file in files if file.is_file()]
-        if not found:
-            raise Malformed(f"there are no wheels or sdists in {target}")
-        return [artifact for file in found for artifact in artifacts_of(file)]
+        return _in_folder(path)
+    if not (reader := _reader_of(path.name)):
+        return [Artifact(target, (path.name,), checksum_of(path))]
     try:
-        if path.name.endswith(".toml") or path.name == "uv.lock":
-            found_in = list(_locked(target, tomllib.loads(read_file(target, MAX_ANSWER).decode())))
-        elif path.name.endswith(".json"):
-            found_in = list(_reported(target, json.loads(read_file(target, MAX_ANSWER))))
-        elif path.name.endswith((".txt", ".in")):
-            found_in = list(_required(path, target))
+        found = list(dict.fromkeys(reader(target)))
+    except (ValueError, RecursionError) as error:  # how tomllib and json refuse
+        raise Malformed(f"{target} can't be parsed: {error}"[:300]) from None
+    if not found:
+        raise Malformed(f"{target} names nothing to install, so that there is nothing to verify")
+    return found
+
+
+def _reader_of(name: str) -> Callable[[str], Iterator[Artifact]] | None:
+    """What reads a target of this name; None for a file that is verified itself. Raises Malformed for other locks."""
+    if re.fullmatch(r"pylock(\.[^.]+)?\.toml", name):
+        return functools.partial(_read_lock, tomllib.loads, PYLOCK, _pylock)
+    if name in LOCKS:
+        return functools.partial(_read_lock, *LOCKS[name])
+    if name.endswith((".py.lock", ".uv.lock")):
+        return functools.partial(_read_lock, *LOCKS["uv.lock"])
+    if name.endswith(".json"):
+        return functools.partial(_read_lock, _json_object, REPORT, _report)
+    if name.endswith((".txt", ".in")) or name == "requirements.lock":
+        return lambda target: iter(Requirements(target).artifacts())
+    if name.endswith(NOT_READ):
+        raise Malformed(
+            f"{name} is not read: export it as pylock.toml or as requirements with hashes, and verify that (a file "
+            "of this name that is logged itself: give its --proof)"
+        )
+    return None
+
+
+def _in_folder(folder: Path) -> list[Artifact]:
+    """The distributions in a folder; what pip's --find-links would read there as an index can't be vouched for."""
+    found = []
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink() and path.is_dir():
+            found.append(Artifact(str(path), trouble="a linked folder is not looked into: name it as a target"))
+        elif mimetypes.guess_type(path.name, strict=False)[0] == "text/html":
+            found.append(Artifact(str(path), trouble="installers read a page in a folder as an index: remove it"))
+        elif path.name.lower().endswith(DISTRIBUTIONS) and not path.is_dir():
+            try:
+                found.append(Artifact(str(path), (path.name,), checksum_of(path)))
+            except Unavailable as error:
+                found.append(Artifact(str(path), trouble=str(error)))
+    if not found:
+        raise Malformed(f"there are no wheels or sdists in {folder}")
+    return found
+
+
+# --- Targets: lock files, each held to a schema -------------------------------------------------------------------
+# A schema has for each key that may occur a type, a schema, or ANY for what changes nothing in what is installed.
+
+ANY = object
+_HASHES = {"*": str}
+_LOCKED_FILE = {"name": str, "url": str, "path": str, "size": int, "upload-time": ANY, "hashes": _HASHES}
+PYLOCK = {  # PEP 751
+    "lock-version": str, "created-by": str, "requires-python": str, "environments": ANY, "extras": ANY,
+    "dependency-groups": ANY, "default-groups": ANY, "tool": ANY,
+    "packages": [{
+        "name": str, "version": str, "marker": str, "requires-python": str, "index": str, "dependencies": ANY,
+        "attestation-identities": ANY, "tool": ANY, "vcs": ANY, "archive": {**_LOCKED_FILE, "subdirectory": str},
+        "directory": {"path": str, "editable": bool, "subdirectory": str},
+        "sdist": _LOCKED_FILE, "wheels": [_LOCKED_FILE],
+    }],
+}  # fmt: skip
+_UV_FILE = {"url": str, "path": str, "filename": str, "hash": str, "size": int, "upload-time": ANY}
+UV_LOCK = {
+    "version": int, "revision": int, "requires-python": str, "resolution-markers": ANY, "supported-markers": ANY,
+    "required-markers": ANY, "conflicts": ANY, "options": ANY, "manifest": ANY,
+    "package": [{
+        "name": str, "version": str, "resolution-markers": ANY, "dependencies": ANY, "optional-dependencies": ANY,
+        "dev-dependencies": ANY, "metadata": ANY, "sdist": _UV_FILE, "wheels": [_UV_FILE],
+        "source": dict.fromkeys(("registry", "git", "url", "path", "directory", "editable", "virtual"), str),
+    }],
+}  # fmt: skip
+_POETRY_FILE = {"file": str, "hash": str, "url": str}
+POETRY_LOCK = {
+    "extras": ANY,
+    "metadata": {"lock-version": str, "python-versions": str, "content-hash": str, "files": {"*": [_POETRY_FILE]}},
+    "package": [{
+        "name": str, "version": str, "description": str, "category": str, "optional": bool, "python-versions": str,
+        "groups": ANY, "markers": ANY, "dependencies": ANY, "extras": ANY, "develop": bool, "files": [_POETRY_FILE],
+        "source": dict.fromkeys(("type", "url", "reference", "resolved_reference", "subdirectory"), str),
+    }],
+}  # fmt: skip
+PDM_LOCK = {
+    "metadata": {"lock_version": str, "content_hash": str, "groups": ANY, "strategy": ANY, "targets": ANY,
+                 "cross_platform": ANY, "static_urls": ANY, "files": {"*": [_POETRY_FILE]}},
+    "package": [{
+        "name": str, "version": str, "summary": str, "requires_python": str, "groups": ANY, "marker": str,
+        "extras": ANY, "dependencies": ANY, "files": [_POETRY_FILE], "editable": bool, "subdirectory": str,
+        **dict.fromkeys(("path", "url", "git", "hg", "svn", "bzr", "ref", "revision"), str),
+    }],
+}  # fmt: skip
+PIPFILE_LOCK = {
+    "_meta": {"pipfile-spec": int, "hash": ANY, "requires": ANY, "sources": ANY},
+    "*": {"*": {
+        "hashes": [str], "version": str, "index": str, "markers": str, "extras": ANY, "editable": bool,
+        **dict.fromkeys(("file", "path", "git", "hg", "svn", "bzr", "ref", "subdirectory"), str),
+    }},
+}  # fmt: skip
+_DIRECT_URL = {"url": str, "archive_info": {"hash": str, "hashes": _HASHES}, "vcs_info": ANY, "dir_info": ANY,
+               "subdirectory": str}
+REPORT = {  # of `pip install --report`; and of `pip inspect`
+    "version": str, "pip_version": str, "environment": ANY,
+    "install": [{"download_info": _DIRECT_URL, "is_direct": bool, "is_yanked": bool, "requested": bool,
+                 "requested_extras": ANY, "metadata": {"name": str, "*": ANY}}],
+    "installed": [{"direct_url": _DIRECT_URL, "metadata_location": str, "installer": str, "requested": bool,
+                   "metadata": {"name": str, "*": ANY}}],
+}  # fmt: skip
+
+
+def conform(value: Any, schema: Any, where: str) -> None:
+    """Returns if a value has the types of a schema, and no key that is not in it.
+
+    Raises Malformed for a type, Unavailable for a key: nobody here knows what that would change.
+    """
+    if isinstance(schema, dict):
+        if not isinstance(value, dict):
+            raise Malformed(f"{where} is not a table")
+        for key, inner in value.items():
+            if key not in schema and "*" not in schema:
+                raise Unavailable(f"{where} has {key!r}, which is not known here and might change what is installed")
+            conform(inner, schema.get(key, schema.get("*")), f"{where}.{key}"[:200])
+    elif isinstance(schema, list):
+        if not isinstance(value, list):
+            raise Malformed(f"{where} is not an array")
+        for n, item in enumerate(value):
+            conform(item, schema[0], f"{where}[{n}]")
+    elif schema is not ANY and type(value) is not schema:
+        raise Malformed(f"{where} is not of the type {schema.__name__}")
+
+
+def _json_object(text: str) -> Any:
+    """JSON in which no object has a key twice, since readers differ in which one they take."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(found := dict(pairs)) < len(pairs):
+            raise ValueError("an object has a key twice")
+        return found
+
+    return json.loads(text, object_pairs_hook=unique)
+
+
+def _read_lock(
+    parse: Callable[[str], Any], schema: Any, read: Callable[[str, dict[str, Any]], Iterator[Artifact]], target: str
+) -> Iterator[Artifact]:
+    lock = parse(read_target(Path(target), MAX_LOCK).decode())
+    conform(lock, schema, target)
+    yield from read(target, lock)
+
+
+def need(table: dict[str, Any], key: str, target: str) -> Any:
+    """What a lock file has to have under a key; raises Malformed."""
+    if key not in table:
+        raise Malformed(f"{target} lacks {key!r}: is it whole, and of its tool?")
+    return table[key]
+
+
+def need_version(found: Any, pattern: str, target: str) -> None:
+    if not re.fullmatch(pattern, str(found)):
+        raise Unavailable(f"{target} is of version {str(found)[:40]!r}, which is not read here: get a newer btlog.py")
+
+
+class LockedPackage:
+    """A package of a lock file: makes artifacts out of what the file says of it."""
+
+    def __init__(self, target: str, package: dict[str, Any]) -> None:
+        self._target, self.name = target, str(need(package, "name", target))
+        self._project = normalize(self.name)
+
+    def trouble(self, why: str) -> Artifact:
+        return Artifact(self._target, project=self.name, trouble=why)
+
+    def skipped(self, folder: str) -> Artifact:
+        return Artifact(self._target, project=self.name, skipped=f"a folder: {folder}")
+
+    def file(self, hashes: dict[str, str], *names: str) -> Artifact:
+        """The artifact of a file by its hashes and the names that it has, or by its hashes alone."""
+        known = tuple(dict.fromkeys(filter(None, names)))
+        checksum = _checksum(hashes.get("sha256"))
+        if not re.fullmatch(_PROJECT, self.name):
+            return self.trouble("this is no name of a project")
+        if not checksum or len(hashes) > 1:  # installers go by any of them
+            return self.trouble(f"{known[0] if known else 'it'} needs a SHA-256 and no other hash, and it has "
+                                f"{', '.join(sorted(hashes)) or 'none'}")
+        if strange := [n for n in known if n.lower().endswith((".whl", ".egg")) and not is_of(self._project, n)]:
+            return self.trouble(f"{strange[0]} is not a file of this project")
+        return Artifact(self._target, known, checksum, self._project)
+
+    def located(self, file: dict[str, Any], hashes: dict[str, str]) -> Artifact:
+        """The artifact of a file with perhaps a name, a URL and a path."""
+        url = file.get("url", "")
+        # pip looks for hashes behind any "&" or "#" of a URL.
+        if re.search("[&#]", url) and url.partition("#")[2] not in (f"sha256={hashes.get('sha256')}", ""):
+            return self.trouble("its URL has more behind the name of the file than can be told: remove it")
+        if "&" in url:
+            return self.trouble("its URL has '&' in it, behind which pip would look for a hash")
+        served = url_name(url) if url_name(url).endswith(DISTRIBUTIONS) else ""  # as the index and the log know it
+        return self.file(hashes, served, url_name(file.get("path", "")), file.get("filename", ""), file.get("name", ""))
+
+    def one_source(self, kinds: Iterable[str]) -> str:
+        """The one kind of source that a package has; "" where that is none, or more than one."""
+        found = list(kinds)
+        return found[0] if len(found) == 1 else ""
+
+
+def files_of(package: dict[str, Any]) -> list[dict[str, Any]]:
+    return [*package.get("wheels", []), *([package["sdist"]] if "sdist" in package else [])]
+
+
+def split_hash(text: str) -> dict[str, str]:
+    """The hash "sha256:<hex>" as a table."""
+    kind, separator, value = text.partition(":")
+    return {kind: value} if separator else {}
+
+
+def _pylock(target: str, lock: dict[str, Any]) -> Iterator[Artifact]:
+    """PEP 751. Packages without a file, such as those of a workspace, come from folders."""
+    need_version(need(lock, "lock-version", target), r"1\.[0-9]+", target)
+    for entry in need(lock, "packages", target):
+        package, files = LockedPackage(target, entry), files_of(entry)
+        kinds = [kind for kind in ("vcs", "directory", "archive") if kind in entry] + ["files"] * bool(files)
+        kind = package.one_source(kinds)
+        if kind == "directory":
+            yield package.skipped(entry["directory"].get("path", "?"))
+        elif kind == "archive":
+            yield package.located(entry["archive"], entry["archive"].get("hashes", {}))
+        elif kind == "files":
+            yield from (package.located(file, file.get("hashes", {})) for file in files)
         else:
-            return [Artifact(target, path.name, checksum_of(path))]
-    except (ValueError, RecursionError, AttributeError, TypeError, KeyError) as error:
-        raise Malformed(f"{target} is not a lock file, report or list of requirements: {error!r}"[:300]) from None
-    if not found_in:
-        raise Malformed(f"{target} names no artifact")
-    return list(dict.fromkeys(found_in))
+            yield package.trouble(f"it is locked {'by version control' if kind else 'without a file, or in two ways'}")
 
 
-def _locked(target: str, lock: dict[str, Any]) -> Iterator[Artifact]:
-    """The artifacts of a pylock.toml (PEP 751), or of a uv.lock."""
-    if "packages" in lock and "package" in lock:
-        raise ValueError("it is a pylock.toml and a uv.lock at once")
-    for package in lock["packages"] if "packages" in lock else lock["package"]:
-        project, source = package["name"], {} if "packages" in lock else package.get("source", {})
-        files = [*package.get("wheels", []), *(package[kind] for kind in ("sdist", "archive") if kind in package)]
-        for file in files:
-            where = file.get("name") or urllib.parse.urlsplit(file.get("url") or file.get("path") or "").path
-            sha256 = file.get("hashes", {}).get("sha256") or file.get("hash", "").removeprefix("sha256:")
-            if others := file.get("hashes", {}).keys() - {"sha256"}:  # an installer may go by any of them
-                yield Artifact(target, project=project, trouble=f"{project} is named by {min(others)} as well")
-            yield _artifact(target, urllib.parse.unquote(where.rpartition("/")[2]), sha256, project)
-        # The project that is locked itself is of no index.
-        if package.keys() & {"vcs", "directory"} or "git" in source or (
-            not files and not source.keys() & {"virtual", "editable", "directory"}
+def _uv_lock(target: str, lock: dict[str, Any]) -> Iterator[Artifact]:
+    need_version(need(lock, "version", target), "1", target)
+    for entry in need(lock, "package", target):
+        package, source, files = LockedPackage(target, entry), entry.get("source", {}), files_of(entry)
+        kind = package.one_source(source)
+        if kind in ("directory", "editable", "virtual") and not files:
+            yield package.skipped(source[kind])
+        elif kind in ("registry", "url", "path") and files:
+            for file in files:
+                alone = kind != "registry" and not {"url", "path", "filename"} & file.keys()
+                where = {**file, **({kind: source[kind]} if alone else {})}
+                yield package.located(where, split_hash(file.get("hash", "")))
+        else:
+            yield package.trouble(f"it is locked by {', '.join(source) or 'nothing'}, and has {len(files)} files")
+
+
+def _poetry_lock(target: str, lock: dict[str, Any]) -> Iterator[Artifact]:
+    metadata = need(lock, "metadata", target)
+    need_version(need(metadata, "lock-version", target), r"[12]\.[0-9]+", target)
+    for entry in need(lock, "package", target):
+        package, kind = LockedPackage(target, entry), entry.get("source", {}).get("type", "")
+        files = entry["files"] if "files" in entry else metadata.get("files", {}).get(package.name, [])
+        if kind == "directory":
+            yield package.skipped(entry["source"].get("url", "?"))
+        elif kind in ("", "legacy", "file", "url") and files:
+            yield from (package.file(split_hash(file.get("hash", "")), file.get("file", "")) for file in files)
+        else:
+            yield package.trouble(f"it is locked by {kind or 'its version'}, and has {len(files)} files with hashes")
+
+
+_CONTROLLED = {"git", "hg", "svn", "bzr", "ref", "revision"}
+
+
+def _pdm_lock(target: str, lock: dict[str, Any]) -> Iterator[Artifact]:
+    metadata = need(lock, "metadata", target)
+    need_version(need(metadata, "lock_version", target), r"4\.[0-9.]+", target)
+    for entry in need(lock, "package", target):
+        package, controlled = LockedPackage(target, entry), _CONTROLLED & entry.keys()
+        key = f"{package.name} {entry.get('version')}"
+        files = entry["files"] if "files" in entry else metadata.get("files", {}).get(key, [])
+        if files and not controlled:
+            for file in files:
+                yield package.located({**file, "name": file.get("file", "")}, split_hash(file.get("hash", "")))
+        elif "path" in entry and not controlled and "url" not in entry:
+            yield package.skipped(entry["path"])
+        else:
+            yield package.trouble(f"it is locked by {', '.join(sorted(controlled)) or 'its version'}, without hashes")
+
+
+def _pipfile_lock(target: str, lock: dict[str, Any]) -> Iterator[Artifact]:
+    need_version(need(need(lock, "_meta", target), "pipfile-spec", target), "6", target)
+    groups = [lock[group] for group in lock.keys() - {"_meta"}]
+    for name, entry in sorted(itertools.chain(*(group.items() for group in groups)), key=lambda item: item[0]):
+        package, local = LockedPackage(target, {"name": name}), entry.get("path", "")
+        if entry.keys() & _CONTROLLED:
+            yield package.trouble("it is locked by version control")
+        elif entry.get("hashes"):
+            where = url_name(entry.get("file") or local)
+            yield from (package.file(split_hash(text), where) for text in entry["hashes"])
+        elif local and not local.endswith(DISTRIBUTIONS):
+            yield package.skipped(local)
+        else:
+            yield package.trouble("it is locked without a hash")
+
+
+def _report(target: str, report: dict[str, Any]) -> Iterator[Artifact]:
+    """What `pip install --report` writes. `pip inspect` has checksums only of what came by a direct URL."""
+    need_version(need(report, "version", target), "1", target)
+    if ("install" in report) == ("installed" in report):
+        raise Malformed(f"{target} lacks 'install' or 'installed': it is no report of pip")
+    for entry in report.get("install", []) + report.get("installed", []):
+        package = LockedPackage(target, need(entry, "metadata", target))
+        yield direct_artifact(package, entry.get("download_info") or entry.get("direct_url") or {})
+
+
+def direct_artifact(package: LockedPackage, info: dict[str, Any]) -> Artifact:
+    """The artifact of a direct_url.json (PEP 610), whose form pip's report has, too."""
+    archive, url = info.get("archive_info", {}), info.get("url", "?")
+    kind = package.one_source(info.keys() & {"archive_info", "vcs_info", "dir_info"})
+    hashes = {**archive.get("hashes", {}), **split_hash(archive.get("hash", "").replace("=", ":", 1))}
+    if kind == "dir_info":
+        return package.skipped(url)
+    if kind == "archive_info" and hashes and {**hashes, **archive.get("hashes", {})} == hashes:
+        return package.file(hashes, url_name(url))
+    return package.trouble("it has no checksum here; the JSON of pip install --report has")
+
+
+LOCKS: dict[str, tuple[Callable[[str], Any], Any, Callable[[str, dict[str, Any]], Iterator[Artifact]]]] = {
+    "uv.lock": (tomllib.loads, UV_LOCK, _uv_lock),
+    "poetry.lock": (tomllib.loads, POETRY_LOCK, _poetry_lock),
+    "pdm.lock": (tomllib.loads, PDM_LOCK, _pdm_lock),
+    "Pipfile.lock": (_json_object, PIPFILE_LOCK, _pipfile_lock),
+}
+
+
+# --- Targets: requirements files, in the one form that lock tools write ---------------------------------------------
+
+_URL = r"(?:https?|file)://[A-Za-z0-9._~:/?@!*+,%=()-]+"
+_REQUIREMENT = re.compile(  # of a line in which each run of spaces is one
+    rf"(?:(?P<name>{_PROJECT}) ?(?:\[[A-Za-z0-9._, -]*\])?(?: ?== ?(?P<version>[A-Za-z0-9.!+_-]+)| @ (?P<url>{_URL}))"
+    rf"|(?P<bare>{_URL}|[A-Za-z0-9._/+][A-Za-z0-9._/+-]*))"
+    r"(?P<fragment>#sha256=[0-9a-fA-F]{64})?(?P<marker> ?; ?[A-Za-z0-9_.,'\"<>=!~()+*/ -]+?)?"
+    r"(?P<hashes>(?: --hash[= ]sha256:[0-9a-fA-F]{64})*)")
+_CONSTRAINT = re.compile(rf"({_PROJECT}) ?(\[[A-Za-z0-9._, -]*\])? ?([<>=!~][A-Za-z0-9.!+_*<>=~, -]*)?( ?;.*)?")
+_OPTION_FLAGS = {"--no-index", "--require-hashes", "--prefer-binary", "--pre"}
+_OPTIONS = {"-i", "--index-url", "--extra-index-url", "-f", "--find-links", "--trusted-host", "--no-binary",
+            "--only-binary"}
+_INCLUDES = {"-r": False, "--requirement": False, "-c": True, "--constraint": True}
+
+
+class Requirements:
+    """The artifacts of a requirements file and of those that it includes: projects with hashes, or URLs and paths.
+
+    A line that is not of the form that pip-compile, uv, poetry, pdm and pipenv write becomes an artifact in trouble.
+    """
+
+    def __init__(self, target: str) -> None:
+        self._target, self._size = target, 0
+        self._read: dict[tuple[str, bool], bool] = {}  # files, and whether they are at their end
+        self._found: list[Artifact] = []
+        self._strict = False  # whether pip will ask for the hash of each file
+        self._bare: list[str] = []  # projects whose only hash is in their URL
+
+    def artifacts(self) -> list[Artifact]:
+        self._file(Path(self._target), False)
+        if not self._strict:
+            self._found += [
+                self._trouble("pip checks this hash alone, and none of what it depends on: give --hash", project)
+                for project in self._bare
+            ]
+        return self._found
+
+    def _trouble(self, why: str, project: str = "") -> Artifact:
+        return Artifact(self._target, project=project, trouble=why)
+
+    def _file(self, path: Path, constraints: bool) -> None:
+        key = (os.path.realpath(path), constraints)
+        if key in self._read:  # read once, however often it is included
+            if not self._read[key]:
+                raise Malformed(f"{path} includes itself")
+            return
+        self._read[key] = False
+        data = read_target(path, MAX_LOCK - self._size)
+        self._size += len(data)
+        for number, line in self._lines(path, data):
+            self._line(path, f"{path.name}, line {number}", line, constraints)
+        self._read[key] = True
+
+    def _lines(self, path: Path, data: bytes) -> Iterator[tuple[int, str]]:
+        """The logical lines of a file without comments, each with the number of its first line."""
+        text = data.removeprefix(b"\xef\xbb\xbf").decode().replace("\r\n", "\n")
+        coding = re.match(r"(?:#?.*\n)?.*#.*coding[:=][ \t]*([-\w.]+)", text)  # pip obeys it, as PEP 263 has it
+        if coding and coding[1].lower() not in ("utf-8", "utf8"):
+            raise Unavailable(f"{path} is not in UTF-8 but in {coding[1]}: convert it")
+        joined, start = "", 0
+        for number, line in enumerate(text.split("\n"), 1):
+            comment = re.search(r"(^|\s)#.*", line)
+            # Installers differ in where a line ends, and whether a comment goes on: neither may matter.
+            alone = comment is not None and not line[: comment.start()].strip()
+            if len(line.splitlines()) > 1 or (alone and joined) or (comment and line.rstrip().endswith("\\")):
+                raise Unavailable(f"{path.name}, line {number}: a comment within a requirement, or a character that "
+                                  "only some installers take for the end of a line: remove it")
+            part = line[: comment.start()] if comment else line
+            joined, start = joined + part.removesuffix("\\"), start or number
+            if not part.endswith("\\"):
+                if joined.strip():
+                    yield start, joined.strip()
+                joined, start = "", 0
+        if joined:
+            raise Unavailable(f"{path.name}: the last line goes on behind the end of the file: was it cut off?")
+
+    def _line(self, path: Path, where: str, line: str, constraints: bool) -> None:
+        line = re.sub(" +", " ", line)
+        if not re.fullmatch(r"[ -#%-\[\]-~]+", line):  # no tab, "$" or "\": see how pip takes these apart
+            why = "has a character that installers read in different ways"
+            self._found.append(self._trouble(f"{where}: {line[:80]!r} {why}"))
+        elif line.startswith("-"):
+            self._option(path, where, line, constraints)
+        elif constraints and " -" not in line and _CONSTRAINT.fullmatch(line):
+            pass  # it chooses among versions, and names no file
+        elif match := _REQUIREMENT.fullmatch(line):
+            self._requirement(path, where, match, constraints)
+        else:
+            project = (re.match(_PROJECT, line) or [line[:80]])[0]
+            self._found.append(self._trouble(
+                f"{where}: {line[:80]!r} is not name==version or name @ URL, with --hash=sha256:… and no other option",
+                project))
+
+    def _option(self, path: Path, where: str, line: str, constraints: bool) -> None:
+        """A line of options: those that change nothing but where files come from, or one file that is included."""
+        words = [word for part in shlex.split(line) for word in part.split("=", 1 if part[:2] == "--" else 0)]
+        if len(words) == 2 and words[0] in _INCLUDES:
+            if not re.fullmatch(r"[A-Za-z0-9._/+@][A-Za-z0-9._/+@ -]*", words[1]) or re.search(r"[\"']", line):
+                raise Unavailable(f"{where}: {words[1][:80]!r} has to be a plain path of a file")
+            if constraints > _INCLUDES[words[0]] or not words[1].endswith((".txt", ".in")):
+                raise Unavailable(f"{where}: constraints include only constraints, and both only .txt and .in files")
+            self._file(path.parent / words[1], _INCLUDES[words[0]])
+            return
+        while words and (words[0] in _OPTION_FLAGS or (words[0] in _OPTIONS and words[1:] and words[1][:1] != "-")):
+            self._strict |= words[0] == "--require-hashes"
+            del words[: 1 if words[0] in _OPTION_FLAGS else 2]
+        if words:
+            why = "is no option that is known to be safe in a file, and needs no other option: give it to pip itself"
+            self._found.append(self._trouble(f"{where}: {words[0][:80]!r} {why}", line[:80]))
+
+    def _requirement(self, path: Path, where: str, match: re.Match[str], constraint: bool) -> None:
+        url = match["url"] or match["bare"] or ""
+        name = url_name(url)
+        project = normalize(match["name"]) if match["name"] else project_of(name)
+        hashes = re.findall(r"sha256[:=]([0-9a-fA-F]{64})", match["hashes"])
+        self._strict |= bool(hashes)
+        trouble = ""
+        if url and not name.endswith(DISTRIBUTIONS):
+            trouble = "is not the URL or the path of a wheel or sdist"
+        elif url and (constraint or _is_folder(path, url)):
+            trouble = "is a folder" if not constraint else "is a URL in a constraint"
+        elif url and name.lower().endswith((".whl", ".egg")) and not is_of(project, name):
+            trouble = f"is not the project of {name}"
+        elif " -" in (marker := match["marker"] or "") or (url and marker[:3] not in ("", " ; ")) or (
+            match["fragment"] and not url
         ):
-            yield Artifact(target, project=project, trouble=f"{project} is locked without a file of an index")
-
-
-def _reported(target: str, report: dict[str, Any]) -> Iterator[Artifact]:
-    """The artifacts of what `pip install --report` or `pip inspect` write."""
-    for item in report.get("install") or report["installed"]:
-        info = item.get("download_info") or item.get("direct_url") or {}
-        archive, project = info.get("archive_info", {}), item["metadata"]["name"]
-        sha256 = archive.get("hashes", {}).get("sha256") or archive.get("hash", "").removeprefix("sha256=")
-        name = urllib.parse.unquote(urllib.parse.urlsplit(info.get("url", "")).path.rpartition("/")[2])
-        if sha256:
-            yield _artifact(target, name, sha256, project)
+            trouble = "is not in the form that tools write"
+        elif not hashes and not match["fragment"] and not constraint:
+            trouble = "needs --hash=sha256:…"
+        elif match["fragment"]:
+            self._bare += [] if hashes else [project]
+            hashes.append(match["fragment"][8:])
+        if trouble:
+            self._found.append(self._trouble(f"{where}: {(match['name'] or url)[:80]} {trouble}", project))
         else:
-            yield Artifact(target, project=project, trouble=f"{project} has no checksum here; pip install --report has")
+            checksums = [f"sha256:{sha256.lower()}" for sha256 in hashes]
+            self._found += [Artifact(self._target, (name,) if url else (), c, project) for c in checksums]
 
 
-# Lines of a requirements file that name nothing to install. Any other option may, and is not guessed at.
-_HARMLESS = re.compile(
-    r"--(no-index|require-hashes|prefer-binary|pre)|(-[icf]|--(index-url|extra-index-url|constraint|find-links|"
-    r"trusted-host|no-binary|only-binary|use-feature))[ =]\S+")
-
-
-def _required(path: Path, target: str, depth: int = 0) -> Iterator[Artifact]:
-    """The artifacts of requirements with hashes, which do not tell the names of files."""
-    text = read_file(str(path), MAX_ANSWER).decode().replace("\r\n", "\n") + "\n"
-    # pip ends lines where splitlines() does, never continues a comment, and obeys "coding:"
-    strange = r"(^|\s)#.*\\$|\A(.*\n)?#.*coding[:=]"
-    if text.splitlines() != text.split("\n")[:-1] or re.search(strange, text, re.MULTILINE):
-        raise ValueError("what a line or a comment is here, pip would read otherwise")
-    for line in text.replace("\\\n", " ").split("\n"):
-        words = re.sub(r"(^|\s)#.*", "", line).strip()
-        if included := re.fullmatch(r"(?:-r|--requirement)[ =]?\s*(\S+)", words):
-            if depth >= MAX_DEPTH:
-                raise ValueError("requirements that include each other")
-            yield from _required(path.parent / included[1], target, depth + 1)
-        elif words and not _HARMLESS.fullmatch(words):
-            head, *options = re.split(r"\s+(?=-)", words)
-            named = re.match(r"([A-Za-z0-9][A-Za-z0-9._-]*)", head)
-            project = named[1] if named else words
-            url = re.search(r"@\s*(\S+)", head)
-            parts = urllib.parse.urlsplit(url[1] if url else "")
-            hashes = [option[14:] for option in options if re.fullmatch(r"--hash[ =]sha256:[0-9a-fA-F]{64}", option)]
-            other = len(hashes) < len(options) or not named
-            hashes += re.findall(r"sha256=([0-9a-f]+)", parts.fragment)
-            name = urllib.parse.unquote(parts.path.rpartition("/")[2])
-            for sha256 in hashes:
-                yield _artifact(target, name if name.endswith(DISTRIBUTIONS) else "", sha256, project)
-            if other or not hashes:
-                yield Artifact(target, project=project, trouble=f"{project} needs --hash=sha256:…, and no other option")
-
-
-def _artifact(target: str, filename: str, sha256: str, project: str) -> Artifact:
-    if checksum := _checksum(sha256):
-        return Artifact(target, filename, checksum, normalize(project))
-    return Artifact(target, filename, project=project, trouble=f"{filename or project} is named without its SHA-256")
+def _is_folder(requirements: Path, url: str) -> bool:
+    """Whether a path, or the URL of one, leads to a folder: pip looks from where it runs, uv from the file."""
+    local = urllib.parse.unquote(url.removeprefix("file://")) if url.startswith("file:") else url
+    return "://" not in local and any((base / local).is_dir() for base in (Path(), requirements.parent))
 
 
 # --- Verifying -------------------------------------------------------------------------------------------------
 
-class Finder:
+MAX_LOOK_UP, MAX_PROOF_FILE = 1 << 19, 1 << 18  # bytes of the log's answers about one artifact
+MAX_CANDIDATES = 20  # entries that are tried for one artifact
+
+
+def candidates(artifact: Artifact, found: Iterable[tuple[int, str, str]]) -> list[tuple[int, str]]:
+    """Of indices, filenames and checksums those that are the artifact's, the newest first; raises BadProof for none."""
+    named = [entry for entry in found if artifact.is_named(entry[1])]
+    mine = [(index, name) for index, name, checksum in named if checksum == artifact.checksum]
+    if mine:
+        return sorted(mine, reverse=True)[:MAX_CANDIDATES]
+    if others := [entry for entry in named if entry[1] in artifact.names]:
+        index, _, checksum = others[-1]
+        raise BadProof(f"not logged, but with another checksum at index {index}: the log has {checksum}, and this is "
+                       f"{artifact.checksum}: was it changed?")
+    raise BadProof(f"not logged{f': {artifact.checksum}' if not artifact.names else ''}")
+
+
+class ProofSource:
     """Finds the .tlog-proof of an artifact: here, the one that lies beside a file. Nothing that it says is believed."""
 
-    def __init__(self, other: Finder | None = None) -> None:
+    def __init__(self, other: ProofSource | None = None) -> None:
         self._other = other  # for what has none beside it
 
-    def find(self, artifact: Artifact) -> tuple[str, bytes]:
-        """The filename under which it is logged, and the proof; raises BadProof where it is not, and Unavailable."""
+    def find(self, artifact: Artifact) -> Iterable[tuple[str, bytes]]:
+        """Filenames under which it may be logged, each with a proof.
+
+        Raises BadProof where it is not logged, and Unavailable.
+        """
         beside = Path(f"{artifact.target}.tlog-proof")
         if beside.exists() and Path(artifact.target).name == artifact.filename:
-            return artifact.filename, read_proof(beside)
+            return [(artifact.filename, read_proof(beside))]
         if self._other is None:
             where = f"no {beside.name} beside it: " if beside.name == f"{artifact.filename}.tlog-proof" else ""
             raise Unavailable(f"{where}give --log-url, --proof, --proofs, or a policy with the log's URL")
         return self._other.find(artifact)
 
-    @staticmethod
-    def choose(artifact: Artifact, found: Iterable[tuple[int, str, str]]) -> tuple[int, str]:
-        """Of indices, filenames and checksums the last that is the artifact's: its index and filename."""
-        others = []
-        chosen: tuple[int, str] | None = None
-        for index, filename, checksum in found:
-            mine = filename == artifact.filename if artifact.filename else project_of(filename) == artifact.project
-            if mine and checksum == artifact.checksum:
-                chosen = index, filename
-            elif mine:
-                others.append(str(index))
-        if chosen is None:
-            indices = ", ".join(others[:5])
-            raise BadProof(f"not logged, but with another checksum at index {indices}" if others else "not logged")
-        return chosen
 
-
-class ProofFiles(Finder):
+class ProofFiles(ProofSource):
     """Proofs out of one file, or of a folder, by the name of the file that they are about."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
-        self._path = path
+        self._path, self._lock = path, threading.Lock()
+        self._files: dict[str, list[str]] | None = None  # by project
+        self._parsed: dict[str, tuple[bytes, Proof, Tree]] = {}  # by filename
 
-    def find(self, artifact: Artifact) -> tuple[str, bytes]:
+    def find(self, artifact: Artifact) -> Iterable[tuple[str, bytes]]:
         if not self._path.is_dir():
-            return artifact.filename, read_proof(self._path)
-        if artifact.filename:
-            return artifact.filename, read_proof(self._path / f"{artifact.filename}.tlog-proof")
-        for file in self._path.glob("*.tlog-proof"):
-            name = file.name.removesuffix(".tlog-proof")
-            if project_of(name) == artifact.project and _is_about(proof := read_proof(file), name, artifact.checksum):
-                return name, proof
-        raise BadProof(f"no proof of it is in {self._path}")
+            return [(artifact.filename, read_proof(self._path))]
+        for name in artifact.names:
+            if (file := self._path / f"{name}.tlog-proof").exists():
+                return [(name, read_proof(file))]
+        with self._lock:
+            for name in self._of_project(artifact.project):
+                data, proof, tree = self._parsed[name]
+                if _leads_to(tree, proof, name, artifact.checksum):
+                    return [(name, data)]
+        raise Unavailable(f"no proof of {artifact.filename or artifact.checksum} is in {self._path}")
+
+    def _of_project(self, project: str) -> list[str]:
+        """The files that have a proof here and are of a project; each is read and parsed once."""
+        if self._files is None:
+            self._files = {}
+            for file in self._path.glob("*.tlog-proof"):
+                name = file.name.removesuffix(".tlog-proof")
+                self._files.setdefault(project_of(name), []).append(name)
+        names = self._files.get(project, [])
+        for name in [name for name in names if name not in self._parsed]:
+            try:
+                proof = Proof.parse(data := read_proof(self._path / f"{name}.tlog-proof"))
+                self._parsed[name] = data, proof, Checkpoint.parse(split_note(proof.checkpoint)[0]).tree
+            except Error:
+                names.remove(name)
+        return names
 
 
-def _is_about(data: bytes, filename: str, checksum: str) -> bool:
+def _leads_to(tree: Tree, proof: Proof, filename: str, checksum: str) -> bool:
     """Whether a proof is about this file at all, whoever signed its checkpoint."""
     try:
-        proof = Proof.parse(data)
-        tree = Checkpoint.parse(split_note(proof.checkpoint)[0]).tree
         check_inclusion(leaf_hash(proof.entry(filename, checksum).encode()), proof.index, tree, proof.hashes)
     except Error:
         return False
@@ -5418,10 +5920,7 @@ def _is_about(data: bytes, filename: str, checksum: str) -> bool:
 
 
 def read_proof(path: Path) -> bytes:
-    try:
-        return read_file(str(path))
-    except Malformed as error:
-        raise Unavailable(str(error)) from None
+    return read_target(path, MAX_POLICY)
 
 
 def _fields(found: tuple[int, bytes]) -> tuple[int, str, str]:
@@ -5430,7 +5929,7 @@ def _fields(found: tuple[int, bytes]) -> tuple[int, str, str]:
     return index, field_of(FILENAME, data).decode(errors="replace"), field_of(CHECKSUM, data).decode(errors="replace")
 
 
-class StoreFinder(Finder):
+class StoredProofs(ProofSource):
     """Proofs out of a log's folder, or its mirror's."""
 
     def __init__(self, store: LogStore) -> None:
@@ -5439,16 +5938,18 @@ class StoreFinder(Finder):
         # Of this very note: the log may go on meanwhile.
         self._tree = Checkpoint.parse(split_note(self._note)[0]).tree if self._note else Tree(0, EMPTY_ROOT)
 
-    def find(self, artifact: Artifact) -> tuple[str, bytes]:
+    def find(self, artifact: Artifact) -> Iterable[tuple[str, bytes]]:
         if self._note is None:
             raise Unavailable(f"{self._store.folder} has no checkpoint yet")
-        kind, value = (FILENAME, artifact.filename) if artifact.filename else (CHECKSUM, artifact.checksum)
-        found = self._store.look_up(kind, value.encode(errors="replace"), self._tree.size)
-        index, filename = self.choose(artifact, map(_fields, found))
-        return filename, self._store.proof(index, self._note, Tiles(self._tree.size, self._store.tile))
+        found: list[tuple[int, bytes]] = []
+        for kind, value in [*((FILENAME, name) for name in artifact.names), (CHECKSUM, artifact.checksum)]:
+            found += self._store.look_up(kind, value.encode(errors="replace"), self._tree.size)
+        tiles = Tiles(self._tree.size, self._store.tile)
+        for index, filename in candidates(artifact, map(_fields, found)):
+            yield filename, self._store.proof(index, self._note, tiles)
 
 
-class LogFinder(Finder):
+class LoggedProofs(ProofSource):
     """Proofs that a log has; where it serves its static tree only, all entries are read, once."""
 
     def __init__(self, source: Source, policy: Policy, artifacts: Iterable[Artifact]) -> None:
@@ -5457,32 +5958,40 @@ class LogFinder(Finder):
         self._lock = threading.Lock()
         self._static: tuple[bytes, AuthenticTiles, dict[int, bytes]] | None = None
 
-    def find(self, artifact: Artifact) -> tuple[str, bytes]:
-        name, value = ("filename", artifact.filename) if artifact.filename else ("checksum", artifact.checksum)
-        answer = self._source.fetch(f"/entries?{name}={urllib.parse.quote(value, safe='')}")
-        if answer is None:
-            return self._search(artifact)
+    def find(self, artifact: Artifact) -> Iterable[tuple[str, bytes]]:
+        queries = [*(("filename", name) for name in artifact.names), ("checksum", artifact.checksum)]
+        found: list[tuple[int, str, str]] = []
+        for name, value in queries if artifact.project else queries[:1]:
+            answer = self._source.fetch(f"/entries?{name}={urllib.parse.quote(value, safe='')}", None, MAX_LOOK_UP)
+            if answer is None:
+                yield from self._search(artifact)
+                return
+            found += self._parse(answer[1])
+            if any(checksum == artifact.checksum and artifact.is_named(filename) for _, filename, checksum in found):
+                break
+        for index, filename in candidates(artifact, found):
+            yield filename, self._source.get(f"/entry/{index}/proof", MAX_PROOF_FILE)
+
+    def _parse(self, answer: bytes) -> list[tuple[int, str, str]]:
         try:
-            entries = json.loads(answer[1])["entries"]
-            found = [(parse_decimal(str(e["index"])), str(e["filename"]), str(e["checksum"])) for e in entries]
+            entries = json.loads(answer)["entries"]
+            return [(parse_decimal(str(e["index"])), str(e["filename"]), str(e["checksum"])) for e in entries]
         except (Malformed, ValueError, RecursionError, KeyError, TypeError):
             raise Unavailable(f"{self._source.url}/entries does not answer as a log does") from None
-        index, filename = self.choose(artifact, found)
-        return filename, self._source.get(f"/entry/{index}/proof")
 
-    def _search(self, artifact: Artifact) -> tuple[str, bytes]:
+    def _search(self, artifact: Artifact) -> Iterator[tuple[str, bytes]]:
         with self._lock:
             note, tiles, entries = self._static = self._static or self._read_all()
-            index, filename = self.choose(artifact, map(_fields, entries.items()))
-            extra = entries[index] if b"\n" in entries[index][93:] else b""
-            return filename, encode_proof(Proof(index, tuple(prove_inclusion(tiles, index)), note, extra))
+            for index, filename in candidates(artifact, map(_fields, entries.items())):
+                extra = entries[index] if b"\n" in entries[index][93:] else b""
+                yield filename, encode_proof(Proof(index, tuple(prove_inclusion(tiles, index)), note, extra))
 
     def _read_all(self) -> tuple[bytes, AuthenticTiles, dict[int, bytes]]:
         """The checkpoint of a static tree, its tiles, and those of its entries that may be of an artifact."""
-        note = self._source.get("/checkpoint")
+        note = self._source.get("/checkpoint", MAX_NOTE)
         tree = open_checkpoint(note, self._policy).tree
         tiles, entries = AuthenticTiles(tree, self._source.hashes), dict[int, bytes]()
-        names = {artifact.filename.encode() for artifact in self._artifacts}
+        names = {name.encode(errors="replace") for artifact in self._artifacts for name in artifact.names}
         checksums = {artifact.checksum.encode() for artifact in self._artifacts}
         widths = [(n, min(256, tree.size - 256 * n)) for n in range((tree.size + 255) // 256)]
         progress = show_progress("bundles read, since nothing can be looked up there")
@@ -5493,6 +6002,8 @@ class LogFinder(Finder):
             for at, entry in enumerate(found, 256 * n):
                 if field_of(FILENAME, entry) in names or field_of(CHECKSUM, entry) in checksums:
                     entries[at] = entry
+            if len(entries) > MAX_WAITING:
+                raise Unavailable(f"{self._source.url} has more than {MAX_WAITING} entries of these files")
             progress(n + 1, len(widths))
         return note, tiles, entries
 
@@ -5512,7 +6023,7 @@ class Verified:
         name = self.entry.filename if self.entry else a.filename or None
         value = {"target": a.target, "filename": name, "checksum": a.checksum or None, "ok": self.error is None}
         if self.error or not self.entry or not c:
-            return {**value, "error": str(self.error)}
+            return {**value, "project": a.project or None, "error": str(self.error)}
         publisher = self.entry.publisher._asdict() if self.entry.publisher else None
         cosigned = [{"witness": key.name, "time": utc(at)} for key, at in c.cosigned]
         return {**value, "index": self.index, "origin": c.origin, "tree_size": c.tree.size, "publisher": publisher,
@@ -5521,7 +6032,7 @@ class Verified:
     def row(self, policy: Policy) -> list[str]:
         """For a table: whether it holds, what, where, by whom, cosigned how often and when; or why not."""
         if self.error or not self.entry or not self.checkpoint:
-            return ["\u2717", self.artifact.label, str(self.error), "", "", ""]
+            return ["\u2717", self.artifact.label, printable(str(self.error)), "", "", ""]
         cosigned = self.checkpoint.cosigned
         when = utc(max(at for _, at in cosigned)) if cosigned else ""
         who = printable(self.entry.publisher.subject) if self.entry.publisher else ""
@@ -5536,98 +6047,199 @@ class Verified:
         when = f", last at {utc(max(at for _, at in cosigned))}" if cosigned else ""
         where = f"index {self.index} of {self.checkpoint.origin}, tree size {self.checkpoint.tree.size}"
         witnesses = f"{len(cosigned)} witness{'es' if len(cosigned) != 1 else ''}"
-        return f"{printable(self.artifact.label)}: logged at {where}{by}, cosigned by {witnesses}{when}"
+        return f"{self.artifact.label}: logged at {where}{by}, cosigned by {witnesses}{when}"
+
+
+LIST_INSTALLED = """
+import base64, hashlib, importlib.metadata, json, sys
+sys.path[:] = [folder for folder in sys.path if folder]
+def changed(file):
+    try:
+        found = hashlib.new(file.hash.mode, file.locate().read_bytes()).digest()
+    except (OSError, ValueError):
+        return True
+    return base64.urlsafe_b64encode(found).decode().rstrip("=") != file.hash.value
+print(json.dumps([{
+    "name": d.metadata["Name"] or "?", "version": d.version or "?", "direct_url": d.read_text("direct_url.json"),
+    "files": len(d.files or ()), "changed": [str(f) for f in d.files or () if f.hash and changed(f)],
+} for d in importlib.metadata.distributions()]))
+"""
+
+
+def installed_artifacts(python: str) -> Iterator[Verified]:
+    """What an interpreter's environment tells of each distribution in it: an artifact to verify, or an error.
+
+    direct_url.json (PEP 610) has the checksum of what did not come from an index. RECORD has those of all installed
+    files, so that it tells whether one was changed since. Raises Unavailable.
+    """
+    try:
+        done = subprocess.run([python, "-c", LIST_INSTALLED], capture_output=True, timeout=300, check=True)
+        found = json.loads(done.stdout)
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
+        raise Unavailable(f"{python} does not list what is installed: {error}"[:300]) from None
+    for entry in sorted(found, key=lambda entry: str(entry["name"]).lower()):
+        package = LockedPackage(python, entry)
+        if entry["changed"]:
+            files = f"{len(entry['changed'])} of its files, such as {entry['changed'][0]}"
+            yield Verified(package.trouble(""), BadProof(f"{files}, are not as its RECORD has them: they were changed"))
+        elif entry["direct_url"]:
+            info = _json_object(entry["direct_url"])
+            conform(info, _DIRECT_URL, f"{python}: direct_url.json of {package.name}")
+            yield Verified(direct_artifact(package, info))
+        else:
+            yield Verified(package.trouble(
+                f"version {entry['version']} does not tell which file it came from; all {entry['files']} files are as "
+                "its RECORD has them. Verify the lock file that it was installed from"))
 
 
 def cmd_verify(args: argparse.Namespace) -> int:
     policy = read_policy(args)
     if bool(args.proof) + bool(args.proofs) + bool(args.log_url) + bool(args.storage_dir) > 1:
         raise Malformed("give one of --proof, --proofs, --log-url and --storage-dir")
-    if args.proof and len(args.targets) > 1:
+    if args.proof and len(args.targets) != 1:
         raise Malformed("--proof is the proof of one file")
-    troubles: list[Verified] = []
-    artifacts: list[Artifact] = []
-    for target in args.targets:
-        name = Path(target).name
-        try:
-            artifacts += [Artifact(target, name, checksum_of(Path(target)))] if args.proof else artifacts_of(target)
-        except Unavailable as error:
-            troubles.append(Verified(Artifact(target, name), error))
-    pins = [re.compile(pattern) if pattern else None for pattern in (args.publisher_issuer, args.publisher_subject)]
+    todo = list(read_targets(args))
+    skipped = [result.artifact for result in todo if result.artifact.skipped]
+    todo = [result for result in todo if not result.artifact.skipped]
+    if not todo:
+        raise Malformed(f"there is nothing to verify: {'all of it is in folders' if skipped else 'name a target'}")
+    demands = Demands(policy, args.publisher_issuer, args.publisher_subject, args.max_age)
     with contextlib.ExitStack() as stack:
-        finder = _finder(args, policy, artifacts, stack)
-        judge = functools.partial(verify_artifact, finder, policy, pins, args.max_age)
+        source = proof_source(args, policy, [result.artifact for result in todo], stack)
+        judge = functools.partial(verify_artifact, source, demands)
         pool = stack.enter_context(concurrent.futures.ThreadPoolExecutor(Source.THREADS))
-        progress, results = show_progress("artifacts"), list(troubles)
-        for result in pool.map(judge, artifacts):
+        progress, results = show_progress("artifacts"), list[Verified]()
+        for result in pool.map(judge, todo):
             results.append(result)
-            progress(len(results), len(artifacts) + len(troubles))
-    return tell_verified(results, args, policy)
+            progress(len(results), len(todo))
+    return tell_verified(results, skipped, args, policy)
 
 
-def _finder(args: argparse.Namespace, policy: Policy, artifacts: list[Artifact], stack: contextlib.ExitStack) -> Finder:
+def read_targets(args: argparse.Namespace) -> Iterator[Verified]:
+    """Each artifact of the targets, with an error where it can't be verified; raises Malformed."""
+    for target in args.targets:
+        try:
+            if args.proof:
+                yield Verified(Artifact(target, (Path(target).name,), checksum_of(Path(target))))
+                continue
+            for artifact in artifacts_of(target):
+                yield Verified(artifact, Unavailable(artifact.trouble) if artifact.trouble else None)
+        except Unavailable as error:
+            yield Verified(Artifact(target, (Path(target).name,)), error)
+    if args.installed:
+        for result in installed_artifacts(args.installed):
+            trouble = result.artifact.trouble
+            yield dataclasses.replace(result, error=Unavailable(trouble)) if trouble and not result.error else result
+
+
+def proof_source(
+    args: argparse.Namespace, policy: Policy, artifacts: list[Artifact], stack: contextlib.ExitStack
+) -> ProofSource:
     if args.proof or args.proofs:
         return ProofFiles(Path(args.proof or args.proofs))
     if args.storage_dir:
-        return StoreFinder(stack.enter_context(contextlib.closing(LogStore(Path(args.storage_dir), read_only=True))))
-    other: Finder | None = None
+        return StoredProofs(stack.enter_context(contextlib.closing(LogStore(Path(args.storage_dir), read_only=True))))
+    other: ProofSource | None = None
     if url := args.log_url or log_url(policy):
-        source = stack.enter_context(contextlib.closing(Source(url, attempts=2)))  # somebody waits for it
-        other = LogFinder(source, policy, artifacts)
-    return other if other and args.log_url else Finder(other)
+        # Somebody waits for it.
+        source = Source(url, attempts=2, timeout=ANSWER_TIMEOUT, give_up=3, patience=args.timeout)
+        other = LoggedProofs(stack.enter_context(contextlib.closing(source)), policy, artifacts)
+        if not args.quiet:
+            word = threading.Timer(3, logger.info, ("asking %s …", source.url))
+            word.daemon = True
+            word.start()
+            stack.callback(word.cancel)
+    return other if other and args.log_url else ProofSource(other)
 
 
-def verify_artifact(
-    finder: Finder, policy: Policy, pins: list[re.Pattern[str] | None], max_age: float | None, artifact: Artifact
-) -> Verified:
-    """Whether an artifact is logged as the policy asks, by a publisher whom the pins allow."""
+@dataclass(frozen=True)
+class Demands:
+    """What has to be shown of an artifact: patterns for the whole issuer and subject, and seconds, or None for any."""
+    policy: Policy
+    issuer: str | None = None
+    subject: str | None = None
+    max_age: float | None = None
+
+
+def verify_artifact(source: ProofSource, demands: Demands, result: Verified) -> Verified:
+    """An artifact with the proof that it is logged as demanded, or with the error."""
+    if result.error:
+        return result
+    artifact, error = result.artifact, Error()
     try:
-        if artifact.trouble:
-            raise Unavailable(artifact.trouble)
-        filename, proof = finder.find(artifact)
-        parsed = Proof.parse(proof)
-        entry = parsed.entry(filename, artifact.checksum)
-        checkpoint = check_logged(entry, proof, policy)
-        check_age(checkpoint, policy, max_age, time.time())
-        for pin, what, value in zip(pins, ("issuer", "subject"), entry.publisher or ("", ""), strict=True):
-            if pin and not (entry.publisher and pin.fullmatch(value)):
-                raise BadProof(f"its publisher's {what} is {value!r}" if entry.publisher else "it has no publisher")
-        return Verified(artifact, None, entry, parsed.index, checkpoint, proof)
-    except Error as error:
-        return Verified(artifact, error)
-
-
-def tell_verified(results: list[Verified], args: argparse.Namespace, policy: Policy) -> int:
-    """Prints what was verified, keeps the proofs if asked to; returns the exit code."""
-    codes = {0}
-    if args.save_proofs:
-        make_folder(Path(args.save_proofs))
-    for result in results:
-        if result.error:
-            # What is malformed here came with the claim that the file is logged: the claim does not hold.
-            codes.add(1 if isinstance(result.error, Malformed) else result.error.exit_code)
-        elif args.save_proofs and result.entry:
+        for filename, proof in source.find(artifact):  # it may be logged more than once, with several publishers
             try:
-                write_over(Path(args.save_proofs) / f"{result.entry.filename}.tlog-proof", result.proof)
-            except Unavailable as error:
-                logger.error("%s", error)
-                codes.add(error.exit_code)
+                return check_artifact(artifact, filename, proof, demands)
+            except Error as refused:
+                error = refused
+    except Error as refused:
+        error = refused
+    return Verified(artifact, error)
+
+
+def check_artifact(artifact: Artifact, filename: str, proof: bytes, demands: Demands) -> Verified:
+    """The artifact with what `proof` shows of it; raises Error."""
+    parsed = Proof.parse(proof)
+    try:
+        entry = parsed.entry(filename, artifact.checksum)
+        checkpoint = check_logged(entry, proof, demands.policy)
+    except BadProof as error:
+        raise BadProof(f"{error}; the file has {artifact.checksum}: was it changed since it was logged?") from None
+    check_age(checkpoint, demands.policy, demands.max_age, time.time())
+    pins, values = (demands.issuer, demands.subject), entry.publisher or ("", "")
+    for pin, what, value in zip(pins, ("issuer", "subject"), values, strict=True):
+        if pin is not None and not (entry.publisher and re.fullmatch(pin, value)):
+            raise BadProof(f"its publisher's {what} is {value!r}" if entry.publisher else "it has no publisher")
+    return Verified(artifact, None, entry, parsed.index, checkpoint, proof)
+
+
+def tell_verified(results: list[Verified], skipped: list[Artifact], args: argparse.Namespace, policy: Policy) -> int:
+    """Prints what was verified, keeps the proofs if asked to; returns the exit code."""
+    # What is malformed here came with the claim that the file is logged: the claim does not hold.
+    codes = {1 if isinstance(r.error, Malformed) else r.error.exit_code if r.error else 0 for r in results}
+    if args.save_proofs:
+        codes |= save_proofs(Path(args.save_proofs), results)
     code = worst(codes)
     if args.json:
-        print(json.dumps({"ok": code == 0, "artifacts": [result.json(policy) for result in results]}, indent=1))
-    elif sys.stdout.isatty() and len(results) > 1:
+        told = {"ok": code == 0, "artifacts": [result.json(policy) for result in results],
+                "skipped": [{"target": a.target, "project": a.project, "reason": a.skipped} for a in skipped]}
+        print(json.dumps(told, indent=1))
+        return code
+    if sys.stdout.isatty() and len(results) > 1 and not args.quiet:
         head = ["", "artifact", "logged at", "publisher", "cosigned", "last at"]
         print_table([head, *(result.row(policy) for result in results)])
     else:
-        for result in results:
-            if result.error:
-                logger.error("%s", result.line())
-            else:
-                print(result.line())
-    if len(results) > 1 and not args.json:
-        good = sum(result.error is None for result in results)
-        logger.info("%d of %d artifacts are logged as they should be", good, len(results))
+        tell_lines(results, args.quiet)
+    good, left = sum(result.error is None for result in results), [f"{a.project} ({a.skipped})" for a in skipped]
+    also = f"; not looked at, since no log has it: {', '.join(left[:20])}{', …' * (len(left) > 20)}" if left else ""
+    if (len(results) > 1 or left) and not args.quiet:
+        logger.info("%d of %d artifacts are logged as they should be%s", good, len(results), also)
     return code
+
+
+def tell_lines(results: list[Verified], quiet: bool) -> None:
+    """A line for each artifact; but one for all of which a log that does not answer says nothing."""
+    unasked = [result for result in results if isinstance(result.error, Unreachable)]
+    for result in results:
+        if result.error and result not in unasked[1:]:
+            more = f", nor any of {len(unasked) - 1} others" if result in unasked[:1] and unasked[1:] else ""
+            logger.error("%s%s", result.line(), f" (it was not checked{more})" if result in unasked[:1] else "")
+        elif not result.error and not quiet:
+            print(result.line())
+
+
+def save_proofs(folder: Path, results: list[Verified]) -> set[int]:
+    """Writes the proof of each file that is logged; returns the exit codes of what could not be written."""
+    make_folder(folder)
+    codes = set[int]()
+    for result in results:
+        if not result.error and result.entry:
+            try:
+                write_over(folder / f"{result.entry.filename}.tlog-proof", result.proof)
+            except Unavailable as error:
+                logger.error("%s", error)
+                codes.add(error.exit_code)
+    return codes
 
 
 def worst(codes: set[int]) -> int:
@@ -6212,8 +6824,11 @@ def _user_commands(command: Command) -> None:
 
     example = "some.whl --public-key public.key --log-url http://127.0.0.1:8080"
     add = command(cmd_verify, "check that files are logged", example)
-    add("targets", nargs="+", metavar="TARGET", help="a wheel or sdist, a folder of them, pylock.toml, uv.lock, "
-        "requirements.txt with hashes, or the JSON of pip install --report")
+    add("targets", nargs="*", metavar="TARGET", help="a wheel or sdist, a folder of them, requirements.txt with "
+        "hashes, pylock.toml, uv.lock, poetry.lock, pdm.lock, Pipfile.lock, or the JSON of pip install --report")
+    add("--installed", nargs="?", const=sys.executable, metavar="PYTHON", help="what this interpreter has installed")
+    add("--timeout", type=duration, metavar="S", help="seconds in which the log has to answer all that is asked")
+    add("--quiet", action="store_true", help="print only what is wrong")
     add("--log-url", metavar="U", help="ask this log (default: FILE.tlog-proof beside the file, or the policy's URL)")
     add("--proof", metavar="F", help="check against this .tlog-proof, offline")
     add("--proofs", metavar="D", help="check against the .tlog-proof files in this folder, offline")
@@ -6334,6 +6949,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         logging.getLogger().setLevel(logging.DEBUG if getattr(args, "debug", False) else logging.INFO)
         gc.freeze()  # what is there now stays; and of what comes, little is in cycles
         gc.set_threshold(20_000, 20, 20)
+        for name, value in vars(args).items():  # as of a variable that is not set: nothing would be checked
+            if value == "" or (isinstance(value, list) and "" in value):
+                raise Malformed(f"--{name.replace('_', '-')} is empty: give it a value, or leave it out")
         code: int = args.run(args)
         sys.stdout.flush()
         return code
