@@ -2824,7 +2824,7 @@ class Client:
                     raise kind(f"{self.url}{path[:80]} is not reached: {reason}") from None
         if len(data) > limit:
             self._connection.close()
-            raise Unavailable(f"{self.url}{path}: an answer of more than {limit} bytes")
+            raise Unavailable(f"{self.url}{path[:80]}: an answer of more than {limit} bytes")
         if answer.getheader("Content-Encoding") == "gzip":
             data = _unzip(data, limit)
         return answer.status, answer.getheader("Content-Type", ""), data
@@ -2909,7 +2909,7 @@ class Source:
                 if status in (200, 404, 410, *missing):
                     self._failures, self._answered = 0, True
                     return (kind, data) if status == 200 else None
-                error = Unavailable(f"{self.url}{path} answers {status}: {error_message(data)}")
+                error = Unavailable(f"{self.url}{path[:80]} answers {status}: {error_message(data)}")
                 if status != 429 and status < 500:
                     break
             if isinstance(error, TimedOut):
@@ -2920,7 +2920,7 @@ class Source:
             raise Stopped("the connections are closed")
         self._failures += 1
         if self._give_up and self._failures >= (self._give_up if self._answered else 1):
-            self._lost = self._lost or str(error)
+            self._lost = self._lost or str(error).replace(path[:80], "", 1)
             raise Unreachable(self._lost)
         raise error
 
@@ -5429,8 +5429,9 @@ UV_LOCK = {
     "required-markers": ANY, "conflicts": ANY, "options": ANY, "manifest": ANY,
     "package": [{
         "name": str, "version": str, "resolution-markers": ANY, "dependencies": ANY, "optional-dependencies": ANY,
-        "dev-dependencies": ANY, "metadata": ANY, "sdist": _UV_FILE, "wheels": [_UV_FILE],
-        "source": dict.fromkeys(("registry", "git", "url", "path", "directory", "editable", "virtual"), str),
+        "dev-dependencies": ANY, "default-groups": ANY, "group-requires-python": ANY, "metadata": ANY,
+        "sdist": _UV_FILE, "wheels": [_UV_FILE], "source": dict.fromkeys(
+            ("registry", "git", "url", "path", "directory", "editable", "virtual", "subdirectory"), str),
     }],
 }  # fmt: skip
 _POETRY_FILE = {"file": str, "hash": str, "url": str}
@@ -5596,7 +5597,7 @@ def _uv_lock(target: str, lock: dict[str, Any]) -> Iterator[Artifact]:
     need_version(need(lock, "version", target), "1", target)
     for entry in need(lock, "package", target):
         package, source, files = LockedPackage(target, entry), entry.get("source", {}), files_of(entry)
-        kind = package.one_source(source)
+        kind = package.one_source(source.keys() - {"subdirectory"})
         if kind in ("directory", "editable", "virtual") and not files:
             yield package.skipped(source[kind])
         elif kind in ("registry", "url", "path") and files:
@@ -6061,7 +6062,7 @@ def changed(file):
     return base64.urlsafe_b64encode(found).decode().rstrip("=") != file.hash.value
 print(json.dumps([{
     "name": d.metadata["Name"] or "?", "version": d.version or "?", "direct_url": d.read_text("direct_url.json"),
-    "files": len(d.files or ()), "changed": [str(f) for f in d.files or () if f.hash and changed(f)],
+    "files": sum(bool(f.hash) for f in d.files or ()), "changed": [str(f) for f in d.files or () if f.hash and changed(f)],
 } for d in importlib.metadata.distributions()]))
 """
 
@@ -6210,20 +6211,22 @@ def tell_verified(results: list[Verified], skipped: list[Artifact], args: argpar
         print_table([head, *(result.row(policy) for result in results)])
     else:
         tell_lines(results, args.quiet)
-    good, left = sum(result.error is None for result in results), [f"{a.project} ({a.skipped})" for a in skipped]
-    also = f"; not looked at, since no log has it: {', '.join(left[:20])}{', …' * (len(left) > 20)}" if left else ""
-    if (len(results) > 1 or left) and not args.quiet:
+    unasked = [result for result in results if isinstance(result.error, Unreachable)]
+    left = [f"{a.project} ({a.skipped})" for a in skipped]
+    if unasked:
+        logger.error("%s: %d of %d artifacts could not be checked", unasked[0].error, len(unasked), len(results))
+    elif (len(results) > 1 or left) and not args.quiet:
+        also = f"; not looked at, since no log has it: {', '.join(left[:20])}{', …' * (len(left) > 20)}" if left else ""
+        good = sum(result.error is None for result in results)
         logger.info("%d of %d artifacts are logged as they should be%s", good, len(results), also)
     return code
 
 
 def tell_lines(results: list[Verified], quiet: bool) -> None:
-    """A line for each artifact; but one for all of which a log that does not answer says nothing."""
-    unasked = [result for result in results if isinstance(result.error, Unreachable)]
+    """A line for each artifact, but not for those that a log that does not answer says nothing of."""
     for result in results:
-        if result.error and result not in unasked[1:]:
-            more = f", nor any of {len(unasked) - 1} others" if result in unasked[:1] and unasked[1:] else ""
-            logger.error("%s%s", result.line(), f" (it was not checked{more})" if result in unasked[:1] else "")
+        if result.error and not isinstance(result.error, Unreachable):
+            logger.error("%s", result.line())
         elif not result.error and not quiet:
             print(result.line())
 
@@ -6932,8 +6935,18 @@ def _add_policy(add: Callable[..., Any]) -> None:
     add("--quorum", metavar="K", type=whole_number, help="how many of those witnesses have to cosign (default: all)")
 
 
+def open_standard_streams() -> None:
+    """Puts /dev/null in the place of standard streams that are closed: else the next file would take their number."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            while (found := os.open(os.devnull, os.O_RDWR)) < number:
+                pass
+            setattr(sys, name, os.fdopen(found, "r" if number == 0 else "w"))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code: 0 as it should be, 1 found, 2 usage, 3 could not be checked."""
+    open_standard_streams()
     logging.basicConfig(format="btlog: %(message)s", level=logging.INFO, stream=sys.stderr, force=True)
     logging.getLogger("asyncio").setLevel(logging.ERROR)
     if isinstance(sys.stdout, io.TextIOWrapper):  # a filename that the locale can't show must not end a monitor
@@ -6960,8 +6973,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # the reader of our output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError):  # there the reader of our output has seen enough
+            logger.error("%s", error, exc_info=error if logger.isEnabledFor(logging.DEBUG) else None)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left in its buffer is lost
         return 3
 
 
