@@ -47,6 +47,7 @@ import contextlib
 import dataclasses
 import difflib
 import email.utils
+import errno
 import functools
 import gc
 import gzip
@@ -98,6 +99,8 @@ __all__ = [
     "leaf_hash", "node_hash", "open_checkpoint", "parse_policy",
 ]
 
+logger = logging.getLogger("btlog")
+
 # Limits, each with its source. Sizes are in bytes, times in seconds.
 MAX_INT = 2**63 - 1  # tlog-cosignature: a timestamp "MUST NOT exceed 2^63 - 1"; here that bounds sizes and indices too
 MAX_NAME = 255  # an origin or key name: tlog-cosignature has `opaque log_origin<1..2^8-1>`
@@ -117,6 +120,7 @@ MAX_ZIPPED = 1 << 20  # a bundle that is compressed: longer would take too long
 MAX_STREAM = 1 << 20  # of a long answer that is made, and not sent yet
 MAX_UNREAD = 1 << 18  # of a body, before the client has to wait
 MAX_FOUND = 1000  # entries that a look-up answers with, and that may have one filename
+PATIENCE = 4  # times that the disk takes nothing before new entries are refused at once
 BUSY_TIMEOUT = 4_000  # milliseconds that SQLite waits for another process
 MAX_WAL = 1 << 22  # of SQLite's journal, before it is emptied into the database
 MAX_CONNECTIONS = 4096  # of a server; beyond, those that ask for nothing are closed
@@ -1052,6 +1056,9 @@ def cosignature_times(note: bytes) -> list[tuple[str, int]]:
 
 
 def utc(seconds: float) -> str:
+    """A time for people; whoever has given it may have given anything."""
+    if not 0 <= seconds < 253_402_300_800:  # the year 10000
+        return f"{seconds:.0f} s after 1970"
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
 
@@ -1059,7 +1066,7 @@ def check_age(checkpoint: Checkpoint, policy: Policy, limit: float | None, now: 
     """Raises BadSignature unless there are cosignatures of the last `limit` seconds, enough for the quorum."""
     fresh = [key for key, at in checkpoint.cosigned if limit is None or now - limit <= at <= now + MAX_SKEW]
     if limit is not None and not (fresh and policy.quorum.met(fresh)):
-        times = ", ".join(utc(at) for _, at in checkpoint.cosigned if at < 1e11) or "never"
+        times = ", ".join(utc(at) for _, at in checkpoint.cosigned) or "never"
         raise BadSignature(f"the checkpoint is not fresh enough: it was cosigned at {times}")
 
 
@@ -1173,6 +1180,10 @@ class CommitFailed(Unavailable):
     """The disk did not take a commit: nobody can say what is on it until it is read again."""
 
 
+# What SQLite says where there is no room: before a commit takes effect, so that nothing of it has happened.
+NO_ROOM = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_SHMSIZE}
+
+
 Query = Callable[..., list[Any]]  # an SQL query and its values in, all of its rows out
 Outcome = int | Conflict  # of an entry to be logged: its index, or why it has none
 
@@ -1201,6 +1212,7 @@ class Database:
         try:
             for left in path.parent.glob(f".{path.name}.*.new*"):  # by a start that was killed
                 left.unlink(missing_ok=True)
+            os.close(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644))  # not through somebody's link
             with contextlib.closing(sqlite3.connect(draft, isolation_level=None)) as connection:
                 _make_durable(connection)
                 connection.executescript(f"PRAGMA application_id = {application_id}; PRAGMA user_version = 1; {schema}")
@@ -1248,7 +1260,11 @@ class Database:
             try:
                 self._writer.execute("COMMIT")
             except sqlite3.Error as error:
-                raise CommitFailed(f"{self.path.name}: a commit failed: {error}") from error
+                if getattr(error, "sqlite_errorcode", None) not in NO_ROOM:
+                    raise CommitFailed(f"{self.path.name}: a commit failed: {error}") from error
+                if self._writer.in_transaction:
+                    self._writer.execute("ROLLBACK")
+                raise
 
     def close(self) -> None:
         with self._lock, self._guarded():
@@ -1283,7 +1299,10 @@ class Database:
             if large or self._untidy > 64:
                 self._untidy = 0
                 self._writer.execute("PRAGMA busy_timeout = 0")  # what a reader still needs stays until later
-                self._writer.execute(f"PRAGMA wal_checkpoint({'TRUNCATE' if large else 'PASSIVE'})")
+                try:
+                    self._writer.execute(f"PRAGMA wal_checkpoint({'TRUNCATE' if large else 'PASSIVE'})")
+                except sqlite3.OperationalError as error:  # there is no room: all that is committed stays in the WAL
+                    logger.warning("%s: its journal can't be emptied now: %s", self.path.name, error)
                 self._writer.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT}")
 
 
@@ -1324,7 +1343,7 @@ LOG_SCHEMA = """
 CHECKSUM, FILENAME = 0, 1
 PART = 18
 INSERT_KEYS = "INSERT INTO lookup SELECT value FROM json_each(?) ORDER BY value"
-LOOK_UP = "SELECT lookup.key FROM json_each(?) CROSS JOIN lookup ON lookup.key BETWEEN value AND value + ? LIMIT ?"
+LOOK_UP = "SELECT lookup.key FROM json_each(?) CROSS JOIN lookup ON lookup.key BETWEEN value AND value + ?"
 
 
 def field_of(kind: int, entry: bytes) -> bytes:
@@ -1454,21 +1473,20 @@ class LogRows:
     def entry(self, index: int) -> bytes:
         return self.bundled(index // 256, index % 256 + 1)[-1]
 
-    def entries(self, keys: list[int], size: int, limit: int = -1) -> list[tuple[int, bytes]]:
+    def entries(self, keys: list[int], size: int) -> Iterator[tuple[int, bytes]]:
         """Of the first `size` entries those, by index, that have look-up keys from these first ones on."""
-        rows = self.query(LOOK_UP, str(sorted(keys)), (1 << PART) - 1, limit) if keys else []
+        rows = self.query(LOOK_UP, str(sorted(keys)), (1 << PART) - 1) if keys else []
         indices = sorted(index for index in {key_index(key) for key, in rows} if index < size)
-        found: list[tuple[int, bytes]] = []
         for n, group in itertools.groupby(indices, lambda index: index // 256):
             entries = self.bundled(n, min(256, size - 256 * n))  # once for all that are in it
-            found += [(index, entries[index % 256]) for index in group]
-        return found
+            yield from ((index, entries[index % 256]) for index in group)
 
     def look_up(self, kind: int, value: bytes, size: int) -> list[tuple[int, bytes]]:
         """Of the first `size` entries the first MAX_FOUND, by index, whose checksum or filename is `value`."""
         [hash_] = field_hashes(kind, [value])
         keys = [first_key(kind, part, hash_) for part in range((size >> PART) + 1)]
-        return [found for found in self.entries(keys, size, MAX_FOUND) if field_of(kind, found[1]) == value]
+        same = (found for found in self.entries(keys, size) if field_of(kind, found[1]) == value)
+        return list(itertools.islice(same, MAX_FOUND))
 
 
 class LogStore(LogRows):
@@ -1478,6 +1496,7 @@ class LogStore(LogRows):
     """
 
     def __init__(self, folder: Path, read_only: bool = False) -> None:
+        """Opens the folder, which becomes that of a log if it is empty but for keys."""
         self.folder, path = folder, folder / "log.sqlite3"
         self._lock = None if read_only else lock_folder(folder)
         try:
@@ -1518,8 +1537,8 @@ class LogStore(LogRows):
             if count != last:
                 raise Corrupt(f"{self.folder} is corrupt: {count} look-up keys for the last {last} entries")
 
-    def found(self, key: VerifierKey, note: bytes | None) -> None:
-        """Makes this, for good, the log of `key`; `note` is its checkpoint of size 0, None where there is none."""
+    def create_log(self, key: VerifierKey, note: bytes | None) -> None:
+        """Binds this empty folder to `key`, for good; `note` is its checkpoint of size 0, None where there is none."""
         with self.database.transaction() as db:
             db.execute("INSERT INTO setting VALUES ('vkey', ?)", (encode_vkey(key),))
             if note:
@@ -1572,7 +1591,7 @@ class LogStore(LogRows):
             old = rows.stored()
             names = [entry[93:].partition(b"\n")[0] for entry in entries]  # field_of, without a call for each
             hashes = field_hashes(FILENAME, names)
-            known = rows.entries(self._where(rows, old.size, list(set(hashes))), old.size)
+            known = list(rows.entries(self._where(rows, old.size, list(set(hashes))), old.size))
             outcomes, fresh = choose(db, old.size, entries, names, known)
             del names, known  # of many entries, some MiB
             if fresh:
@@ -2050,6 +2069,11 @@ WITNESS_SCHEMA = """
 """
 
 
+def is_new(database: Path) -> bool:
+    """Whether there is no database yet: also an empty file is none."""
+    return not database.exists() or database.stat().st_size == 0
+
+
 class WitnessStore:
     """The database of a witness: the logs that it knows, and the last checkpoint of each that it cosigned.
 
@@ -2057,7 +2081,8 @@ class WitnessStore:
     """
 
     def __init__(self, path: Path) -> None:
-        if not path.exists():
+        if is_new(path):
+            path.unlink(missing_ok=True)
             Database.create(path, WITNESS_ID, WITNESS_SCHEMA)
         self.path, self.database = path, Database(path, WITNESS_ID)
 
@@ -2123,9 +2148,6 @@ class WitnessStore:
 # One thread reads and writes all connections. With a thread for each, as in http.server, passing the interpreter
 # lock around costs more than most answers, and every idle client holds a thread.
 
-logger = logging.getLogger("btlog")
-
-
 def printable(text: str) -> str:
     """Fit for a terminal, whoever has written it."""
     return "".join(c if c.isprintable() else "?" for c in text)
@@ -2148,21 +2170,31 @@ class JsonLines(logging.Formatter):
 
 
 class Flood(logging.Filter):
-    """Lets at most `limit` records of a kind through in a period, in seconds, and then says how many it held back."""
+    """Lets at most `limit` records of a kind through in a period, in seconds, and then says how many it held back.
+
+    A kind is a message about one log, witness or path. What is critical always gets through.
+    """
+
+    KINDS = 1000  # that are remembered
 
     def __init__(self, limit: int = 20, period: float = 60) -> None:
         super().__init__()
         self._limit, self._period = limit, period
-        self._seen: dict[str, tuple[float, int]] = {}  # by the text before its values are put in
+        self._seen = OrderedDict[tuple[str, str], tuple[float, int]]()  # by text and first value
 
     def filter(self, record: logging.LogRecord) -> bool:
-        kind = str(record.msg)
-        begun, count = self._seen.get(kind, (-math.inf, 0))
+        if record.levelno >= logging.CRITICAL:
+            return True
+        first = record.args[0] if isinstance(record.args, tuple) and record.args else ""
+        kind = str(record.msg), str(first)[:200]
+        begun, count = self._seen.pop(kind, (-math.inf, 0))
         if record.created > begun + self._period:
             if count > self._limit:
-                record.msg = f"{kind} (and {count - self._limit} more like it)"
+                record.msg = f"{kind[0]} (and {count - self._limit} more like it)"
             begun, count = record.created, 0
         self._seen[kind] = begun, count + 1
+        if len(self._seen) > self.KINDS:
+            self._seen.popitem(last=False)
         return count < self._limit
 
 
@@ -2330,7 +2362,20 @@ def parse_head(head: bytes) -> Request:
     return Request(method, target, headers, _body_length(method, headers), not old and "close" not in tokens, old)
 
 
-_parse_small_head = functools.lru_cache(4096)(parse_head)  # clients repeat themselves
+def _weigh(request: Request) -> int:
+    """About how many bytes of memory a request keeps, with the head that it was made of."""
+    return 1000 + 3 * len(request.target) + sum(250 + 3 * (len(n) + len(v)) for n, v in request.headers.items())
+
+
+_heads = Cache(1 << 22, _weigh)  # clients repeat themselves
+
+
+def parse_small_head(head: bytes) -> Request:
+    """parse_head, but what it returned for the same bytes before, where that is remembered."""
+    request: Request | None = _heads.get(head)
+    if request is None:
+        _heads.put(head, request := parse_head(head))
+    return request
 
 
 def _body_length(method: str, headers: dict[str, str]) -> int:
@@ -2445,7 +2490,7 @@ class Connection(asyncio.Protocol):
             if end >= 4:
                 head = bytes(self._buffer[:end])
                 del self._buffer[:end]
-                self._begin(_parse_small_head(head) if end < 2048 else parse_head(head))
+                self._begin(parse_small_head(head) if end < 2048 else parse_head(head))
             elif len(self._buffer) >= MAX_HEAD:
                 status = 431 if b"\r\n" in self._buffer[:MAX_HEAD] else 414
                 raise HttpError(status, "the head of the request is too long")
@@ -2565,8 +2610,12 @@ class Connection(asyncio.Protocol):
 class Server:
     """Listens on host and port, and answers requests by `answer` until it is stopped."""
 
-    def __init__(self, host: str, port: int, answer: Answer, share_port: bool = False) -> None:
-        self.answer, self.stopping = answer, False
+    answer: Answer
+
+    def __init__(self, host: str, port: int, answer: Answer | None = None, share_port: bool = False) -> None:
+        if answer:
+            self.answer = answer
+        self.stopping = False
         self.connections: dict[Connection, None] = {}  # those that were idle longest come first
         self.date = b""
         self.loop: asyncio.AbstractEventLoop
@@ -2581,7 +2630,9 @@ class Server:
             self._socket.bind((host, port))
         except OSError as error:
             self._socket.close()
-            raise Malformed(f"can't listen on {host} port {port}: {error.strerror or error}") from None
+            passing = error.errno in (errno.EADDRINUSE, errno.EADDRNOTAVAIL)  # so that it can be tried again
+            kind = Unavailable if passing else Malformed
+            raise kind(f"can't listen on {host} port {port}: {error.strerror or error}") from None
         host, port = self._socket.getsockname()[:2]
         self.url = f"http://[{host}]:{port}" if family == socket.AF_INET6 else f"http://{host}:{port}"
 
@@ -2596,7 +2647,8 @@ class Server:
         if threading.current_thread() is threading.main_thread():
             for number in signal.SIGTERM, signal.SIGINT:
                 self.loop.add_signal_handler(number, over.set)
-            self.loop.add_signal_handler(signal.SIGHUP, hangup or over.set)
+            if hangup or signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as `nohup` has it
+                self.loop.add_signal_handler(signal.SIGHUP, hangup or over.set)
         self._tick()
         listener = await self.loop.create_server(lambda: Connection(self), sock=self._socket, backlog=1024)
         ready()
@@ -2613,6 +2665,9 @@ class Server:
         for connection in list(self.connections):
             connection.abort()
         await asyncio.sleep(0.02)
+
+    def close(self) -> None:
+        self._socket.close()
 
     def _tick(self) -> None:
         self.date = f"Date: {email.utils.formatdate(usegmt=True)}\r\n".encode()
@@ -3072,6 +3127,7 @@ class Worker(Generic[JobT]):
     def __init__(self, name: str, timeout: float, database: Database) -> None:
         self.timeout, self._database = timeout, database
         self.trouble = ""  # why nothing can be done just now
+        self._refused = 0  # how often, in a row, the disk has taken nothing
         self.failed = threading.Event()  # set once, for good: only what is on disk counts now
         self._wake = threading.Condition()
         self._queue: deque[JobT] = deque()
@@ -3113,9 +3169,12 @@ class Worker(Generic[JobT]):
         if self._thread.is_alive():
             self._thread.join(WORKER_TIMEOUT)
 
-    async def submit(self, job: JobT) -> JobT:
-        """Has a job done; raises its error, or Unavailable where it takes too long."""
+    async def submit(self, job: JobT, timeout: float | None = None) -> JobT:
+        """Has a job done; raises its error, or Unavailable where it takes longer than these seconds."""
+        timeout = timeout or self.timeout
         with self._wake:
+            if self._refused >= PATIENCE:  # what waited when it began goes on waiting; the next ones need not
+                raise Unavailable(self.trouble)
             if self._stopping or self.failed.is_set() or self._weight > MAX_WAITING:
                 busy = "too much is waiting" if self._weight > MAX_WAITING else "the server is shutting down"
                 raise Unavailable(self.trouble or busy)
@@ -3123,12 +3182,12 @@ class Worker(Generic[JobT]):
             self._weight += job.weight()
             self._wake.notify_all()
         try:
-            await asyncio.wait_for(job.done, self.timeout)
+            await asyncio.wait_for(job.done, timeout)
         except TimeoutError:
             with self._wake, contextlib.suppress(ValueError):
                 self._queue.remove(job)
                 self._weight -= job.weight()
-            raise Unavailable(f"not done in {self.timeout:g} s: {self.trouble or 'too busy'}; try again") from None
+            raise Unavailable(f"not done in {timeout:g} s: {self.trouble or 'too busy'}; try again") from None
         if job.error:
             raise job.error
         return job
@@ -3155,7 +3214,7 @@ class Worker(Generic[JobT]):
         while not self.failed.is_set() and (batch := self.take()) is not None:
             try:
                 self.process(batch)
-                pause = 0.05
+                pause, self._refused = 0.05, 0
             except (Corrupt, CommitFailed, BadProof) as error:
                 self._fail(batch, f"stopped: {error}")
             except Unavailable as error:
@@ -3174,6 +3233,7 @@ class Worker(Generic[JobT]):
             logger.error("%s; trying again", error)
         self.trouble = error
         with self._wake:
+            self._refused += 1
             again = [job for job in batch if not job.done.done()]  # the others have given up
             self._queue.extendleft(reversed(again))
             self._weight += sum(job.weight() for job in again)
@@ -3181,7 +3241,7 @@ class Worker(Generic[JobT]):
         while self.trouble and not self._queue and not self._stopping:
             try:
                 self._database.probe()
-                self.trouble = ""
+                self.trouble, self._refused = "", 0
             except CommitFailed as failure:
                 self._fail([], f"stopped: {failure}")
                 return
@@ -3198,13 +3258,16 @@ class Worker(Generic[JobT]):
 
 
 # --- The log: witnesses ------------------------------------------------------------------------------------
+# The worst that a witness can do to a log: it does not cosign, which counts if the quorum needs it; and a start waits
+# for it, for as long as --witness-timeout. It stops a log only by showing a checkpoint that this log's own key has
+# signed and that this log does not have. That is a proof, and no witness can make one.
 
-class Differs(Error):
-    """A witness has cosigned what this log does not have, and shows it with this log's own signature."""
+class LogBehindWitness(Error):
+    """A witness shows a checkpoint with this log's signature that this log does not have."""
 
 
-class Claims(Error):
-    """A witness says so, and does not show it."""
+class UnprovenClaim(Error):
+    """A witness says that it has what this log does not have, and does not show it."""
 
 
 @dataclass
@@ -3223,7 +3286,6 @@ class Caller:
     def __init__(self, key: VerifierKey, url: str, size: int, timeout: float, log: Log) -> None:
         self.key, self.url, self.size, self._timeout, self._log = key, url, size, timeout, log
         self.dark_since, self.error, self.cosigned = 0.0, "", 0  # two times in seconds, and why the first
-        self.claims = False  # to have what this log has not
         self.latency = Latency()
         self._wake = threading.Condition()
         self._next: Round | None = None
@@ -3250,13 +3312,13 @@ class Caller:
                 start = time.monotonic()
                 try:
                     line = self._ask(round_)
-                except Differs as error:
+                except LogBehindWitness as error:
                     self._log.halt(str(error))
                 except Error as error:
-                    self._dark(str(error), isinstance(error, Claims))
+                    self._dark(str(error))
                 except Exception:
                     logger.exception("witness %s: internal error", self.key.name)
-                    self._dark("internal error", False)
+                    self._dark("internal error")
                 else:
                     self.latency.add(time.monotonic() - start)
                     self._bright(round_, line)
@@ -3265,18 +3327,18 @@ class Caller:
     def _bright(self, round_: Round, line: str) -> None:
         if self.dark_since:
             logger.info("witness %s answers again", self.key.name)
-        self.dark_since, self.error, self.claims = 0.0, "", False
+        self.dark_since, self.error = 0.0, ""
         self.cosigned, self.size = int(time.time()), round_.tree.size
         round_.lines[self.key] = line
 
-    def _dark(self, error: str, claims: bool) -> None:
+    def _dark(self, error: str) -> None:
         self.latency.add(0, 0, 1)
         if error != self.error:
             logger.warning("witness %s: %s", self.key.name, error)
-        self.dark_since, self.error, self.claims = self.dark_since or time.time(), error, claims
+        self.dark_since, self.error = self.dark_since or time.time(), error
 
     def _ask(self, round_: Round) -> str:
-        """The line of the witness's cosignature; raises Error, and Differs where this log must not go on."""
+        """The line of the witness's cosignature; raises Error, and LogBehindWitness where this log must not go on."""
         old, tree = min(self.size, round_.tree.size), round_.tree
         for _ in range(3):  # it says what it has, once; more often, and it plays games
             proof = tuple(prove_consistency(self._log.tiles(tree), old))
@@ -3285,35 +3347,34 @@ class Caller:
             if status == 200:
                 return take_cosignature(round_.text, answer, self.key)
             if status == 422:  # the proof was checked before it was sent
-                raise self._differs(f"refuses the proof from size {old} to {tree.size}")
+                raise self._judge(f"refuses the proof from size {old} to {tree.size}")
             if status != 409:
                 raise Unavailable(f"{self.url} answers {status}: {error_message(answer)}")
             old = parse_decimal(answer.decode(errors="replace").removesuffix("\n"))
             if old > self._log.signed.tree.size:
-                raise self._differs(f"has cosigned size {old}")
+                raise self._judge(f"has cosigned size {old}")
             if old > tree.size:  # somebody else has shown it what was published meanwhile
                 self.size = old
                 raise Unavailable(f"has cosigned size {old} already")
         raise Unavailable(f"{self.url} answers 409 again and again")
 
-    def _differs(self, what: str) -> Error:
-        """Differs, if the witness has a checkpoint of this log that goes beyond it or against it; else Claims."""
-        ours = self._log.signed.tree
+    def _judge(self, what: str) -> Error:
+        """LogBehindWitness, if the witness shows a checkpoint that this log does not have; else UnprovenClaim."""
         name = hashlib.sha256(self._log.key.name.encode()).hexdigest()
+        status, _, note = self._client.request("GET", f"/{name}/checkpoint", None, {}, MAX_ADD_CHECKPOINT)
+        ours = self._log.signed.tree  # only now: while the answer was awaited, the log has gone on, for all to see
+        says = f"the witness {self.key.name} {what}, and this log has size {ours.size}"
         try:
-            status, _, note = self._client.request("GET", f"/{name}/checkpoint", None, {}, MAX_ADD_CHECKPOINT)
             theirs = open_checkpoint(note, simple_policy([self._log.key])).tree if status == 200 else ours
             same = theirs.size <= ours.size and self._log.tiles(ours).hash(0, theirs.size) == theirs.root
         except Error:
             same = True
-        says = f"the witness {self.key.name} {what}, and this log has size {ours.size}"
         if same:
-            return Claims(f"{says}; it does not show that, but until it answers otherwise nothing is signed")
-        return Differs(
-            f"{says}: it was restored from a backup that is older than what it has published, or copied, or it runs "
-            f"twice, or somebody has stolen its key. It signs nothing more, since that would be a second history. The "
-            f"witness shows a checkpoint of size {theirs.size} with this log's signature: bring back the folder that "
-            f"has it, or begin a new log."
+            return UnprovenClaim(f"{says}; it does not show that")
+        return LogBehindWitness(
+            f"{says}. Either this folder is an old backup, or the log runs twice, or its key was stolen. It signs "
+            f"nothing more, since that would be a second history. The witness shows a checkpoint of size {theirs.size} "
+            f"with this log's signature: bring back the folder that has it, or begin a new log."
         )
 
 
@@ -3354,7 +3415,7 @@ class LogOptions:
     """How a log works; times in seconds."""
     replace: bool = False  # log a filename again with another checksum
     add_timeout: float = 30
-    checkpoint_interval: float = 0.2  # between two rounds of witnesses, unless a bundle of entries waits
+    checkpoint_interval: float = 0.2  # the longest pause between two rounds of witnesses
     witness_timeout: float = 5
     republish_interval: float = 3600  # after which an idle log has its checkpoint cosigned anew, 0 for never
 
@@ -3503,7 +3564,7 @@ class Log(Worker[Submission]):
 
     def _ask_witnesses(self) -> None:
         """Has all witnesses asked at once for the signed checkpoint, and publishes it as soon as the quorum is met."""
-        self._earliest = time.monotonic() + self.options.checkpoint_interval
+        start = time.monotonic()
         round_ = Round(self.signed.note, split_note(self.signed.note)[0], self.signed.tree)
         for caller in self.callers:
             caller.call(round_)
@@ -3515,12 +3576,11 @@ class Log(Worker[Submission]):
 
         with self._wake:
             self._wake.wait_for(over, self.options.witness_timeout + 0.5)
-            claims = [caller.error for caller in self.callers if caller.claims]
             lines = [round_.lines[key] for key in self._policy.witnesses if key in round_.lines]
             met = self._policy.quorum.met(round_.lines)
-            self._agreed = not claims and (self._agreed or met)
-        if self._halted or claims or not met:
-            self._missed(claims[0] if claims else "")
+            self._agreed = self._agreed or met
+        if self._halted or not met:
+            self._missed()
             return
         published = Published.of(round_.note + "".join(lines).encode())
         try:
@@ -3531,6 +3591,9 @@ class Log(Worker[Submission]):
             self._missed(str(error))
             return
         logger.debug("published size %d, cosigned by %d witnesses", published.tree.size, len(lines))
+        # Under load, what comes while a round lasts is worth a pause of that length: so batches grow with it.
+        end = time.monotonic()
+        self._earliest = end + min(self.options.checkpoint_interval, end - start)
         self._published, self.trouble, self._backoff = published, "", 0.1
         idle = max(self.options.republish_interval, self.options.checkpoint_interval)
         self._due = time.monotonic() + idle if self.options.republish_interval else math.inf
@@ -3604,35 +3667,40 @@ h3, strong { font-weight: 600 }
 ol, ul { list-style: none; padding: 0 } dd { margin: 0 } a { color: var(--key); text-underline-offset: .2em }
 pre { white-space: pre-wrap; background: var(--soft); border-radius: .4rem; padding: .6rem .75rem }
 .small, dt, th, label, summary { font-size: .875rem; font-weight: 400 } .mute, dt, th { color: var(--mute) }
-.good { color: var(--good) } .bad { color: var(--bad) } .warn { color: var(--warn) }
+.good { color: var(--good) } .bad { color: var(--bad) } .warn { color: var(--warn) } .calm { color: var(--key) }
 header { display: flex; flex-wrap: wrap; gap: .4rem 1rem; align-items: center; margin-bottom: 1.5rem }
 header div { flex: 1 1 15rem } svg { width: 2.5rem; stroke: var(--key) }
 #state { border: 1px solid; border-radius: 2rem; padding: .1rem .8rem }
 main, main > div { display: grid; gap: 1rem; grid-template-columns: minmax(0, 1fr); align-content: start }
 section, .trouble { background: var(--card); border: 1px solid var(--line); border-radius: .75rem; padding: 1.1rem }
 .trouble { border: 2px solid; color: var(--bad); margin-bottom: 1rem; font-weight: 600 }
-p:empty:not(#found), body:not(.ready) :is(main, footer) { display: none }
+[hidden], :is(p, pre):empty:not(#found), .fold:not(:has(li)), body:not(.ready) :is(main, footer) {
+  display: none !important }
 #size { font-size: clamp(2.2rem, 9vw, 3.2rem); font-weight: 600; line-height: 1.2; letter-spacing: -.03em }
 #size, table, .at { font-variant-numeric: tabular-nums }
-form { display: flex; flex-wrap: wrap; gap: .5rem } label, form p { flex: 1 0 100% }
+form, form div { display: flex; flex-wrap: wrap; gap: .5rem } label, form p, form div { flex: 1 0 100% }
 input, textarea { flex: 1 1 14rem; min-width: 0; padding: .55rem .7rem; background: var(--paper); color: inherit;
   border: 1px solid var(--mute); border-radius: .4rem; resize: vertical; word-break: break-all }
-input { font-size: 1rem }
-button { font: 600 .9rem/1.4 system-ui, sans-serif; padding: .45rem 1rem; border-radius: .4rem; cursor: pointer;
-  min-height: 2.5rem; border: 1px solid var(--key); background: var(--key); color: var(--on) }
-button.plain { background: none; color: var(--key) }
+input { font-size: 1rem } #trusted { flex: 1 0 100% } #k { flex: 0 0 6rem } #k + label { flex: 1; align-self: center }
+#drop { border: 2px dashed var(--line); border-radius: .4rem; padding: .7rem } #drop.over { border-color: var(--key) }
+#file { display: block; width: 100%; border: 0; padding: .5rem 0 0; background: none; color: transparent }
+button, ::file-selector-button { font: 600 .9rem/1.4 system-ui, sans-serif; padding: .45rem 1rem; min-height: 2.5rem;
+  border-radius: .4rem; cursor: pointer; border: 1px solid var(--key); background: var(--key); color: var(--on) }
+.plain, ::file-selector-button { background: none; color: var(--key) }
 :focus-visible { outline: 3px solid var(--key); outline-offset: 2px }
 details, #found:not(:empty) { margin-top: .9rem } summary { cursor: pointer } details form { margin-top: .6rem }
 article { border-top: 1px solid var(--line); margin-top: 1rem; padding-top: 1rem }
 article form { margin: .6rem 0; align-items: center; gap: 1rem }
 .steps li { display: grid; grid-template-columns: 1.5rem minmax(0, 1fr); margin-top: .7rem; font-size: .9rem }
 .steps dt { font-size: .75rem; margin-top: .2rem } .steps dd { font: .75rem/1.5 var(--mono); white-space: pre-wrap }
-.verdict { margin-top: 1rem; border-left: .3rem solid; background: var(--soft); padding: .7rem; font-weight: 600 }
+.verdict { border-left: .35rem solid; background: var(--soft); padding: .8rem; font-size: 1.2rem; font-weight: 600;
+  line-height: 1.35 } .verdict + .small { margin: .6rem 0 } #found { font-weight: 600 }
 #newest li { display: grid; grid-template-columns: minmax(0, 1fr) auto; column-gap: 1rem; padding: .4rem 0 }
 li + li, tr { border-top: 1px solid var(--line) } .steps li { border: 0 }
 #newest li > * { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; font: .75rem/1.4rem var(--mono) }
 #newest a { text-decoration: none; font-size: .85rem } #newest a:hover { text-decoration: underline }
 #witnesses li { padding: .5rem 0 } #witnesses li:first-child { padding-top: 0 }
+#tree { display: flex; flex-wrap: wrap; gap: .6rem 3rem } #next { border-color: var(--key) } pre { margin-top: .6rem }
 table { width: 100%; border-collapse: collapse } tr:has(td:empty) { border: 0 }
 th { text-align: left; padding: .25rem 0 }
 td, th.at, .at { text-align: right; font-size: .875rem; padding-left: .5rem }
@@ -3640,7 +3708,7 @@ td, th.at, .at { text-align: right; font-size: .875rem; padding-left: .5rem }
 footer { margin-top: 1.5rem } footer code { display: block; margin-top: .3rem }
 @media (min-width: 60rem) { body { padding: 2.5rem 2rem 4rem }
   main { grid-template-columns: minmax(0, 14fr) minmax(0, 9fr) }
-  #tree { grid-column: 1 / -1; display: flex; flex-wrap: wrap; gap: 0 3rem } #next { flex: 0 0 100% } }
+  #tree, #next { grid-column: 1 / -1 } }
 </style>
 <header>
   <svg viewBox="0 0 16 16" fill="none" stroke-width="1.5" aria-hidden="true"><circle
@@ -3651,39 +3719,43 @@ footer { margin-top: 1.5rem } footer code { display: block; margin-top: .3rem }
 <noscript><p class="trouble">This page needs JavaScript. See <a href="/status.json">status.json</a>.</p></noscript>
 <p id="trouble" class="trouble" role="alert"></p>
 <main>
+  <section id="next" aria-labelledby="h-next" hidden>
+    <h2 id="h-next"></h2><p id="how"></p><pre id="first"></pre></section>
   <section id="tree" aria-label="Signed tree">
-    <dl><dt>Entries</dt><dd id="size">–</dd></dl>
+    <dl><dt>Entries</dt><dd id="size">–</dd><dd id="disk" class="small mute"></dd></dl>
     <dl><dt>Root of the tree (SHA-256)</dt><dd id="root" class="mono">–</dd></dl>
-    <p id="next"></p>
   </section>
   <div>
     <section aria-labelledby="h-find">
       <h2 id="h-find">Is a file logged?</h2>
       <form id="find" role="search">
-        <label for="query">Its name, or its checksum (SHA-256 in hex)</label>
+        <label for="query">Its full name, or its checksum (SHA-256 in hex)</label>
         <input id="query" type="search" autocomplete="off" autocapitalize="off" spellcheck="false">
         <button>Find and verify</button>
+        <label id="drop" for="file">Or drop the file on this page: it is hashed in your browser, and not uploaded.
+          <input id="file" type="file"></label>
       </form>
       <details><summary>Verify with <strong id="whose">…</strong></summary>
         <form id="pin">
-          <label for="key">Verifier key of the log</label>
+          <label for="key">Verifier key of the log, or the text of a policy file (C2SP tlog-policy)</label>
           <textarea id="key" rows="3" spellcheck="false" aria-describedby="remark"></textarea>
-          <p id="remark" class="small"></p>
-          <label for="trusted">Keys of witnesses, one a line: each of them has to have cosigned</label>
-          <textarea id="trusted" rows="3" spellcheck="false" placeholder="none"></textarea>
-          <p></p><button>Pin in this browser</button><button type="button" class="plain" id="forget">Forget</button>
+          <p id="remark" class="small" role="status"></p>
+          <div id="simple"><label for="trusted">Keys of witnesses, one a line</label>
+            <textarea id="trusted" rows="3" spellcheck="false" placeholder="none"></textarea>
+            <input id="k" type="number" min="1" placeholder="all"><label for="k">of them have to cosign</label></div>
+          <div><button>Pin in this browser</button><button type="button" class="plain" id="forget">Forget</button></div>
         </form>
       </details>
       <p id="found" role="status"></p>
       <div id="results"></div>
     </section>
-    <section aria-labelledby="h-newest"><h2 id="h-newest">Newest entries</h2><ol id="newest"></ol></section>
+    <section id="recent" aria-labelledby="h-newest"><h2 id="h-newest">Newest entries</h2><ol id="newest"></ol></section>
   </div>
   <div>
     <section aria-labelledby="h-witnesses"><h2 id="h-witnesses">Witnesses</h2><ul id="witnesses"></ul></section>
-    <section aria-labelledby="h-work"><h2 id="h-work">Work since the start</h2>
+    <section id="since" aria-labelledby="h-work" hidden><h2 id="h-work">Work since the start</h2>
       <table><tr><td></td><th scope="col" class="at">Adds</th><th scope="col" class="at">Bulks</th></tr>
-      <tbody id="work"></tbody></table><p id="disk" class="small mute"></p></section>
+      <tbody id="work"></tbody></table></section>
     <section aria-labelledby="h-note"><h2 id="h-note">Checkpoint</h2><pre id="checkpoint">–</pre>
       <div class="row small mute">Verifier key <button type="button" class="plain" id="copy">Copy</button></div>
       <pre id="vkey">–</pre></section>
@@ -3719,16 +3791,19 @@ async function get(path) {
 }
 
 // --- What is checked: RFC 9162 section 2.1.3.2, C2SP signed-note, tlog-checkpoint, tlog-cosignature, tlog-proof
-const bytes = text => new TextEncoder().encode(text), hashed = data => crypto.subtle.digest("SHA-256", data);
+const bytes = text => new TextEncoder().encode(text), subtle = crypto.subtle ?? {digest: async () => {
+  throw Error("browsers hash and verify only on pages that come by https or from localhost"); }};
+const hashed = async data => new Uint8Array(await subtle.digest("SHA-256", data));
 const hex = data => Array.from(data, byte => (byte + 256).toString(16).slice(1)).join("");
-const sha256 = async (...parts) => new Uint8Array(await hashed(Uint8Array.from(parts.flatMap(part => [...part]))));
+const sha256 = (...parts) => hashed(Uint8Array.from(parts.flatMap(part => [...part])));
 function unbase64(text, length) {
-  const data = Uint8Array.from(atob(text), c => c.charCodeAt());
+  const sound = /^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}(==|[A-Za-z0-9+/]=))?$/.test(text);
+  const data = Uint8Array.from(atob(sound ? text : ""), c => c.charCodeAt());
   must(btoa(String.fromCharCode(...data)) === text && data.length === (length ?? data.length), `not base64: ${text}`);
   return data;
 }
 function decimal(text) {
-  must(/^(0|[1-9][0-9]{0,18})$/.test(text), `not a decimal: ${text}`);
+  must(/^(0|[1-9][0-9]{0,18})$/.test(text) && BigInt(text) < 1n << 63n, `not a decimal: ${text}`);
   return BigInt(text);
 }
 function encodeEntry({filename, checksum, publisher}) {
@@ -3769,19 +3844,19 @@ function parseProof(text) {
     signed, origin, size: decimal(size), root: unbase64(root, 32), signatures};
 }
 async function parseKey(vkey, type) {
-  const [, name, id, value] = /^([^\s+]+)\+([0-9a-f]{8})\+(\S+)$/.exec(vkey.trim()) ?? [];
-  must(name, `not a verifier key: ${vkey}`);
-  const data = unbase64(value), key = data.slice(1);
+  const [, name, id, value] = /^([^\s\x85+\x00-\x1f]+)\+([0-9a-f]{8})\+(\S+)$/.exec(vkey) ?? [];
+  must(name && bytes(name).length <= 255, `not a verifier key: ${vkey}`);
+  const data = unbase64(value), [kind] = data, key = data.slice(1), pq = type === 4 && kind === 6;
   const keyId = async kind => hex((await sha256(bytes(name + "\n"), [kind], key)).slice(0, 4));
-  must(await keyId(data[0]) === id, `the key ID ${id} of ${name} is not that of its name and key`);
-  // A witness's key may be written with type 1; what it verifies are cosignatures, of type 4.
-  must(key.length === 32 && (data[0] === 1 || data[0] === type), `not an Ed25519 key for this: ${vkey}`);
-  return {name, key, by: `${name}+${await keyId(type)}`};
+  must(await keyId(kind) === id, `the key ID ${id} of ${name} is not that of its name and key`);
+  // A witness's key may be written with type 1; what it verifies are cosignatures, of type 4. ML-DSA never counts.
+  must(key.length === (pq ? 1312 : 32) && (kind === 1 || kind === type || pq), `not a key for this: ${vkey}`);
+  return {name, key, by: `${name}+${pq ? `${id} (ML-DSA-44)` : await keyId(type)}`};
 }
 async function isSigned(key, signature, message) {  // null: this browser can't tell
   try {
-    const imported = await crypto.subtle.importKey("raw", key, {name: "Ed25519"}, false, ["verify"]);
-    return await crypto.subtle.verify("Ed25519", imported, signature, bytes(message));
+    const imported = await subtle.importKey("raw", key, {name: "Ed25519"}, false, ["verify"]);
+    return await subtle.verify("Ed25519", imported, signature, bytes(message));
   } catch (error) { return error.name === "NotSupportedError" ? null : false; }
 }
 async function isCosigned(key, data, signed) {  // whether, and what to say of it
@@ -3791,12 +3866,63 @@ async function isCosigned(key, data, signed) {  // whether, and what to say of i
   const says = mark ? "cosigned at" : mark === null ? "not checked, of" : "false, of";
   return [mark, `${says} ${isNaN(at) ? time : at.toJSON()}`];
 }
-const all = marks => !marks.length || marks.includes(false) ? false : marks.includes(null) ? null : true;
+const all = marks => !marks.length ? undefined : marks.includes(false) ? false : marks.includes(null) ? null : true;
 
-async function check(entry, asked, proof, vkey, vkeys, add) {  // adds a mark, a claim and the values for each step
+// --- Whom to trust: a policy (C2SP tlog-policy), read as strictly as parse_policy of btlog.py does, or pinned keys
+async function trust(keys, vkey, type) {
+  const key = await parseKey(vkey, type);
+  must(!keys.some(other => hex(other.key) === hex(key.key)), `the same key twice: ${vkey}`);
+  keys.push(key);
+  return key;
+}
+function quorumOf(word, members) {
+  const n = members.length, k = word === "any" ? 1 : word === "all" ? n : Number(decimal(word));
+  const depth = 1 + Math.max(0, ...members.map(member => member.depth ?? 0));
+  must(k >= 1 && k <= n, `${k} of ${n} can't be asked for`); must(depth <= 100, "more than 100 groups within groups");
+  return {k, members, depth};
+}
+const NOBODY = {k: 0, members: []}, isPolicy = text => /\s/.test(text.trim());  // a verifier key has no space
+const met = ({k, members}, held) => members.filter(m => m.members ? met(m, held) : held.includes(m)).length >= k;
+async function parsePolicy(text) {
+  const policy = {logs: [], witnesses: []}, names = new Map([["none", NOBODY]]), grouped = new Set(["none"]);
+  const named = name => { must(names.has(name), `no line above defines ${name}`); return names.get(name); };
+  const define = (name, value) => { must(!names.has(name), `the name ${name} is taken`); names.set(name, value); };
+  must(/^[\t\n\x20-\x7e\x80-\uffff]*$/.test(text) && bytes(text).length <= 1e6, "a control character, or too long");
+  must(text.endsWith("\n"), "the policy's last line has no line break: was it cut off?");
+  for (const [i, line] of text.split("\n").entries()) {
+    const [word = "#", ...words] = line.split(/[ \t]+/).filter(Boolean), n = words.length, [name, k, ...more] = words;
+    try {
+      if (word.startsWith("#")) continue;
+      if (word === "log" && (n === 1 || n === 2)) await trust(policy.logs, name, 1);
+      else if (word === "witness" && (n === 2 || n === 3)) define(name, await trust(policy.witnesses, k, 4));
+      else if (word === "group" && n >= 3) {
+        must(new Set(more).size === more.length && !more.some(member => grouped.has(member)), "a member of two groups");
+        more.forEach(member => grouped.add(member)); define(name, quorumOf(k, more.map(named)));
+      } else if (word === "quorum" && n === 1) {
+        must(!policy.quorum, "a second quorum line");
+        const chosen = named(name);
+        policy.quorum = chosen.members ? chosen : quorumOf("all", [chosen]);
+      } else throw Error("not a log, witness, group or quorum line");
+    } catch (error) { throw Error(`line ${i + 1} of the policy: ${error.message}`); }
+  }
+  must(policy.quorum, "the policy has no quorum line (“quorum none” asks for no witness)");
+  must(policy.logs.length, "the policy has no log line");
+  return policy;
+}
+async function readPins({key, witnesses, k}) {
+  if (isPolicy(key)) return parsePolicy(key);
+  const policy = {logs: [], witnesses: []}, lines = witnesses.split("\n").map(line => line.trim()).filter(Boolean);
+  await trust(policy.logs, key.trim(), 1);
+  for (const line of lines) await trust(policy.witnesses, line, 4);
+  return {...policy, quorum: lines.length || k ? quorumOf(k || "all", policy.witnesses) : NOBODY};
+}
+
+// --- A verdict: `add` takes a mark, a claim and the values for each step
+async function check(entry, asked, proof, policy, add) {
   const {index, size, root, signed, origin, signatures, extra} = proof, text = encodeEntry(entry);
   const leaf = await sha256([0], bytes(text)), own = hex(extra ?? bytes(text)) === hex(bytes(text));
-  const by = key => signatures.filter(signature => signature.by === key.by);
+  const results = (keys, test) => Promise.all(keys.map(async key => [key, await Promise.all(
+    signatures.filter(({by}) => by === key.by).map(({data}) => test(key.key, data, signed)))]));
   add(own && entry[asked.name] === asked.value && index === BigInt(entry.index),
     "The entry is what was asked for, and what the proof is about", {"entry": text,
     ...(own ? {} : {"entry in the proof": new TextDecoder().decode(extra)}), "index in the answer": entry.index,
@@ -3805,100 +3931,160 @@ async function check(entry, asked, proof, vkey, vkeys, add) {  // adds a mark, a
   add(hex(top) === hex(root), `Its path leads to the root of the tree of ${number(size)} entries`, {
     "path": `${proof.path.length} hashes up from entry ${index}`, "root computed": hex(top),
     "root in the checkpoint": hex(root)});
-  const log = await parseKey(vkey, 1), marks = by(log).map(({data}) => isSigned(log.key, data, signed));
-  add(log.name === origin && all(await Promise.all(marks)), "The log's key has signed this root",
-    {"key": log.by, "origin in the checkpoint": origin, "signatures": signatures.map(s => s.by).join("\n")});
-  const rows = {}, seen = [];
-  for (const {by} of signatures) if (by !== log.by) rows[by] = "unknown key";
-  for (const key of await Promise.all(vkeys.map(line => parseKey(line, 4)))) {
-    const results = await Promise.all(by(key).map(({data}) => isCosigned(key.key, data, signed)));
-    rows[key.by] = results.map(([, says]) => says).join("\n") || "has not cosigned";
-    seen.push(all(results.map(([mark]) => mark)));
-  }
-  const claim = vkeys.length ? "Your witnesses have cosigned it" : "Witnesses: you gave no key";
-  add(vkeys.length ? all(seen) : null, claim, rows);
+  const logs = (await results(policy.logs, isSigned)).map(([{name}, marks]) => [name === origin, all(marks)]);
+  const by = all(logs.filter(([named, mark]) => named && mark !== undefined).map(([, mark]) => mark));
+  const log = by === undefined || logs.some(([, mark]) => mark === false) ? false : by;
+  add(log, "The log's key has signed this root", {"key": policy.logs.map(key => key.by).join("\n"),
+    "origin in the checkpoint": origin, "signatures": signatures.map(s => s.by).join("\n")});
+  const rows = {}, held = [], {k, members} = policy.quorum;
+  for (const {by} of signatures) if (!policy.logs.some(key => key.by === by)) rows[by] = "unknown key";
+  const marks = (await results(policy.witnesses, isCosigned)).map(([key, cosigned]) => {
+    const mark = all(cosigned.map(([mark]) => mark));
+    rows[key.by] = cosigned.map(([, says]) => says).join("\n") || "has not cosigned";
+    if (mark) held.push(key);
+    return mark;
+  });
+  const wrong = marks.includes(false), unknown = !k || marks.includes(null), enough = met(policy.quorum, held);
+  add(wrong ? false : unknown ? null : enough || "short", wrong ? "The cosignatures are true" : k ?
+    "Enough of your witnesses have cosigned it" : "Witnesses: you ask for none", rows);
+  const n = members.filter(member => held.includes(member)).length;
+  return {log, cosigned: held.length ? `, cosigned by ${held.length} of your ${policy.witnesses.length} witnesses` : "",
+    short: !enough && (members.some(member => member.members) ? "too few for your policy have cosigned" : n ?
+      `only ${n} of the ${k} witnesses that you ask for have cosigned` : "none of your witnesses has cosigned")};
 }
-async function verify(entry, asked, steps, verdict) {
-  const marks = [], add = (mark, claim, rows = {}) => {
-    const [sign, kind, label] = mark ? ["✓", "good", "holds"] : mark === null ? ["–", "mute", "not checked"] :
-      ["✗", "bad", "does not hold"], shown = el("span", kind, sign), list = el("dl", "");
+async function loggedThere({extra, index, size, root, path}) {  // the checksum of the entry that a proof does fit
+  for (const give of [() => extra, async () => bytes(encodeEntry(JSON.parse(await get(`/entry/${index}`))))]) try {
+    const entry = await give();
+    if (hex(await climb(await sha256([0], entry), index, size, path)) === hex(root))
+      return new TextDecoder().decode(entry).split("\n")[1];
+  } catch { /* it does not fit, either */ }
+}
+async function verify(entry, asked, {verdict, more, steps, fold}) {
+  const marks = [], failed = [], add = (mark, claim, rows = {}) => {
+    const [sign, kind, label] = {true: ["✓", "good", "holds"], null: ["–", "mute", "not checked"],
+      short: ["!", "warn", "not yet"], false: ["✗", "bad", "does not hold"]}[mark];
+    const shown = el("span", kind, sign), list = el("dl", "");
     shown.role = "img"; shown.ariaLabel = label; marks.push(mark);
+    if (mark === false) failed.push(claim);
     for (const [name, value] of Object.entries(rows)) list.append(el("dt", "", name), el("dd", "", value));
-    const title = el("strong", mark === false ? "bad" : "", mark ? claim : `${claim}: ${label}`);
+    const title = el("strong", mark === false ? "bad" : "", mark === true ? claim : `${claim}: ${label}`);
     steps.append(el("li", "", shown, el("div", "", title, list)));
   };
-  const say = (kind, text) => {
-    verdict.className = `verdict ${{refused: "bad", verified: "good"}[kind] ?? "warn"}`;
-    verdict.textContent = visible(text); verdict.dataset.verdict = kind;
+  const differs = asked.sum && asked.sum !== entry.checksum && "The log has another checksum for this name: logged " +
+    `${entry.checksum}, your file ${asked.sum}. It may have been changed: don't use it.`;
+  const say = (kind, text, reason) => {
+    verdict.className = `verdict ${{"": "mute", refused: "bad", verified: "good", consistent: "calm"}[kind] ?? "warn"}`;
+    verdict.textContent = visible(text); more.className = differs ? "small bad" : "small";
+    more.textContent = visible([differs, reason].filter(Boolean).join(" "));
+    verdict.dataset.verdict = kind; fold.open = kind === "refused";
   };
   steps.replaceChildren(); say("", "Checking …");
-  if (!globalThis.crypto?.subtle) return say("unchecked", "Not verified: browsers can do that only on pages that " +
-    "come by https or from localhost. Use python btlog.py verify.");
-  const keys = $("trusted").value.split("\n").filter(line => line.trim());
-  const key = $("key").value.trim(), mine = key === pinned;
-  let proof;
+  let proof, policy, found;
   try {
-    must(Number.isSafeInteger(entry.index) && entry.index >= 0, "an index that is none");
+    policy = await readPins({...pins, key: pins.key || served});
+    must(Number.isSafeInteger(entry.index) && entry.index >= 0, "the answer has no index");
     proof = await get(`/entry/${entry.index}/proof`);
-  } catch (error) { return say("unchecked", `Not verified, for want of a proof: ${error.message}`); }
-  try { await check(entry, asked, proof = parseProof(proof), key, keys, add); }
+  } catch (error) { return say("unchecked", `Not verified: ${error.message}.`, "It takes a key and a proof."); }
+  try { found = await check(entry, asked, proof = parseProof(proof), policy, add); }
   catch (error) { add(false, `The check ended early (${error.message}). What should be proved`); }
-  if (marks.includes(false))
-    return say("refused", "Refused: this does not prove that the file is logged. Don't trust it.");
-  const what = `it is entry ${number(entry.index)} of the ${number(proof.size)} that ${proof.origin} has signed`;
-  if (marks[2] === null) say("unchecked", "Not verified: this browser has no Ed25519. Use python btlog.py verify.");
-  else if (!mine) say("consistent", `Consistent: ${what}, by a key that you have not pinned. Pin the one you trust.`);
-  else say("verified", `Verified: ${what}` + (keys.length ? `, cosigned by ${keys.length} of your witnesses.` : "."));
+  if (marks.includes(false)) {
+    const there = marks.slice(0, 2).includes(false) && proof.path && await loggedThere(proof);
+    return say("refused", "Refused: this does not prove that the file is logged. Don't trust it.",
+      there && there !== entry.checksum ? "The file or its entry may have been changed: this answer has " +
+      `${entry.checksum}, ${found?.log ? "the log has" : "the proof is of"} ${there}` :
+      `What does not hold: ${failed.join("; ")}.`);
+  }
+  const whose = asked.sum ? "your file" : `a file ${asked.name === "filename" ? "of this name" : "with this checksum"}`;
+  const what = `${whose} is entry ${number(entry.index)} of the ${number(proof.size)} that ${proof.origin} has signed`;
+  const hint = asked.sum ? entry.filename === asked.file ? "" : `The log has your file as ${entry.filename}.` :
+    asked.name === "filename" ? "Is its checksum, below, that of your file? Drop the file here to compare." : "";
+  if (differs) say("refused", "Refused: your file is not the one that is logged.");
+  else if (found.log === null) say("unchecked", "Not verified: this browser has no Ed25519.", "Use btlog.py verify.");
+  else if (found.short) say("short", `Not verified: ${found.short}.`, `No check has failed: ${what}. Ask again later.`);
+  else if (pins.key) say("verified", `Verified: ${what}${found.cosigned}.`, hint);
+  else say("consistent", `Consistent: ${whose} is entry ${number(entry.index)}, by this server's own key.`,
+    "That is no proof yet: pin a key of the log that you got elsewhere, and a forged log can't pass for it. " + hint);
 }
 
-// --- The keys, and the search for what stands behind # in the address
+// --- The keys, and the search for what stands behind # in the address, or for a file
 const stored = name => { try { return localStorage.getItem(name) ?? ""; } catch { return ""; } };
 // Kept by the address of the server, not by the name of the log: that the server could change to be trusted again.
-let pinned = stored("key"), served = "", searches = 0, shown = 0, busy = false, timer;
+let pins = {key: stored("key"), witnesses: stored("witnesses"), k: stored("k")}, dropped = null;
+let served = "", searches = 0, shown = 0, busy = false, timer;
 function showKeys() {
-  const differs = pinned && pinned !== served;
-  $("key").value = pinned || served;
-  put("whose", pinned ? "the key that you pinned" : "the key that this server gives");
-  put("remark", differs ? `The server gives another: ${served || "no key"}` : pinned ? "The server gives it, too." :
-    "This key is from the server itself: it can show no more than that its answers go together. Paste the one that " +
-    "you got elsewhere, and trust.", `small ${differs ? "bad" : "mute"}`);
+  const {key, witnesses, k} = pins, differs = key && !(served && key.includes(served));
+  $("key").value = key || served; $("trusted").value = witnesses; $("k").value = k; $("key").oninput();
+  put("whose", key ? `the ${isPolicy(key) ? "policy" : "key"} that you pinned` : "the key that this server gives");
+  put("remark", differs ? `The server gives another key: ${served || "none"}` : key ? "The server gives it, too." :
+    "This key is from the server itself: it shows no more than that its answers go together. Paste the one that you " +
+    "got elsewhere, and trust.", `small ${differs ? "bad" : "mute"}`);
 }
-function pin(key, witnesses) {
-  try { localStorage.setItem("key", key); localStorage.setItem("witnesses", witnesses); } catch { /* not for long */ }
-  pinned = key; $("trusted").value = witnesses; showKeys(); search();
+function pin(key, witnesses = "", k = "") {
+  pins = {key, witnesses, k};
+  try { for (const name in pins) localStorage.setItem(name, pins[name]); } catch { /* not for long */ }
+  showKeys(); search();
 }
 function showEntry(entry, asked) {
-  const steps = el("ol", "steps"), verdict = el("p", "verdict"), link = el("a", "small", "Download the proof");
-  const form = el("form", "", el("button", "plain", "Verify"), link), {publisher} = entry;
-  const run = () => verify(entry, asked, steps, verdict);
+  const steps = el("ol", "steps"), verdict = el("p", "verdict"), more = el("p", "small"), {publisher} = entry;
+  const fold = el("details", "fold", el("summary", "", "The steps of this check"), steps);
+  const link = el("a", "small", "Download the proof"), form = el("form", "", el("button", "plain", "Verify"), link);
+  const run = () => verify(entry, asked, {verdict, more, steps, fold});
   const from = publisher ? `published by ${publisher.subject} (${publisher.issuer})` : "without a publisher";
   link.href = `/entry/${Number(entry.index)}/proof`; link.download = `${entry.filename}.tlog-proof`;
   form.onsubmit = event => { event.preventDefault(); run(); };
   verdict.role = "status";
-  $("results").append(el("article", "", el("h3", "", entry.filename), el("p", "mono", entry.checksum),
-    el("p", "small mute", `Entry ${number(entry.index)}, ${from}`), form, steps, verdict));
+  $("results").append(el("article", "", verdict, more, el("h3", "", entry.filename), el("p", "mono", entry.checksum),
+    el("p", "small mute", `Entry ${number(entry.index)}, ${from}`), form, fold));
   return run;
 }
+async function lookUp(name, value) {
+  const {entries} = JSON.parse(await get(`/entries?${name}=${encodeURIComponent(value)}`));
+  must(Array.isArray(entries) && entries.every(entry => entry instanceof Object), "not a list of entries");
+  return entries;
+}
 async function search() {
-  const mine = ++searches;
-  let value = location.hash.slice(1), entries;
+  const mine = ++searches, file = dropped;
+  let value = location.hash.slice(1), entries, others = [];
   try { value = decodeURIComponent(value); } catch { /* it is meant as it stands */ }
+  if (file) value = file.sum;
   const sum = /^(sha256:)?[0-9a-f]{64}$/i.test(value), lower = value.slice(-64).toLowerCase();
-  const asked = sum ? {name: "checksum", value: `sha256:${lower}`} : {name: "filename", value};
-  $("query").value = value; $("results").replaceChildren(); put("found", value && "Asking the log …", "");
+  const asked = {...file, ...(sum ? {name: "checksum", value: `sha256:${lower}`} : {name: "filename", value})};
+  $("query").value = file ? "" : value; $("results").replaceChildren(); put("found", value && "Asking the log …", "");
   if (!value) return;
   try {
-    entries = JSON.parse(await get(`/entries?${asked.name}=${encodeURIComponent(asked.value)}`)).entries;
-    must(Array.isArray(entries) && entries.every(entry => entry instanceof Object), "not a list of entries");
+    entries = await lookUp(asked.name, asked.value);
+    if (file) others = (await lookUp("filename", file.file)).filter(entry => entry.checksum !== file.sum);
   } catch (error) { entries = error; }
   if (mine !== searches) return;  // another one was begun
   if (entries instanceof Error) return put("found", `The log has no answer: ${entries.message}`, "bad");
-  if (!entries.length) return put("found", "Not logged, says this server, which it can't prove.", "warn");
-  const sums = new Set(entries.map(entry => entry.checksum)).size, times = entries.length;
-  put("found", `This server knows ${times > 1 ? `${number(times)} entries` : "one entry"}` + (sums > 1 ?
-    " with different checksums. Which is that of your file?" : `. Is this your file's ${sum ? "name" : "checksum"}?`),
-    sums > 1 ? "warn" : "");
-  for (const run of entries.map(entry => showEntry(entry, asked)).slice(0, 3)) run();
+  const found = [...others, ...entries], {length} = found;
+  const [says, kind] = !length ? [(file ? `Neither the name nor the checksum of your file is logged: ${file.file}, ` +
+    `${file.sum}.` : sum ? "No file with this checksum is logged. Is it the SHA-256 of the whole file?" :
+    "No file of exactly this name is logged. Try the file's full name, its checksum, or drop the file here.") +
+    " The server says so, and can't prove it.", "warn"] :
+    others.length ? ["", ""] : file && !found.some(entry => entry.filename === file.file) ?
+      [`The log knows your file under another name: ${found[0].filename}`, "warn"] :
+    new Set(found.map(entry => entry.checksum)).size > 1 ? [`${number(length)} entries with different ` +
+      "checksums. Which is that of your file?", "warn"] : [length > 1 ? `${number(length)} entries are here.` : "", ""];
+  put("found", says, kind);
+  const byName = {...file, name: "filename", value: file?.file};
+  const runs = found.map(entry => showEntry(entry, others.includes(entry) ? byName : asked));
+  for (const run of runs.slice(0, 3)) run();
+}
+async function take([file]) {  // hashes a file, and asks for its checksum and its name
+  if (!file) return;
+  const mine = ++searches, {name, size} = file;
+  history.replaceState(null, "", location.pathname);  // the address is not that of another search
+  dropped = null; $("query").value = ""; $("results").replaceChildren(); put("found", `Hashing ${name} …`, "");
+  $("find").scrollIntoView({block: "nearest"});
+  try {
+    must(size <= 2 ** 30, "it has more than 1 GiB");
+    const sum = `sha256:${hex(await hashed(await file.arrayBuffer()))}`;
+    if (mine === searches) { dropped = {file: name, sum}; search(); }
+  } catch (error) {
+    if (mine === searches)
+      put("found", `This page can't hash ${name}: ${error.message}. Search for what sha256sum says of it.`, "bad");
+  }
 }
 
 // --- The state of the log
@@ -3933,13 +4119,18 @@ async function show(status) {
     `small ${trouble ? "bad" : available ? "good" : "warn"}`);
   put("size", available ? number(size) : "–"); put("root", checkpoint.root_hash ?? "–");
   put("checkpoint", checkpoint.raw_checkpoint?.trim() ?? "–");
-  put("next", !available ? "Nothing is published yet: are the witnesses up, and do they know the key below?" :
-    size ? "" : `The log is empty. A first entry: python btlog.py add FILE --log-url ${location.origin}`);
+  const begun = available && size > 0, work = [status.latency, status.bulk_latency];
+  $("next").hidden = begun; $("tree").hidden = $("recent").hidden = !begun;
+  put("h-next", available ? "This log is empty" : "Nothing is published yet");
+  put("how", !available ? "Are the witnesses up, and do they know the verifier key below?" : read_only ?
+    "What is added to it will be shown here." : "Log its first file from a terminal, and it will be shown here:");
+  put("first", available && !read_only ? `python btlog.py add FILE --log-url ${location.origin}` : "");
   $("witnesses").replaceChildren(...witnesses.map(witness => showWitness(witness, now)));
   if (!witnesses.length) $("witnesses").append(el("li", "small mute", read_only ? "The writing process asks them." :
     "None: nobody else sees to it that the log shows the same tree to everybody."));
+  $("since").hidden = !work.some(numbers => numbers?.count || numbers?.failures);
   $("work").replaceChildren(...WORK.map(([title, name, format]) => el("tr", "", el("th", "", title),
-    ...[status.latency, status.bulk_latency].map(numbers => el("td", "", format(numbers?.[name]))))));
+    ...work.map(numbers => el("td", "", format === number || numbers?.count ? format(numbers?.[name]) : "–")))));
   put("disk", disk && `On disk: ${(disk.bytes / 1e6).toFixed(1)} MB in ${number(disk.files)} files`);
   if (size < shown) { shown = 0; $("newest").replaceChildren(); }
   const from = Math.max(shown, size - 10), rows = Array.from({length: size - from}, (_, i) => newest(size - 1 - i));
@@ -3958,19 +4149,34 @@ async function poll() {
   if (!document.hidden) timer = setTimeout(poll, 5000);
 }
 $("find").onsubmit = event => {
-  event.preventDefault();
+  event.preventDefault(); dropped = null;
   const hash = `#${encodeURIComponent($("query").value.trim())}`;
   if (location.hash === hash) search(); else location.hash = hash;
 };
-$("pin").onsubmit = event => { event.preventDefault(); pin($("key").value.trim(), $("trusted").value.trim()); };
-$("forget").onclick = () => pin("", "");
+$("key").oninput = () => { $("simple").hidden = isPolicy($("key").value); };
+$("pin").onsubmit = event => {
+  event.preventDefault();
+  const text = $("key").value, key = isPolicy(text) ? text : text.trim();
+  const [witnesses, k] = isPolicy(text) ? ["", ""] : [$("trusted").value.trim(), $("k").value];
+  readPins({key, witnesses, k}).then(() => pin(key, witnesses, k),
+    error => put("remark", `Not pinned: ${error.message}`, "small bad"));
+};
+$("forget").onclick = () => pin("");
+$("file").onchange = ({target}) => { take(target.files); target.value = ""; };
+const hasFile = event => event.dataTransfer?.types.includes("Files");
+document.ondragover = event => { if (hasFile(event)) { event.preventDefault(); $("drop").className = "over"; } };
+document.ondragleave = event => { if (!event.relatedTarget) $("drop").className = ""; };
+document.ondrop = event => {
+  $("drop").className = "";
+  if (hasFile(event)) { event.preventDefault(); take(event.dataTransfer.files); }
+};
 $("copy").onclick = () => {  // navigator.clipboard is there only where WebCrypto is
   getSelection().selectAllChildren($("vkey"));
   put("copy", document.execCommand("copy") ? "Copied" : "Selected");
 };
 document.onvisibilitychange = () => document.hidden || poll();
-onhashchange = search;
-put("url", location.origin); $("trusted").value = stored("witnesses");
+onhashchange = () => { dropped = null; search(); };
+put("url", location.origin);
 get("/.well-known/public-key").then(text => { served = text.trim(); }, () => {}).then(showKeys).then(search);
 poll();
 </script>
@@ -3987,6 +4193,7 @@ class LogServer:
     def __init__(self, log: Log, token: str | None = None, max_bulk: int = 50_000, read_only: bool = False) -> None:
         self.log, self._token, self._max_bulk, self._read_only = log, token, max_bulk, read_only
         self.adds, self.bulks, self.results = Latency(), Latency(), Counter[str]()
+        self.bulk_timeout: float | None = None  # seconds, if not those of an add
         self._cache = Cache(32 << 20, lambda response: len(response.body) + 600)
         self._gets: dict[str, Callable[[Request], Response]] = {
             "/checkpoint": self._get_checkpoint,
@@ -4090,7 +4297,7 @@ class LogServer:
             published = self.log.published
         else:
             try:
-                submission = await self.log.submit(Submission(entries, prove=False))
+                submission = await self.log.submit(Submission(entries, prove=False), self.bulk_timeout)
             except Error as error:
                 self.bulks.add(0, 0, len(entries))
                 self._count(error, len(entries))
@@ -4323,6 +4530,10 @@ class Witness:
             self.trouble = ""
         if self.trouble:
             raise Unavailable(f"the witness can't cosign: {self.trouble}")
+        [(seconds,)] = self.store.database.read("SELECT max(seconds) FROM log")
+        if (seconds or 0) > self._clock() + MAX_SKEW:
+            raise Unavailable(f"the witness has cosigned at {utc(seconds)}, which is ahead of its clock: since times "
+                              "never fall, cosignatures say so until then. Set the clock, or begin anew with a new key")
 
     def _process(self) -> None:
         batch, self._waiting = self._waiting, []
@@ -4717,7 +4928,7 @@ class Monitor:
         self._key = policy.logs[0]
         self.conditions: list[Finding] = []
         if (key := store.key()) is None:
-            store.found(self._key, None)
+            store.create_log(self._key, None)
         elif key != self._key:
             raise Malformed(f"{store.folder} mirrors the log {encode_vkey(key)}, not {encode_vkey(self._key)}")
         for kind in ("signed", "target"):
@@ -4983,23 +5194,34 @@ def read_signer(path: str) -> Signer:
         raise Malformed(f"{path}: {error}") from None
 
 
+def write_draft(path: Path, data: bytes, mode: int = 0o666, sync: bool = True) -> Path:
+    """A new file beside `path` with these bytes, on disk unless it need not `sync`; never through somebody's link."""
+    draft = path.with_name(f".{path.name[:200]}.{os.getpid()}.new")
+    draft.unlink(missing_ok=True)
+    with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode), "wb") as stream:
+        stream.write(data)
+        stream.flush()
+        if sync:
+            os.fsync(stream.fileno())
+    return draft
+
+
+def remove_draft(path: Path) -> None:
+    with contextlib.suppress(OSError):  # on a read-only file system it fails even where nothing is there
+        path.with_name(f".{path.name[:200]}.{os.getpid()}.new").unlink(missing_ok=True)
+
+
 def write_new(path: Path, data: bytes, mode: int = 0o644) -> None:
     """Makes a file that was not there, whole or not at all, with its mode before a byte is in it."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
-        with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.link(draft, path)
+        os.link(write_draft(path, data, mode), path)
         sync_folder(path.parent)
     except FileExistsError:
         raise Malformed(f"{path} exists, and keys are never overwritten: move it away first") from None
     except OSError as error:
         raise Malformed(f"can't write {path}: {error.strerror}") from None
     finally:
-        with contextlib.suppress(OSError):  # on a read-only file system it fails even where nothing is there
-            draft.unlink(missing_ok=True)
+        remove_draft(path)
 
 
 def make_folder(folder: Path) -> None:
@@ -5009,22 +5231,19 @@ def make_folder(folder: Path) -> None:
         raise Unavailable(f"can't make {folder}: {error.strerror}") from None
 
 
-def write_over(path: Path, data: bytes, sync: bool = True) -> None:
-    """Writes a file so that it is the old or the new one, whatever happens; unless it need not `sync`, on disk."""
-    draft = path.with_name(f".{os.getpid()}.new")
+def replace_file(path: Path, data: bytes, sync: bool = True, name: bool = True) -> None:
+    """Writes a file so that it is the old or the new one, whatever happens.
+
+    If it is to `sync`, its bytes are on disk then; and so is its `name`, for which the folder is synced.
+    """
     try:
-        with open(draft, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            if sync:
-                os.fsync(stream.fileno())
-        draft.replace(path)
-        if sync:
+        write_draft(path, data, sync=sync).replace(path)
+        if sync and name:
             sync_folder(path.parent)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            draft.unlink()
         raise Unavailable(f"can't write {path}: {error.strerror}") from None
+    finally:
+        remove_draft(path)
 
 
 def make_keys(origin: str, private: Path, public: Path) -> Signer:
@@ -5032,8 +5251,10 @@ def make_keys(origin: str, private: Path, public: Path) -> Signer:
     check_name(origin)
     signer = Signer(origin, os.urandom(32))
     vkey = encode_vkey(signer.key)
-    if public.exists():
-        raise Malformed(f"{public} exists, and keys are never overwritten: move it away first")
+    for path in (public, private):
+        if path.exists():
+            raise Malformed(f"{path} exists, and keys are never overwritten: move it away first")
+    replace_file(unused_mark(private), f"{vkey}\n".encode())
     write_new(private, f"{signer.encode()}\n".encode(), 0o600)  # first: a start that ends here goes on from it
     write_new(public, f"{vkey}\n".encode())
     return signer
@@ -5099,16 +5320,22 @@ def cmd_serve(args: argparse.Namespace) -> int:
     if not (is_loopback(args.host) or token or args.read_only or args.open_writes):
         raise Malformed(f"on {args.host} anybody could write: give --write-token-file, --read-only or --open-writes")
     folder, policy = Path(args.storage_dir), Policy(()) if args.read_only else witness_policy(args)
-    if not args.read_only:
-        make_folder(folder)
-    store = LogStore(folder, args.read_only)
-    try:
+    if args.bulk_append_workers is not None:
+        logger.info("--bulk-append-workers has no effect: one sequencer appends a bulk as one batch")
+    with contextlib.ExitStack() as stack:
+        server = Server(args.host, args.port, share_port=args.read_only)  # before anything is made
+        stack.callback(server.close)
+        if not args.read_only:
+            check_begin(folder, args)
+            make_folder(folder)
+        store = stack.enter_context(contextlib.closing(LogStore(folder, args.read_only)))
         signer = None if args.read_only else claim_store(store, args)
         options = LogOptions(args.allow_replacement, args.add_timeout, args.checkpoint_interval, args.witness_timeout,
                              args.republish_interval)
         log = Log(store, signer, policy, options)
         routes = LogServer(log, token, args.bulk_append_max_entries, args.read_only)
-        server = Server(args.host, args.port, routes.answer, share_port=args.read_only)
+        routes.bulk_timeout = args.bulk_append_publish_timeout
+        server.answer = routes.answer
         if signer:
             if store.recovered:
                 sizes = log.signed.tree.size, store.tree("published").size
@@ -5120,8 +5347,28 @@ def cmd_serve(args: argparse.Namespace) -> int:
             return run_server(server, what, log.failed, ending=log.quit)
         finally:
             log.stop()
-    finally:
-        store.close()
+
+
+def check_begin(folder: Path, args: argparse.Namespace) -> None:
+    """Raises Malformed where `serve` would begin a second history of a key by accident, or --new another one."""
+    private = Path(args.private_key) if args.private_key else folder / "private.key"
+    if (folder / "log.sqlite3").exists():
+        if args.new:
+            raise Malformed(f"{folder} holds a log already: leave out --new")
+    elif private.exists() and not (args.new or is_unused(private)):
+        raise Malformed(
+            f"{folder} holds no log, and {private} may have signed for one. Is its folder elsewhere, or not mounted? A "
+            "second history of one key would end the trust in it. Only if this key has signed nothing yet: --new")
+
+
+def unused_mark(private: Path) -> Path:
+    """The file beside a private key, made with it, that says which key has not been used yet."""
+    return private.with_name(f".{private.name}.unused")
+
+
+def is_unused(private: Path) -> bool:
+    mark = unused_mark(private)
+    return mark.exists() and read_line(str(mark)) == encode_vkey(read_signer(str(private)).key)
 
 
 def witness_policy(args: argparse.Namespace) -> Policy:
@@ -5138,14 +5385,17 @@ def witness_policy(args: argparse.Namespace) -> Policy:
 
 def claim_store(store: LogStore, args: argparse.Namespace) -> Signer:
     """The key of this log: the one that it was founded with or, where it is new, that it is founded with now."""
-    known = store.key()
-    private, public = store.folder / "private.key", store.folder / "public.key"
+    known, private, public = store.key(), store.folder / "private.key", store.folder / "public.key"
     if known is None and not args.private_key and not private.exists():
         signer = make_keys(args.origin or default_origin("btlog"), private, public)
         logger.info("made a key pair for the new log %s in %s: keep a copy of private.key", signer.name, store.folder)
     signer = read_pair(args, private, public)
+    try:
+        unused_mark(Path(args.private_key or private)).unlink(missing_ok=True)  # before its first signature
+    except OSError as error:
+        raise Unavailable(f"can't mark the private key as used: {error}") from None
     if known is None:
-        store.found(signer.key, signer.sign(Checkpoint(signer.name, Tree(0, EMPTY_ROOT))))
+        store.create_log(signer.key, signer.sign(Checkpoint(signer.name, Tree(0, EMPTY_ROOT))))
     elif known != signer.key:
         raise Malformed(f"{store.folder} is the log of {encode_vkey(known)}, not of {encode_vkey(signer.key)}")
     return signer
@@ -5183,13 +5433,16 @@ def cmd_witness(args: argparse.Namespace) -> int:
     if database.is_dir():
         raise Malformed(f"{database} is a folder: --database-path is a file")
     private, public = database.with_name("witness-private.key"), database.with_name("witness-public.key")
-    if not args.private_key and not private.exists() and not database.exists():
-        signer = make_keys(args.origin or default_origin("witness"), private, public)
-        logger.info("made a key pair for the new witness %s: keep a copy of %s", signer.name, private)
-    signer = read_pair(args, private, public)
-    new = not database.exists()
-    store = WitnessStore(database)
-    try:
+    with contextlib.ExitStack() as stack:
+        server = Server(args.host, args.port)  # before anything is made
+        stack.callback(server.close)
+        new = is_new(database)
+        if not args.private_key and not private.exists() and new:
+            signer = make_keys(args.origin or default_origin("witness"), private, public)
+            logger.info("made a key pair for the new witness %s: keep a copy of %s", signer.name, private)
+        signer = read_pair(args, private, public)
+        unused_mark(Path(args.private_key or private)).unlink(missing_ok=True)
+        store = stack.enter_context(contextlib.closing(WitnessStore(database)))
         witness = Witness(store, signer)
         witness.register(read_logs(args))
         if new:
@@ -5201,11 +5454,9 @@ def cmd_witness(args: argparse.Namespace) -> int:
             except Error as error:
                 logger.error("SIGHUP: %s", error)
 
-        server = Server(args.host, args.port, WitnessServer(witness).answer)
+        server.answer = WitnessServer(witness).answer
         what = f"serves the witness {encode_vkey(signer.key)} of {len(witness.logs)} logs"
         return run_server(server, what, witness.failed, hangup=register)
-    finally:
-        store.close()
 
 
 def read_logs(args: argparse.Namespace) -> list[VerifierKey]:
@@ -5268,7 +5519,7 @@ def cmd_add(args: argparse.Namespace) -> int:
             try:
                 proof = add_file(writer, path)
                 folder = Path(args.proof_dir) if args.proof_dir else path.parent
-                write_over(folder / f"{path.name}.tlog-proof", encode_proof(proof))
+                replace_file(folder / f"{path.name}.tlog-proof", encode_proof(proof))
                 print(f"{path}: logged at index {proof.index}, proof in {folder / path.name}.tlog-proof")
             except Error as error:
                 logger.error("%s: %s", path, error)
@@ -5778,7 +6029,7 @@ class Requirements:
         else:
             project = (re.match(_PROJECT, line) or [line[:80]])[0]
             self._found.append(self._trouble(
-                f"{where}: {line[:80]!r} is not name==version or name @ URL, with --hash=sha256:… and no other option",
+                f"{where}: {line[:80]!r} is not name==version or name @ URL with --hash=sha256:… and no other option",
                 project))
 
     def _option(self, path: Path, where: str, line: str, constraints: bool) -> None:
@@ -6062,7 +6313,8 @@ def changed(file):
     return base64.urlsafe_b64encode(found).decode().rstrip("=") != file.hash.value
 print(json.dumps([{
     "name": d.metadata["Name"] or "?", "version": d.version or "?", "direct_url": d.read_text("direct_url.json"),
-    "files": sum(bool(f.hash) for f in d.files or ()), "changed": [str(f) for f in d.files or () if f.hash and changed(f)],
+    "files": sum(bool(f.hash) for f in d.files or ()),
+    "changed": [str(f) for f in d.files or () if f.hash and changed(f)],
 } for d in importlib.metadata.distributions()]))
 """
 
@@ -6216,7 +6468,8 @@ def tell_verified(results: list[Verified], skipped: list[Artifact], args: argpar
     if unasked:
         logger.error("%s: %d of %d artifacts could not be checked", unasked[0].error, len(unasked), len(results))
     elif (len(results) > 1 or left) and not args.quiet:
-        also = f"; not looked at, since no log has it: {', '.join(left[:20])}{', …' * (len(left) > 20)}" if left else ""
+        names = ", ".join([*left[:20], *["…"] * (len(left) > 20)])
+        also = f"; not looked at, since no log has it: {names}" if left else ""
         good = sum(result.error is None for result in results)
         logger.info("%d of %d artifacts are logged as they should be%s", good, len(results), also)
     return code
@@ -6238,7 +6491,7 @@ def save_proofs(folder: Path, results: list[Verified]) -> set[int]:
     for result in results:
         if not result.error and result.entry:
             try:
-                write_over(folder / f"{result.entry.filename}.tlog-proof", result.proof)
+                replace_file(folder / f"{result.entry.filename}.tlog-proof", result.proof)
             except Unavailable as error:
                 logger.error("%s", error)
                 codes.add(error.exit_code)
@@ -6408,7 +6661,7 @@ class Reporter:
             folder = self._monitor.store.folder / "evidence" / f"{finding.kind}-{digest}"
             for name, data in {**self._monitor.evidence(finding), "finding.txt": f"{finding.text}\n".encode()}.items():
                 make_folder((folder / name).parent)
-                write_over(folder / name, data, sync=not finding.indices)  # of entries there may be thousands
+                replace_file(folder / name, data, sync=not finding.indices)  # of entries there may be thousands
             self.told = True
             self.say(finding.text, finding.kind, evidence=str(folder))
 
@@ -6558,32 +6811,33 @@ class StaticTree:
         raise Malformed(f"{path} is of a tree of size {old.size} that this log, of size {tree.size}, does not have")
 
     def _write(self, name: str, data: bytes) -> None:
-        path, draft = self._out / name, self._out / ".draft"
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with open(draft, "wb") as stream:
-                stream.write(data)
-                stream.flush()
-                os.fsync(stream.fileno())
-            draft.replace(path)
-        except OSError as error:
-            raise Unavailable(f"can't write {path}: {error.strerror}") from None
-        finally:
-            draft.unlink(missing_ok=True)
+        path = self._out / name
+        make_folder(path.parent)
+        replace_file(path, data, name=False)
         self._folders.update(folder for folder in path.parents if folder.is_relative_to(self._out))
 
     def _remove_partials(self, new: list[tuple[int | None, int, int]]) -> None:
         """Removes partial tiles whose full tile has been there for long enough to be found in their place."""
         # "MAY delete any partial tile once the corresponding full tile is … available"
         listed = self._out / ".partials"
-        folders = set(listed.read_text().split("\n") if listed.exists() else ())
+        folders = set(listed.read_text(errors="replace").split("\n") if listed.exists() else ())
+        folders = {name for name in folders if self._is_partials(name)}
         folders |= {f"{tile_path(level, index)}.p" for level, index, _ in new}
         for name in sorted(folders):
             full = self._out / name.removesuffix(".p")
-            if name and full.exists() and time.time() - full.stat().st_mtime > self.KEPT:
+            if full.exists() and time.time() - full.stat().st_mtime > self.KEPT:
                 shutil.rmtree(self._out / name, ignore_errors=True)  # it may be gone since the last run was killed
                 folders.remove(name)
         self._write(".partials", "\n".join(sorted(folders)).encode())
+
+    def _is_partials(self, name: str) -> bool:
+        """Whether this names a folder of partial tiles within this tree, and not through somebody's link."""
+        try:
+            level, index, width = parse_tile_path(name.removesuffix(".p"))
+        except Malformed:
+            return False
+        place = self._out.resolve() / name
+        return width == 256 and f"{tile_path(level, index)}.p" == name and place.resolve() == place
 
 
 # --- Logging what an index has -------------------------------------------------------------------------------
@@ -6790,12 +7044,16 @@ def _log_command(command: Command) -> None:
     add("--policy", metavar="F", help="a policy file with witnesses, their URLs and the quorum that publishing needs")
     add("--witness-url", metavar="U", help="one witness, in the place of a policy")
     add("--witness-public-key", metavar="F", help="its public key")
-    add("--checkpoint-interval", default=0.2, type=duration, metavar="S", help="seconds between requests to witnesses")
+    add("--checkpoint-interval", default=0.2, type=duration, metavar="S",
+        help="the longest pause between two requests to witnesses, in seconds")
     add("--witness-timeout", default=5.0, type=duration, metavar="S", help="seconds that a witness has to answer")
     add("--republish-interval", default=3600.0, type=duration, metavar="S",
         help="seconds after which an idle log is cosigned anew, 0 for never")
     add("--add-timeout", default=30.0, type=duration, metavar="S", help="seconds after which an add is given up")
     add("--bulk-append-max-entries", default=50_000, type=whole_number, metavar="N", help="lines that a bulk may have")
+    add("--bulk-append-publish-timeout", type=duration, metavar="S", help="seconds after which a bulk is given up")
+    add("--bulk-append-workers", type=whole_number, metavar="N", help="taken for the sake of bt-log; has no effect")
+    add("--new", action="store_true", help="begin a log with a private key that was made elsewhere")
     add("--write-token-file", metavar="F", help="a file with the token that writing needs (Authorization: Bearer)")
     add("--allow-replacement", action="store_true", help="log a filename again with another checksum")
     add("--read-only", action="store_true", help="serve what another process writes; needs no private key")
