@@ -5065,7 +5065,7 @@ class Browser:
         eventually(lambda: self.run("location.protocol === 'http:' && document.body?.className === 'ready'"))
 
     def verdict(self) -> str:
-        """What the page finds in the end: verified, consistent, unchecked or refused; and in which steps."""
+        """What the page finds in the end: verified, consistent, short (of witnesses), unchecked or refused."""
         last = "[...document.querySelectorAll('.verdict')].map(e => e.dataset.verdict).at(-1)"
         return str(eventually(lambda: self.run(last)))
 
@@ -5167,13 +5167,18 @@ def test_page_finds_and_verifies(tmp_path: Path, browser: Browser) -> None:
         assert browser.text(".steps li > span") == "✓|✓|✓|✓"
         assert "cosigned at 20" in browser.text(".steps")
         assert f"publisher {PUBLISHER.issuer} {PUBLISHER.subject}" in browser.text(".steps")
-        # Another log's key, an absent witness, a key that is none
-        for other in (LOG_VKEY, ""), (key, WITNESS_VKEY_4), (key, f"{witness_key}\n{WITNESS_VKEY}"), (key[:-4], ""):
+        # Another log's key is refused. An absent witness, or a key that is none, proves nothing, nor is it false.
+        for other, kind, says in [
+            ((LOG_VKEY, ""), "refused", "Refused: "),
+            ((key, WITNESS_VKEY_4), "short", "Not verified: none of your witnesses has cosigned."),
+            ((key, f"{witness_key}\n{WITNESS_VKEY}"), "short", "Not verified: only 1 of the 2 witnesses"),
+            ((key[:-4], ""), "unchecked", "Not verified: the key ID"),
+        ]:
             browser.run(f"pin({json.dumps(other[0])}, {json.dumps(other[1])})")
-            assert browser.verdict() == "refused", other
-            assert "Refused" in browser.text(".verdict")
+            assert browser.verdict() == kind, other
+            assert says in browser.text(".verdict")
         browser.open(at_hash(url, "nothing-1.0.whl"))
-        assert "Not logged" in eventually(lambda: browser.text("#found.warn"))
+        assert "No file of exactly this name is logged." in eventually(lambda: browser.text("#found.warn"))
         browser.run("isSigned = async () => null; pin('', ''); location.hash = '#signed-1.0.whl'")
         assert browser.verdict() == "unchecked"  # a browser without Ed25519
         assert browser.complaints == []
