@@ -42,6 +42,7 @@ import asyncio
 import base64
 import binascii
 import bisect
+import codecs
 import concurrent.futures
 import contextlib
 import dataclasses
@@ -137,9 +138,13 @@ MAX_ADD_CHECKPOINT = 1 << 16  # the body of a request to a witness, and of its a
 MAX_WITNESSES = 64  # that a log asks: a note with more signatures than MAX_SIGNATURES could not be read
 MAX_EVIDENCE = 1000  # pairs of checkpoints that a witness keeps against a log
 MAX_FINDINGS = 100  # of a kind that a monitor tells one by one, in 16,384 entries
-MAX_HELD = 1 << 24  # of entries that a monitor stores together
-MAX_STEMS = 100_000  # parts of filenames that a monitor remembers to have seen
+MAX_HELD = 1 << 23  # of entries that a monitor stores together
+MAX_STEMS = 50_000  # parts of filenames that a monitor remembers to have seen
 MAX_BAD_TILES = 20  # likewise, with the tiles as evidence
+MAX_KEPT, MAX_KEPT_BYTES = 1000, 1 << 28  # findings whose evidence a monitor keeps, and its bytes in all
+MAX_AHEAD = 1 << 20  # bytes of a bundle that is read ahead; a larger one is read when its turn comes
+MAX_PAGE, MAX_FILES = 56 << 20, 500_000  # bytes of a page of an index, and the files that it may list
+MAX_REDIRECTS = 5  # of a page, within its index
 MAX_COMPARED = 1000  # projects, beside those with new files, that a monitor compares with the index at a time
 
 TEXT, NDJSON, OCTETS = "text/plain; charset=utf-8", "application/x-ndjson", "application/octet-stream"
@@ -1094,15 +1099,64 @@ class Found(Error):
         self.finding = Finding(kind, text, (), evidence)
 
 
+# What installers take: the extensions of pip and of uv, and eggs.
+DISTRIBUTIONS = (".whl", ".zip", ".tar.gz", ".tgz", ".tar", ".tar.bz2", ".tbz", ".tar.xz", ".txz", ".tlz", ".tar.lz",
+                 ".tar.lzma", ".tar.zst", ".tzst", ".egg")
+
+
 def project_of(filename: str) -> str:
     """The normalized name (PEP 503) of the project whose distribution file this is; "" where the name shows none."""
     wheel = filename.endswith((".whl", ".egg"))
     return normalize(filename.partition("-")[0] if wheel else filename.rpartition("-")[0])
 
 
+def url_name(url: str) -> str:
+    """The name of the file at a URL or path, as pip has it: the last part of the path, once that is decoded."""
+    try:
+        return urllib.parse.unquote(urllib.parse.urlsplit(url).path).rstrip("/").rpartition("/")[2]
+    except ValueError:
+        return ""
+
+
 def normalize(project: str) -> str:
     """The name of a project as PEP 503 has it in URLs."""
     return re.sub(r"[-_.]+", "-", project).lower()
+
+
+@functools.lru_cache(4096)
+def _project_pattern(project: str) -> re.Pattern[str]:
+    # Names are ASCII (PEP 508): without the flag, U+212A would be a k. In the name of a wheel, "-" ends the project's.
+    words = [re.escape(word) for word in project.split("-")]
+    wheel, sdist = "[_.]+".join(words), "[-_.]+".join(words)
+    return re.compile(rf"(?ais:{wheel}-.*\.(?:whl|egg)|{sdist}[-_.]+v?[0-9](?!.*\.(?:whl|egg)\Z).*)")
+
+
+def is_of(project: str, filename: str) -> bool:
+    """Whether a distribution with this name is of a project, whose name is normalized."""
+    return _project_pattern(project).fullmatch(filename) is not None
+
+
+@dataclass(frozen=True)
+class WatchTerm:
+    """What somebody looks for: entries of a project; or, with none, those that both regular expressions match."""
+    filename: str = ""
+    checksum: str = ""
+    project: str = ""
+
+    def matches(self, entry: re.Match[str]) -> bool:
+        if self.project:
+            return is_of(self.project, entry[2])
+        return bool(re.search(self.filename, entry[2]) and re.search(self.checksum, entry[1]))
+
+    def key(self) -> str:
+        return json.dumps([self.filename, self.checksum, self.project])
+
+
+def watch_terms(filenames: Sequence[str], checksums: Sequence[str], projects: Iterable[str]) -> tuple[WatchTerm, ...]:
+    """Any of these filenames and any of these checksums, where there are both; or a file of any of these projects."""
+    regexes = itertools.product(filenames or [""], checksums or [""]) if filenames or checksums else ()
+    named = (WatchTerm(project=normalize(project)) for project in projects)
+    return tuple(dict.fromkeys([*(WatchTerm(*pair) for pair in regexes), *named]))
 
 
 _PLAIN = re.compile(rb"(?:pypi-transparency/v1\nsha256:[0-9a-f]{64}\n[!-.0-[\]-~]{1,150}\x00)*")
@@ -1148,17 +1202,41 @@ def replaced(
                 yield Finding("replaced", text, (index, at))
 
 
+def publisher_name(match: re.Match[str]) -> str:
+    """The publisher of an entry, "" for none; of a very long one the beginning, and a hash of all of it."""
+    name = f"{match[3]} {match[4]}" if match[3] else ""
+    return name if len(name) <= 400 else f"{name[:300]}… (sha256:{hashlib.sha256(name.encode()).hexdigest()})"
+
+
+def copies(
+    first: int, matches: Sequence[re.Match[str] | None], stored: Iterable[tuple[int, bytes]]
+) -> set[int]:
+    """The indices of those entries behind `first` whose filename and checksum an earlier entry has."""
+    seen = {data[21:92] + data[92:].partition(b"\npublisher ")[0] for _, data in stored}
+    found = set[int]()
+    for at, match in enumerate(matches, first):
+        if match:
+            key = f"{match[1]}\n{match[2]}".encode()
+            if key in seen:
+                found.add(at)
+            seen.add(key)
+    return found
+
+
 def publishers(
-    first: int, matches: Sequence[re.Match[str] | None], known: dict[str, dict[str, int]]
+    first: int, matches: Sequence[re.Match[str] | None], known: dict[str, dict[str, int]],
+    copied: Collection[int] = (),
 ) -> Iterator[Finding]:
     """Of entries behind `first` those that have another publisher than all earlier ones of their project, or none.
+
+    Those of `copied` that have none say nothing new.
 
     `known` has, by project, the publishers with the index of the first entry of each; "" stands for none, and counts
     only once the project had one. What is new is added to it.
     """
     for at, match in enumerate(matches, first):
-        if match and (match[3] or known):
-            project, publisher = project_of(match[2]), f"{match[3]} {match[4]}" if match[3] else ""
+        if match and (match[3] or known) and (match[3] or at not in copied):
+            project, publisher = project_of(match[2]), publisher_name(match)
             seen = known.get(project, {})
             if project and publisher not in seen and (publisher or seen):
                 if seen:
@@ -1186,6 +1264,17 @@ NO_ROOM = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR
 
 Query = Callable[..., list[Any]]  # an SQL query and its values in, all of its rows out
 Outcome = int | Conflict  # of an entry to be logged: its index, or why it has none
+
+
+class Earlier(int):
+    """The index of an entry of the same file that has a publisher, in the place of one that has none."""
+    entry: bytes
+
+    @classmethod
+    def of(cls, index: int, entry: bytes) -> Earlier:
+        found = cls(index)
+        found.entry = entry
+        return found
 
 
 class Database:
@@ -1344,6 +1433,9 @@ CHECKSUM, FILENAME = 0, 1
 PART = 18
 INSERT_KEYS = "INSERT INTO lookup SELECT value FROM json_each(?) ORDER BY value"
 LOOK_UP = "SELECT lookup.key FROM json_each(?) CROSS JOIN lookup ON lookup.key BETWEEN value AND value + ?"
+LOOK_UP_FIRST = (
+    "SELECT (SELECT lookup.key FROM lookup WHERE lookup.key BETWEEN value AND value + ? ORDER BY lookup.key LIMIT 1) "
+    "FROM json_each(?)")
 
 
 def field_of(kind: int, entry: bytes) -> bytes:
@@ -1481,6 +1573,31 @@ class LogRows:
             entries = self.bundled(n, min(256, size - 256 * n))  # once for all that are in it
             yield from ((index, entries[index % 256]) for index in group)
 
+    def first_entries(self, keys: Iterable[int], names: set[bytes], size: int) -> Iterator[tuple[int, bytes]]:
+        """Of the first `size` entries the first with each of these names, whose first look-up keys in each part are
+        `keys`; and perhaps some more. A name that is logged over and over costs no more than one that is logged twice.
+        """
+        below, collided = (1 << PART) - 1, []
+        firsts = [key for key, in self.query(LOOK_UP_FIRST, below, str(sorted(keys))) if key is not None]
+        places = sorted((key_index(key), key & ~below) for key in firsts if key_index(key) < size)
+        for n, group in itertools.groupby(places, lambda place: place[0] // 256):
+            entries = self.bundled(n, min(256, size - 256 * n))
+            for index, key in group:
+                yield index, entries[index % 256]
+                if field_of(FILENAME, entries[index % 256]) not in names:  # another name has this hash, too
+                    collided.append(key)
+        yield from self.entries(collided, size)
+
+    def look_up_names(self, names: list[bytes], size: int) -> dict[bytes, dict[str, int]]:
+        """Of the first `size` entries those with one of these filenames: by name, indices by checksum."""
+        wanted, found = set(names), dict[bytes, dict[str, int]]()
+        hashes = set(field_hashes(FILENAME, names))
+        keys = [first_key(FILENAME, part, hash_) for part in range((size >> PART) + 1) for hash_ in hashes]
+        for index, entry in self.entries(keys, size):
+            if (name := field_of(FILENAME, entry)) in wanted and len(sums := found.setdefault(name, {})) < MAX_FOUND:
+                sums.setdefault(entry[21:92].decode(errors="replace"), index)
+        return found
+
     def look_up(self, kind: int, value: bytes, size: int) -> list[tuple[int, bytes]]:
         """Of the first `size` entries the first MAX_FOUND, by index, whose checksum or filename is `value`."""
         [hash_] = field_hashes(kind, [value])
@@ -1583,7 +1700,7 @@ class LogStore(LogRows):
     ) -> list[Outcome]:
         """One transaction: `choose` says what of `entries` is appended, and `finish` gets the tree and its new tiles.
 
-        `choose` is called with the size, the entries, their names, and all stored entries that have one of these.
+        `choose` is called with the size, the entries, their names, and what `_known` finds for these.
         """
         full: dict[tuple[int, int, int], Any] = {}
         with self._forgetting(), self.database.transaction() as db:
@@ -1591,7 +1708,7 @@ class LogStore(LogRows):
             old = rows.stored()
             names = [entry[93:].partition(b"\n")[0] for entry in entries]  # field_of, without a call for each
             hashes = field_hashes(FILENAME, names)
-            known = list(rows.entries(self._where(rows, old.size, list(set(hashes))), old.size))
+            known = self._known(rows, self._where(rows, old.size, list(set(hashes))), names, old.size)
             outcomes, fresh = choose(db, old.size, entries, names, known)
             del names, known  # of many entries, some MiB
             if fresh:
@@ -1612,6 +1729,10 @@ class LogStore(LogRows):
             for place, nodes in full.items():
                 cache.put(place, nodes)
         return outcomes
+
+    def _known(self, rows: LogRows, keys: list[int], names: list[bytes], size: int) -> list[tuple[int, bytes]]:
+        """All stored entries that have one of these names, and perhaps some more."""
+        return list(rows.entries(keys, size))
 
     @contextlib.contextmanager
     def _forgetting(self) -> Iterator[None]:
@@ -1691,7 +1812,12 @@ def _deduplicate(
         same_name = known.setdefault(name, [])
         same = next((index for index, other in same_name if other == entry), None)
         other = next((index for index, other in same_name if other[:93] != entry[:93]), None)
-        if same is not None:
+        published = None
+        if b"\n" not in entry[93:]:  # a file that is known with its publisher is not logged again without one
+            published = next((found for found in same_name if found[1].startswith(entry + b"\n")), None)
+        if published:
+            outcomes.append(Earlier.of(*published))
+        elif same is not None:
             outcomes.append(same)
         elif len(same_name) >= MAX_FOUND:
             text = f"{name.decode()} is logged {len(same_name)} times already, first at index {same_name[0][0]}"
@@ -1933,9 +2059,14 @@ class MirrorStore(LogStore):
         """The note of the newest checkpoint that was accepted, whether all of its entries are here yet or not."""
         return self.checkpoint("target") or self.checkpoint("signed")
 
+    def _known(self, rows: LogRows, keys: list[int], names: list[bytes], size: int) -> list[tuple[int, bytes]]:
+        """The first stored entry for each of these names, without its publisher, and perhaps some more."""
+        found = rows.first_entries(keys, set(names), size)
+        return [(index, data[: 93 + MAX_FILENAME].partition(b"\npublisher ")[0]) for index, data in found]
+
     def follow(
         self, entries: list[bytes], target: tuple[Tree, bytes],
-        check: Callable[[Tree, list[Grown]], Iterable[Finding]], wanted: Callable[[re.Match[str]], bool] | None,
+        check: Callable[[Tree, list[Grown]], Iterable[Finding]], wanted: Sequence[WatchTerm],
     ) -> None:
         """Appends all of `entries`, on the way to a tree and its note, and what is found in them.
 
@@ -1949,7 +2080,8 @@ class MirrorStore(LogStore):
             plain, distinct = all_plain(entries), set(names)
             repeated = len(distinct) < len(names) or any(field_of(FILENAME, data) in distinct for _, data in known)
             matches = [] if plain else match_entries(entries)
-            seen = self._publishers(db, names if plain else [match[2].encode() for match in matches if match], plain)
+            good = names if plain else [match[2].encode() for match in matches if match]
+            seen = self._publishers(db, good, matches or (_ENTRY.fullmatch(e.decode()) for e in entries))
             if plain and not (repeated or seen or wanted):
                 return [], entries
             matches = matches or match_entries(entries)
@@ -1958,13 +2090,10 @@ class MirrorStore(LogStore):
                 for at, match in enumerate(matches, size) if not match
             )
             findings.extend(replaced(size, matches, known) if repeated else ())
-            findings.extend(publishers(size, matches, seen))
+            findings.extend(publishers(size, matches, seen, copies(size, matches, known) if repeated else ()))
             rows = [(project, name, at) for project, names in seen.items() for name, at in names.items()]
             db.executemany("INSERT OR REPLACE INTO publisher VALUES (?, ?, ?)", rows)
-            findings.extend(
-                Finding("match", f"{match[2]} with {match[1]} is logged at index {at}", (at,))
-                for at, match in enumerate(matches, size) if wanted and match and wanted(match)
-            )
+            findings.extend(_matches(size, matches, wanted))
             return [], entries
 
         def finish(db: sqlite3.Connection, tree: Tree, grown: list[Grown]) -> None:
@@ -1978,26 +2107,67 @@ class MirrorStore(LogStore):
             else:
                 db.execute(SET, ("stored", tree.size))
                 db.execute("INSERT OR REPLACE INTO checkpoint VALUES ('target', ?)", (target[1],))
-            for f in _bounded(findings):
-                evidence = {name: to_base64(data) for name, data in f.evidence.items()}
-                row = (f.kind, f.text, json.dumps(f.indices), json.dumps(evidence))
-                db.execute("INSERT INTO finding (kind, text, indices, evidence) VALUES (?, ?, ?, ?)", row)
+            self._keep(db, findings)
+            self._searched(db, wanted, tree.size)
 
         self._append(entries, choose, finish)
 
-    def _publishers(self, db: sqlite3.Connection, names: list[bytes], plain: bool) -> dict[str, dict[str, int]]:
-        """Adds the projects of new files; returns the publishers that they had so far, as `publishers` takes them."""
+    @staticmethod
+    def _keep(db: sqlite3.Connection, findings: list[Finding]) -> None:
+        for f in _bounded(findings):
+            evidence = {name: to_base64(data) for name, data in f.evidence.items()}
+            row = (f.kind, f.text, json.dumps(f.indices), json.dumps(evidence))
+            db.execute("INSERT INTO finding (kind, text, indices, evidence) VALUES (?, ?, ?, ?)", row)
+
+    def _searched(self, db: sqlite3.Connection, terms: Sequence[WatchTerm], size: int) -> None:
+        """Remembers that all entries up to `size` have been searched for these terms."""
+        if terms:
+            known = json.loads(self.setting("searched") or "{}")
+            db.execute(SET, ("searched", json.dumps({**known, **{term.key(): size for term in terms}})))
+
+    def search(self, terms: Sequence[WatchTerm], progress: Callable[[int, int], None]) -> None:
+        """Searches what is stored for those terms that it has not been searched for yet, and keeps what it finds."""
+        known, end = json.loads(self.setting("searched") or "{}"), self.stored().size
+        first = min((known.get(term.key(), 0) for term in terms), default=end)
+        for lo in range(first // 256 * 256, end, SEARCH_BATCH):
+            hi = min(lo + SEARCH_BATCH, end)
+            bundles = (self.bundled(n, min(256, hi - 256 * n)) for n in range(lo // 256, (hi + 255) // 256))
+            matches = match_entries(itertools.chain.from_iterable(bundles))
+            due = [term for term in terms if known.get(term.key(), 0) < hi]
+            findings = [
+                finding for finding in _matches(lo, matches, due)
+                # what a term that was searched for before has found, was told before
+                if not any(term.matches(cast(re.Match[str], matches[finding.indices[0] - lo]))
+                           for term in terms if known.get(term.key(), 0) > finding.indices[0])
+            ]
+            with self.database.transaction() as db:
+                self._keep(db, findings)
+                self._searched(db, due, hi)
+            progress(hi, end)
+
+    def _publishers(
+        self, db: sqlite3.Connection, names: list[bytes], matches: Iterable[re.Match[str] | None]
+    ) -> dict[str, dict[str, int]]:
+        """Adds the projects of new files; returns what `publishers` has to know of these projects.
+
+        That is the newest publisher of each, and those that the new files have as well.
+        """
         # The part of a name that tells the project, many times the same, is made a project once.
         stems = {n.partition(b"-")[0] if n.endswith((b".whl", b".egg")) else n.rpartition(b"-")[0] for n in names}
         some = db.execute("SELECT 1 FROM publisher LIMIT 1").fetchall()
-        wanted = stems - self._stems if plain and not some else stems
-        projects = sorted({normalize(stem.decode()) for stem in wanted} - {""})
+        projects = sorted({normalize(stem.decode()) for stem in (stems if some else stems - self._stems)} - {""})
         db.executemany("INSERT OR IGNORE INTO project VALUES (?, 0)", zip(projects))
         self._stems = stems if len(self._stems) > MAX_STEMS else self._stems | stems
         known: dict[str, dict[str, int]] = {}
         if some:
-            select = "SELECT project, name, first FROM publisher WHERE project IN (SELECT value FROM json_each(?))"
-            for project, name, first in sorted(db.execute(select, (json.dumps(projects),)), key=lambda row: row[2]):
+            pairs = {(project_of(match[2]), publisher_name(match)) for match in matches if match}
+            newest = ("SELECT project, name, max(first) FROM publisher "
+                      "WHERE project IN (SELECT value FROM json_each(?)) GROUP BY project")
+            rows = db.execute(newest, (json.dumps(projects),)).fetchall()
+            have = {project for project, *_ in rows}
+            for pair in sorted(pair for pair in pairs if pair[0] in have):
+                rows += db.execute("SELECT * FROM publisher WHERE project = ? AND name = ?", pair).fetchall()
+            for project, name, first in sorted(rows, key=lambda row: row[2]):
                 known.setdefault(project, {})[name] = first
         return known
 
@@ -2016,14 +2186,14 @@ class MirrorStore(LogStore):
         rows = [(kind, note) for kind in ("signed", "published")]
         db.executemany("INSERT OR REPLACE INTO checkpoint VALUES (?, ?)", rows)
 
-    def unreported(self, size: int) -> list[tuple[int, Finding]]:
-        """The first findings, if they are about the first `size` entries, each with its number."""
+    def unreported(self, limit: int = 100) -> list[tuple[int, Finding]]:
+        """The first findings that were not told yet, each with its number."""
         found = []
-        rows = self.query("SELECT * FROM finding ORDER BY n LIMIT 100")
+        rows = self.query("SELECT * FROM finding ORDER BY n LIMIT ?", limit)
         for n, kind, text, indices, evidence in rows:
             files = {name: parse_base64(data) for name, data in json.loads(evidence).items()}
             found.append((n, Finding(kind, text, tuple(json.loads(indices)), files)))
-        return [(n, finding) for n, finding in found if max(finding.indices, default=-1) < size]
+        return found
 
     def reported(self, numbers: Iterable[int]) -> None:
         with self.database.transaction() as db:
@@ -2034,6 +2204,17 @@ class MirrorStore(LogStore):
         with self.database.transaction() as db:
             db.executemany(SET, [("compared", size), ("turn", turn)])
             db.executemany("UPDATE project SET compared = ? WHERE name = ?", [(turn, name) for name in projects])
+
+
+SEARCH_BATCH = 1 << 14  # entries that are searched for new patterns in one transaction
+
+
+def _matches(first: int, matches: Sequence[re.Match[str] | None], terms: Sequence[WatchTerm]) -> Iterator[Finding]:
+    """Of entries behind `first` those that any of the terms matches."""
+    if terms:
+        for at, match in enumerate(matches, first):
+            if match and any(term.matches(match) for term in terms):
+                yield Finding("match", f"{match[2]} with {match[1]} is logged at index {at}", (at,))
 
 
 def _bounded(findings: list[Finding]) -> list[Finding]:
@@ -2127,6 +2308,20 @@ class WitnessStore:
         if done.rowcount != 1:
             [(size,)] = db.execute("SELECT size FROM log WHERE origin = ?", (origin,)).fetchall()
             raise Stale(size)
+
+    def adopt(self, logs: Iterable[tuple[VerifierKey, Tree]]) -> None:
+        """Takes over what another database of the same witness has cosigned: all of it, or nothing.
+
+        Of two sizes the larger counts. Raises BadProof for two trees of one size.
+        """
+        with self.database.transaction() as db:
+            for key, tree in logs:
+                db.execute("INSERT OR IGNORE INTO key VALUES (?, ?)", (encode_vkey(key), key.name))
+                last = self.last(key.name, lambda sql, *values: db.execute(sql, values).fetchall())
+                if last and last.tree.size == tree.size:
+                    check_consistency(last.tree, tree, ())
+                elif tree.size > (last.tree.size if last else 0):
+                    self.update(db, key.name, last, Witnessed(tree, last.seconds if last else 1, b""))
 
     def accuse(
         self, db: sqlite3.Connection, origin: str, forked: bool, reason: str, notes: tuple[bytes, bytes]
@@ -2825,8 +3020,18 @@ class TimedOut(Unavailable):
     """There was no answer in time."""
 
 
+class TooLarge(Unavailable):
+    """An answer has more bytes than it may have."""
+
+
 class Unreachable(Unavailable):
     """A server as a whole does not answer, and is not asked any more."""
+
+
+class Location(NamedTuple):
+    """Where an answer with this status leads to."""
+    status: int
+    url: str
 
 
 class Client:
@@ -2849,6 +3054,7 @@ class Client:
         self.url, self._prefix, self.timeout = url.rstrip("/"), parts.path.rstrip("/"), timeout
         self._socket: socket.socket
         self._aborted = False
+        self.location: Location | None = None  # of the last answer, if it was a redirect
 
     def request(
         self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None,
@@ -2879,9 +3085,11 @@ class Client:
                     raise kind(f"{self.url}{path[:80]} is not reached: {reason}") from None
         if len(data) > limit:
             self._connection.close()
-            raise Unavailable(f"{self.url}{path[:80]}: an answer of more than {limit} bytes")
+            raise TooLarge(f"{self.url}{path[:80]}: an answer of more than {limit} bytes")
         if answer.getheader("Content-Encoding") == "gzip":
             data = _unzip(data, limit)
+        moved = 300 <= answer.status < 400
+        self.location = Location(answer.status, answer.getheader("Location", "")) if moved else None
         return answer.status, answer.getheader("Content-Type", ""), data
 
     def get(self, path: str) -> bytes:
@@ -2908,7 +3116,7 @@ def _unzip(data: bytes, limit: int) -> bytes:
     except zlib.error as error:
         raise Unavailable(f"an answer that is not gzip: {error}") from None
     if not inflater.eof or len(plain) > limit:
-        raise Unavailable(f"an answer that is cut off or larger than {limit} bytes")
+        raise TooLarge(f"an answer that is cut off or larger than {limit} bytes")
     return plain
 
 
@@ -2949,7 +3157,10 @@ class Source:
     def fetch(
         self, path: str, headers: dict[str, str] | None = None, limit: int = MAX_ANSWER, missing: tuple[int, ...] = ()
     ) -> tuple[str, bytes] | None:
-        """Content type and body, None where there is nothing; raises Unavailable once trying again has not helped."""
+        """Content type and body, None where there is nothing; raises Unavailable once trying again has not helped.
+
+        A redirect is not followed: see `redirected`.
+        """
         error = Unavailable(f"{self.url} is not asked")
         for attempt in range(self._attempts):
             if self._closed.is_set():
@@ -2967,17 +3178,40 @@ class Source:
                 error = Unavailable(f"{self.url}{path[:80]} answers {status}: {error_message(data)}")
                 if status != 429 and status < 500:
                     break
-            if isinstance(error, TimedOut):
+            if isinstance(error, (TimedOut, TooLarge)):
                 break
             if attempt + 1 < self._attempts:
                 self._closed.wait(0.2 * 2**attempt)
         if self._closed.is_set():
             raise Stopped("the connections are closed")
-        self._failures += 1
+        self._failures += not isinstance(error, TooLarge)
         if self._give_up and self._failures >= (self._give_up if self._answered else 1):
             self._lost = self._lost or str(error).replace(path[:80], "", 1)
             raise Unreachable(self._lost)
         raise error
+
+    def again(self) -> None:
+        """Asks again a server that was given up."""
+        self._failures, self._answered, self._lost = 0, True, ""
+
+    @property
+    def location(self) -> Location | None:
+        """Where the last answer that this thread got leads to, if it was a redirect."""
+        client: Client = self._own.client
+        return client.location
+
+    def redirected(self, path: str) -> str:
+        """The path that the last answer for `path` leads to, within the same server; "" if it leads elsewhere."""
+        location = self.location.url if self.location else ""
+        try:
+            target = urllib.parse.urlsplit(urllib.parse.urljoin(f"{self.url}{path}", location))
+            own = urllib.parse.urlsplit(self.url)
+        except ValueError:
+            return ""
+        plain = target.path.startswith(f"{own.path}/") and re.fullmatch("[!-~]*", target.path + target.query)
+        if not location or (target.scheme, target.netloc) != (own.scheme, own.netloc) or not plain:
+            return ""
+        return target.path.removeprefix(own.path) + (f"?{target.query}" if target.query else "")
 
     def _client(self) -> Client:
         """The connection of this thread, with the time that is left."""
@@ -2993,9 +3227,9 @@ class Source:
             raise Unavailable(f"{self.url}{path} is not there")
         return found[1]
 
-    def tile(self, level: int | None, index: int, width: int) -> tuple[bytes, bool]:
+    def tile(self, level: int | None, index: int, width: int, limit: int = MAX_BUNDLE) -> tuple[bytes, bool]:
         """A tile, or with level None an entry bundle; and whether it is the full one, in the place of a partial one."""
-        limit = MAX_BUNDLE if level is None else MAX_HEAD  # room for the page of an error, too
+        limit = limit if level is None else MAX_HEAD  # room for the page of an error, too
         # object stores may say 403 of what is not there
         if width < 256 and (found := self.fetch(f"/{tile_path(level, index, width)}", None, limit, (403,))):
             return found[1], False
@@ -3007,9 +3241,9 @@ class Source:
         data, full = self.tile(level, index, width)
         return data[: 32 * width] if full else data
 
-    def entries(self, index: int, width: int) -> tuple[bytes, list[bytes] | None]:
+    def entries(self, index: int, width: int, limit: int = MAX_BUNDLE) -> tuple[bytes, list[bytes] | None]:
         """A bundle as it was served, and its first `width` entries, None where it is not one of as many."""
-        data, full = self.tile(None, index, width)
+        data, full = self.tile(None, index, width, limit)
         with contextlib.suppress(Malformed):
             entries = split_bundle(data)
             if len(entries) == (256 if full else width):
@@ -4283,8 +4517,9 @@ class LogServer:
             raise
         self.adds.add(time.monotonic() - start)
         self.results["logged"] += 1
-        answer = b'{"index":%d,"checkpoint":%b,"inclusionProof":[%b]}\n'
-        return Response(answer % (outcome, submission.published.json, submission.proofs[outcome]))
+        answer = b'{"index":%d,"checkpoint":%b,"inclusionProof":[%b]%b}\n'
+        proof = submission.proofs[outcome]
+        return Response(answer % (outcome, submission.published.json, proof, _publisher_field(outcome)))
 
     async def _post_bulk(self, request: Request, body: Body) -> Response:
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != NDJSON:
@@ -4307,7 +4542,7 @@ class LogServer:
             list(zip(entries, outcomes, strict=True)) if len(entries) == len(parsed)
             else [(entry, next(outcomes)) if isinstance(entry, bytes) else entry for entry in parsed]
         )
-        logged = sum(type(result[1]) is int for result in results)
+        logged = sum(isinstance(result[1], int) for result in results)
         self.bulks.add(time.monotonic() - start, logged, len(results) - logged)
         self.results["logged"] += logged
         if logged < len(results):
@@ -4460,12 +4695,19 @@ class LogServer:
         return Response.json({"status": "ok", "tree_size": self.log.published.tree.size, "witnesses": witnesses}, OPEN)
 
 
+def _publisher_field(outcome: int) -> bytes:
+    """What an answer adds where the proof is about an entry that has the file's publisher, too."""
+    publisher = Entry.parse(outcome.entry).publisher if isinstance(outcome, Earlier) else None
+    return b',"publisher":' + json.dumps(publisher._asdict()).encode() if publisher else b""
+
+
 def _bulk_result(entry: bytes | str, outcome: int | Error, proofs: dict[int, bytes]) -> bytes:
     """The line that answers a line of a bulk, from its entry or only its filename."""
     filename = json_string(entry if isinstance(entry, str) else entry[93:].partition(b"\n")[0].decode()).encode()
     if isinstance(outcome, int):
-        line = b'{"type":"result","result":{"filename":%b,"index":%d,"status":"logged","inclusionProof":[%b]}}\n'
-        return line % (filename, outcome, proofs[outcome])
+        line = b'{"type":"result","result":{"filename":%b,"index":%d,"status":"logged","inclusionProof":[%b]%b}}\n'
+        more = _publisher_field(outcome) if type(outcome) is Earlier else b""
+        return line % (filename, outcome, proofs[outcome], more)
     index = b'"index":%d,' % outcome.index if isinstance(outcome, Conflict) else b""
     error = json_string(str(outcome)).encode()
     return b'{"type":"result","result":{"filename":%b,%b"status":"error","error":%b}}\n' % (filename, index, error)
@@ -4500,17 +4742,26 @@ class Witness:
         self.logs = self.store.logs()
         self.origins = {hashlib.sha256(origin.encode()).hexdigest(): origin for origin in self.logs}
 
+    def adopt(self, logs: Collection[tuple[VerifierKey, Tree]]) -> None:
+        """Takes over the logs and sizes of another database of this witness; raises Malformed, BadProof."""
+        self._check_logs([key for key, _ in logs])
+        self.store.adopt(logs)
+        self._read_logs()
+
     def register(self, keys: Collection[VerifierKey]) -> None:
         """Makes logs known, for good; raises Malformed for what is no log's key, or for our own."""
+        self._check_logs(keys)
+        new = [key for key in keys if self.store.register(key)]
+        self._read_logs()
+        for key in new:
+            logger.info("registered the log %s", encode_vkey(key))
+
+    def _check_logs(self, keys: Collection[VerifierKey]) -> None:
         for key in keys:
             if key.kind != ED25519:
                 raise Malformed(f"{encode_vkey(key)} is not the key of a log: its type is not 0x01")
             if key.name == self.signer.name or key.key == self.signer.key.key:
                 raise Malformed(f"{encode_vkey(key)} has the name or the key of this witness: it can't be a log's")
-        new = [key for key in keys if self.store.register(key)]
-        self._read_logs()
-        for key in new:
-            logger.info("registered the log %s", encode_vkey(key))
 
     async def cosign(self, origin: str, request: AddCheckpoint) -> str:
         """The line to answer with; raises what witness_step does, or Unavailable."""
@@ -4642,7 +4893,7 @@ class WitnessServer:
         name, _, rest = request.target[1:].partition("/")
         origin = self.witness.origins.get(name) if rest == "checkpoint" else None
         last = self.witness.store.last(origin) if origin else None
-        if last is None:
+        if last is None or not last.note:  # of what was taken over there is no note
             raise HttpError(404, "there is nothing here, or not yet")
         return Response(last.note, TEXT, headers={**OPEN, "Cache-Control": "no-cache"})
 
@@ -4672,84 +4923,146 @@ class WitnessServer:
 
 # --- An index: the simple repository API, in JSON (PEP 691) or HTML (PEP 503) ----------------------------------
 
-class _Links(html.parser.HTMLParser):
-    """The links of a page of PEP 503: what they show, and where they lead."""
+class IndexFile(NamedTuple):
+    """A file of an index: its name and its checksum, "" where it has none, and those that another reader would see.
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.links: list[tuple[str, str]] = []
-        self._href: str | None = None
-        self._text = ""
+    pip goes by the name in the URL and by a hash behind it, uv by `filename` and `hashes`.
+    """
+    name: str
+    checksum: str
+    other: tuple[str, str] | None = None
+
+    def readings(self) -> list[tuple[str, str]]:
+        """Each name with each checksum that an installer may take it for."""
+        name, checksum = self.other or (self.name, self.checksum)
+        return list(itertools.product(dict.fromkeys((self.name, name)), dict.fromkeys((self.checksum, checksum))))
+
+
+def index_file(filename: str, url: str, sha256: Any) -> IndexFile:
+    """A file by what a page says of it; `filename` and `sha256` may be empty, in HTML."""
+    named, fragment = url_name(url), urllib.parse.unquote(url.partition("#")[2])
+    behind = _checksum(re.sub(".*(^|&)sha256=", "", fragment)) if "sha256=" in fragment else ""
+    name, checksum = filename or named, _checksum(sha256) or behind
+    same = (named, behind or checksum) == (name, checksum)
+    return IndexFile(name, checksum, None if same else (named, behind or checksum))
+
+
+class _Links(html.parser.HTMLParser):
+    """Where the links of a page of PEP 503 lead: <a href>, whether it is closed or not."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(convert_charrefs=False)
+        self.links, self._base, self._url = list[str](), "", url
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag == "a":
-            self._href, self._text = dict(attrs).get("href") or "", ""
+        href = dict(attrs).get("href")
+        if tag == "base" and href and not self._base:
+            self._base = href
+        if tag == "a" and href is not None:
+            if len(self.links) >= MAX_FILES:
+                raise ValueError(f"more than {MAX_FILES} links")
+            self.links.append(urllib.parse.urljoin(urllib.parse.urljoin(self._url, self._base), href))
 
-    def handle_data(self, data: str) -> None:
-        self._text += data
 
-    def handle_endtag(self, tag: str) -> None:
-        if tag == "a" and self._href is not None:
-            self.links.append((self._text.strip(), self._href))
-            self._href = None
+def parse_links(data: bytes, url: str) -> list[str]:
+    """The links of an HTML page, resolved; raises ValueError. Takes time and memory in proportion to the page."""
+    if re.search(rb"<[^>]{65536}", data):
+        raise ValueError("a tag of more than 64 KiB")
+    parser, step = _Links(url), 1 << 20
+    decode = codecs.getincrementaldecoder("utf-8")().decode
+    for at in range(0, len(data) or 1, step):
+        parser.feed(decode(data[at : at + step], at + step >= len(data)))
+    parser.close()
+    return parser.links
+
+
+def _slim(pairs: list[tuple[str, Any]]) -> Any:
+    """Of a JSON object of an index only what is used; None where that is nothing."""
+    fields = dict(pairs)
+    if "filename" in fields:
+        if not isinstance(fields["filename"], str) or not isinstance(fields.get("url"), str):
+            raise ValueError("a file without a name or a URL")
+        return index_file(fields["filename"], fields["url"], fields.get("hashes"))
+    for key in ("files", "projects", "sha256", "name"):
+        if key in fields:
+            return fields[key] if key in ("sha256", "name") else {key: fields[key]}
+    return None
+
+
+def parse_index_json(data: bytes, key: str) -> list[Any]:
+    """The array `key` of a page in JSON, its objects made slim; raises ValueError, RecursionError.
+
+    What costs much more memory than it has bytes, such as millions of empty arrays, is refused.
+    """
+    if data.count(b",") > 3 * MAX_FILES or data.count(b"[") > MAX_FILES // 5 or len(data) > (
+        MAX_PAGE if data.isascii() else MAX_PAGE // 4
+    ):
+        raise ValueError("it has too many values")
+    page = json.loads(data.decode(), object_pairs_hook=_slim, parse_int=lambda text: 0, parse_float=lambda text: 0)
+    if not isinstance(page, dict) or not isinstance(page.get(key), list):
+        raise ValueError(f"it has no array {key!r}")
+    found: list[Any] = page[key]
+    return found
 
 
 class Index:
     """A package index, by the URL that pip takes as --index-url."""
 
     def __init__(self, url: str) -> None:
-        self.source = Source(url)
+        self.source = Source(url, give_up=8)
 
     def projects(self) -> list[str]:
-        """The names of all projects that the index lists."""
-        found = self._page("/")
-        if isinstance(found, dict):
-            return [str(project.get("name")) for project in _dicts(found.get("projects"))]
-        return [text for text, _ in found or ()]
+        """The names of all projects that the index lists; raises Unavailable."""
+        if (page := self._page("/", "projects", MAX_PAGE)) is None:
+            raise Unavailable(f"{self.source.url} does not list its projects: name those that are meant")
+        path, found = page
+        if path is None:
+            return [name for name in found if isinstance(name, str)]
+        links = [link for link in found if link.startswith(path)]
+        names = [re.fullmatch(r"([^/?#]+)/?", link[len(path) :]) for link in links]
+        return [urllib.parse.unquote(name[1]) for name in names if name]
 
-    def files(self, project: str) -> list[tuple[str, str]] | None:
-        """The files of a project with their checksums, "" where the index gives none; None if it has no such project.
+    def files(self, project: str, limit: int = MAX_AHEAD) -> list[IndexFile] | None:
+        """The files of a project; None if the index has no such project, or says by a redirect that others may.
 
-        A name may come more than once: installers differ in which one they take.
-
-        Raises Unavailable.
+        A name may come more than once: installers differ in which one they take. Raises Unavailable.
         """
-        found = self._page(f"/{urllib.parse.quote(normalize(project), errors='replace')}/")
-        if isinstance(found, dict):
-            hashes = [(str(f.get("filename")), f.get("hashes")) for f in _dicts(found.get("files"))]
-            return [(name, _checksum(h.get("sha256") if isinstance(h, dict) else None)) for name, h in hashes]
+        path = f"/{urllib.parse.quote(normalize(project), errors='replace')}/"
+        if (page := self._page(path, "files", limit)) is None:
+            return None
+        if page[0] is None:
+            return [file for file in page[1] if isinstance(file, IndexFile)]
+        files = [index_file("", link, "") for link in page[1]]
+        return [file for file in files if file.name.endswith(DISTRIBUTIONS) or file.checksum]
+
+    def _page(self, path: str, key: str, limit: int) -> tuple[str | None, list[Any]] | None:
+        """Of a JSON page None and its array `key`, of an HTML page its URL and its links; None where there is none."""
+        accept = {"Accept": "application/vnd.pypi.simple.v1+json, text/html;q=0.1"}
+        for _ in range(MAX_REDIRECTS + 1):
+            found = self.source.fetch(path, accept, limit, (301, 302, 303, 307, 308))
+            location = self.source.location
+            if found or not location:
+                break
+            if not (target := self.source.redirected(path)):
+                if location.status == 303:  # pypiserver sends on what it does not have
+                    return None
+                raise Unavailable(f"{self.source.url}{path[:80]} leads elsewhere: {printable(location.url[:200])}")
+            path = target
+        else:
+            raise Unavailable(f"{self.source.url}{path[:80]}: more than {MAX_REDIRECTS} redirects")
         if found is None:
             return None
+        kind = found[0].partition(";")[0].strip().lower()
         try:
-            parts = [(text, urllib.parse.urlsplit(href)) for text, href in found]
-        except ValueError as error:
-            raise Unavailable(f"{self.source.url} has a link that is none: {error}") from None
-        return [  # the name is that of the URL, as installers have it, whatever the link shows
-            (urllib.parse.unquote(url.path.rpartition("/")[2]),
-             _checksum(url.fragment.removeprefix("sha256=") if url.fragment.startswith("sha256=") else None))
-            for _, url in parts
-        ]
-
-    def _page(self, path: str) -> dict[str, Any] | list[tuple[str, str]] | None:
-        accept = "application/vnd.pypi.simple.v1+json, text/html;q=0.1"
-        if (found := self.source.fetch(path, {"Accept": accept})) is None:
-            return None
-        kind, data = found
-        try:
-            if "json" in kind:
-                page = json.loads(data)
-                if isinstance(page, dict):
-                    return page
-                raise ValueError("not an object")
-            page_links = _Links()
-            page_links.feed(data.decode())
-            return page_links.links
+            if kind in ("application/vnd.pypi.simple.v1+json", "application/json"):
+                return None, parse_index_json(found[1], key)
+            if kind in ("text/html", "application/vnd.pypi.simple.v1+html"):
+                url = f"{self.source.url}{path}"
+                return url, parse_links(found[1], url)
+            raise ValueError(f"its type is {kind or 'missing'}")
         except (ValueError, RecursionError, AssertionError) as error:  # the last one is how html.parser refuses
-            raise Unavailable(f"{self.source.url}{path} is no page of a package index: {error}") from None
-
-
-def _dicts(value: Any) -> list[dict[str, Any]]:
-    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
+            reason = f"{self.source.url}{path[:80]} is no page of a package index: {error}"
+            raise Unavailable(printable(reason[:400])) from None
 
 
 def _checksum(sha256: Any) -> str:
@@ -4761,34 +5074,45 @@ class Comparison:
     """Holds what is logged against what an index serves."""
 
     CHUNK = 20_000  # entries at a time
+    MISSING = 10_000  # files that are not logged, and are remembered one by one
 
     def __init__(self, store: MirrorStore, index: Index, renew: Callable[[], object]) -> None:
         self._store, self._index, self._renew = store, index, renew
-        self._missing: list[tuple[str, Finding]] = []  # filenames, and what to say of them
-        self._errors: list[str] = []
+        self._missing: list[tuple[str, str, str]] = []  # project, filename and checksum
+        self._more = 0  # beyond these
+        self._errors: list[Unavailable] = []
 
     def round(self) -> Iterator[Finding]:
         """Compares the entries that are new, all files of their projects, and of some projects that wait longest.
 
         What is in the index and not in the log may have been logged since the log was read: `renew` reads on.
         """
-        self._missing, self._errors = [], []
+        self._missing, self._more, self._errors = [], 0, []
+        self._index.source.again()
         yield from self._round()
-        if self._missing:
-            self._renew()
-            size = self._store.tree("signed").size
-            for name, finding in self._missing:
-                if not self._store.look_up(FILENAME, name.encode(errors="replace"), size):
-                    yield finding
         if self._errors:
-            raise Unavailable(f"{len(self._errors)} pages of the index were not read; the first: {self._errors[0]}")
+            lost = isinstance(self._errors[-1], Unreachable)
+            raise Unavailable(f"{len(self._errors)} pages of the index were not read; the first: {self._errors[0]}"
+                              f"{'. It is not asked any more in this round' if lost else ''}")
 
-    def _files(self, project: str) -> list[tuple[str, str]] | Unavailable | None:
+    def _files(self, project: str, limit: int = MAX_AHEAD) -> list[IndexFile] | Unavailable | None:
         """One page that can't be read does not keep the others from being compared."""
         try:
-            return self._index.files(project)
+            return self._index.files(project, limit)
         except Unavailable as error:
             return error
+
+    def _pages(self, projects: Iterable[str]) -> Iterator[tuple[str, list[IndexFile] | None]]:
+        """The files of each of the projects whose page can be read, until the index does not answer any more."""
+        names = list(projects)
+        for project, ahead in zip(names, self._index.source.each(self._files, names), strict=True):
+            files = self._files(project, MAX_PAGE) if isinstance(ahead, TooLarge) else ahead
+            if not isinstance(files, Unavailable):
+                yield project, files
+                continue
+            self._errors.append(files)
+            if isinstance(files, Unreachable):
+                return
 
     def _round(self) -> Iterator[Finding]:
         size = self._store.tree("signed").size
@@ -4797,16 +5121,17 @@ class Comparison:
         for first in range(start, size, self.CHUNK):
             last = min(first + self.CHUNK, size)
             yield from self._compare(first, last, done, turn)
+            yield from self._not_logged()
+            if self._errors and isinstance(self._errors[-1], Unreachable):
+                return
             done = last if not self._errors else done  # what could not be compared is due again
             self._store.compared(done, (), turn)
         waiting = "SELECT name FROM project WHERE compared < ? ORDER BY compared LIMIT ?"
         names = [name for name, in self._store.query(waiting, turn, MAX_COMPARED)]
-        for project, files in zip(names, self._index.source.each(self._files, names), strict=True):
-            if isinstance(files, Unavailable):
-                self._errors.append(str(files))
-            else:
-                yield from self._unlogged(project, files or [], size)
-        self._store.compared(done, names, turn)
+        for project, files in self._pages(names):
+            yield from self._differing(project, files or [], size)
+            self._store.compared(done, [project], turn)
+        yield from self._not_logged()
 
     def _compare(self, first: int, last: int, done: int, turn: int) -> Iterator[Finding]:
         """The entries from `first` up to `last`, and the projects that they are of; all up to `done` were compared."""
@@ -4815,67 +5140,88 @@ class Comparison:
             for at, match in enumerate(match_entries(self._store.bundled(n, min(256, last - 256 * n))), 256 * n):
                 if match and at >= first and (project := project_of(match[2])):
                     projects.setdefault(project, []).append((at, match[2]))
-        size, pages = self._store.tree("signed").size, self._index.source.each(self._files, projects)
-        for (project, logged), files in zip(projects.items(), pages, strict=True):
-            if isinstance(files, Unavailable):
-                self._errors.append(str(files))
-                continue
-            names = {name for name, _ in files or ()}
-            for at, name in logged:
+        size, compared = self._store.tree("signed").size, list[str]()
+        for project, files in self._pages(projects):
+            compared.append(project)
+            names = {name for file in files or () for name, _ in file.readings()}
+            for at, name in projects[project]:
                 if name not in names and not self._elsewhere(project, name):
                     yield Finding("not-on-index", f"{name} is logged at index {at}, and not in the index", (at,))
-            yield from self._unlogged(project, files or [], size)
-        self._store.compared(done, projects, turn)
+            yield from self._differing(project, files or [], size)
+        self._store.compared(done, compared, turn)
 
     def _elsewhere(self, project: str, name: str) -> bool:
         """Whether a file is of a project with a shorter name: old names do not tell where the version begins."""
         if name.endswith((".whl", ".egg")):  # which do
             return False
         words = name.split("-")
-        for shorter in sorted({normalize("-".join(words[:n])) for n in range(1, min(len(words), 6))} - {project}):
-            files = self._files(shorter)
-            if isinstance(files, Unavailable):  # nobody is accused for want of a page
-                self._errors.append(str(files))
+        shorter = sorted({normalize("-".join(words[:n])) for n in range(1, min(len(words), 6))} - {project})
+        errors = len(self._errors)
+        for _, files in self._pages(shorter):
+            if any(name == other for file in files or () for other, _ in file.readings()):
                 return True
-            if any(name == other for other, _ in files or ()):
-                return True
-        return False
+        return len(self._errors) > errors  # nobody is accused for want of a page
 
-    def _unlogged(self, project: str, files: list[tuple[str, str]], size: int) -> Iterator[Finding]:
-        """What the index has of a project, and the log has not, or not so."""
-        for name, checksum in dict.fromkeys(files):
-            found = self._store.look_up(FILENAME, name.encode(errors="replace"), size)
-            sums = {data[21:92].decode(errors="replace"): index for index, data in found}
-            evidence = {"index.json": json.dumps({"project": project, "filename": name, "checksum": checksum}).encode()}
-            if not sums:
-                text = f"{name} of {project} is in the index, and not in the log"
-                self._missing.append((name, Finding("not-logged", text, (), evidence)))
-            elif checksum not in sums:
-                logged, at = next(iter(sums.items()))
-                ours = f"the log has it with {logged} at index {at}"
-                text = f"the index has {name} with {checksum or 'no SHA-256'}, and {ours}"
-                yield Finding("index-differs", text, (at,), evidence)
+    def _differing(self, project: str, files: list[IndexFile], size: int) -> Iterator[Finding]:
+        """What the index has of a project with another checksum than the log; keeps what the log has not."""
+        readings = (reading for file in files for reading in (file.readings() if file.other else [file[:2]]))
+        while part := list(itertools.islice(readings, 1000)):
+            known = self._store.look_up_names([name.encode(errors="replace") for name, _ in part], size)
+            for name, checksum in dict.fromkeys(part):
+                sums = known.get(name.encode(errors="replace"), {})
+                if not sums and len(self._missing) < self.MISSING:
+                    self._missing.append((project, name, checksum))
+                elif not sums:
+                    self._more += 1
+                elif checksum not in sums:
+                    logged, at = next(iter(sums.items()))
+                    ours = f"the log has it with {logged} at index {at}"
+                    text = f"the index has {name} with {checksum or 'no SHA-256'}, and {ours}"
+                    yield Finding("index-differs", text, (at,), self._evidence(project, name, checksum))
+
+    @staticmethod
+    def _evidence(project: str, name: str, checksum: str) -> dict[str, bytes]:
+        return {"index.json": json.dumps({"project": project, "filename": name, "checksum": checksum}).encode()}
+
+    def _not_logged(self) -> Iterator[Finding]:
+        """What the log has not, now that it has been read once more."""
+        if self._missing:
+            self._renew()
+            size = self._store.tree("signed").size
+            for project, name, checksum in self._missing:
+                if not self._store.look_up(FILENAME, name.encode(errors="replace"), size):
+                    text = f"{name} of {project} is in the index, and not in the log"
+                    yield Finding("not-logged", text, (), self._evidence(project, name, checksum))
+        if self._more:
+            yield Finding("not-logged", f"{self._more} more files are in the index, and not in the log")
+        self._missing, self._more = [], 0
 
 
 # --- The monitor -----------------------------------------------------------------------------------------------
 
 @dataclass(frozen=True)
 class Watch:
-    """What a monitor looks for, beside what no log may do: matching entries, and checkpoints older than `max_age`."""
-    wanted: Callable[[re.Match[str]], bool] | None = None
+    """What a monitor looks for, beside what no log may do: these entries, and checkpoints older than `max_age`."""
+    terms: tuple[WatchTerm, ...] = ()
     max_age: float | None = None
 
 
-class Goal:
-    """A checkpoint that a log serves, and its tree's tiles; `served` has those that were read, verbatim, by path."""
+class ServedTree:
+    """A checkpoint that a log serves, and its tree's tiles; `served` has those of the right edge, and the last others
+    that were read, verbatim, by path.
+    """
+
+    RECENT = 256  # tiles, beside those of the edge
 
     def __init__(self, note: bytes, tree: Tree, fetch: Callable[[int, int, int], bytes]) -> None:
         self.note, self.tree, self._fetch = note, tree, fetch
         self.served: dict[str, bytes] = {}
+        self._recent = deque[str]()
         try:
             self.tiles = AuthenticTiles(tree, self.tile)
         except BadProof as error:
             raise self.bad_tile(error) from None
+        self._recent.clear()  # what was read by now is the edge
 
     def width(self, level: int, index: int) -> int:
         return min(256, (self.tree.size >> 8 * level) - 256 * index)
@@ -4884,7 +5230,11 @@ class Goal:
         """A tile as it is served."""
         path = tile_path(level, index, width)
         if path not in self.served:
-            self.served[path] = self._fetch(level, index, width)
+            self.served[path] = data = self._fetch(level, index, width)
+            self._recent.append(path)
+            if len(self._recent) > self.RECENT:
+                del self.served[self._recent.popleft()]
+            return data
         return self.served[path]
 
     def bad_tile(self, error: BadProof) -> Found:
@@ -4905,12 +5255,15 @@ class Goal:
         return {"checkpoint": self.note, **{tile_path(*place): self.tile(*place) for place in widths if place[2] > 0}}
 
 
-class Block(NamedTuple):
-    """A bundle and its level 0 tile as they are served, and the entries of the bundle, None where it is none."""
+class ServedBundle(NamedTuple):
+    """A bundle and its level 0 tile as they are served: its entries, or the bytes of what is no bundle."""
     n: int
-    bundle: bytes
     tile: bytes
-    entries: list[bytes] | None
+    entries: list[bytes]
+    garbage: bytes | None = None
+
+    def bundle(self) -> bytes:
+        return encode_bundle(self.entries) if self.garbage is None else self.garbage
 
 
 class Monitor:
@@ -4926,6 +5279,7 @@ class Monitor:
             raise Malformed(f"a monitor follows one log, and the policy names {len(policy.logs)}")
         self.store, self._source, self._policy, self._watch = store, source, policy, watch
         self._key = policy.logs[0]
+        self._goal: ServedTree | None = None  # what is on its way to be stored
         self.conditions: list[Finding] = []
         if (key := store.key()) is None:
             store.create_log(self._key, None)
@@ -4946,14 +5300,19 @@ class Monitor:
             except Error as error:
                 raise Corrupt(f"{self.store.folder}: {kind} checkpoint: {error}") from None
 
-    def round(self, progress: Callable[[int, int], None], clock: Callable[[], float]) -> bool:
+    def round(
+        self, progress: Callable[[int, int], None], clock: Callable[[], float],
+        tell: Callable[[], None] = lambda: None,
+    ) -> bool:
         """Accepts what the log has published since the last round, and says whether that is all of it.
 
-        Raises Unavailable, and Corrupt.
+        `tell` is called whenever entries, and what was found in them, have been stored. Raises Unavailable, Corrupt.
         """
         self.conditions = []
         try:
-            self._round(self._source.get("/checkpoint"), progress, clock())
+            self.store.search(self._watch.terms, progress)
+            tell()
+            self._round(self._source.get("/checkpoint", MAX_NOTE), progress, clock(), tell)
         except Found as found:
             self.conditions.append(found.finding)
             return False
@@ -4961,7 +5320,9 @@ class Monitor:
             raise Corrupt(f"{self.store.folder}: {error}") from None
         return True
 
-    def _round(self, note: bytes, progress: Callable[[int, int], None], now: float) -> None:
+    def _round(
+        self, note: bytes, progress: Callable[[int, int], None], now: float, tell: Callable[[], None]
+    ) -> None:
         checkpoint = self._open(note, now)
         tree, stored, last = checkpoint.tree, self.store.stored(), self.store.last()
         before = Checkpoint.parse(split_note(last)[0]).tree if last else Tree(0, EMPTY_ROOT)
@@ -4972,7 +5333,7 @@ class Monitor:
         if last and tree.size <= before.size and tree != before:
             raise self._gone_back(before, last, tree, note)
         try:
-            goal = Goal(note, tree, self._source.hashes)
+            goal = ServedTree(note, tree, self._source.hashes)
             goal.prefix(before.size)
         except Unavailable:
             self.store.seen(note)  # it is signed, and what comes later has to continue it
@@ -4985,14 +5346,18 @@ class Monitor:
                             {"earlier-checkpoint": earlier, "checkpoint": note, **goal.served})
         if goal.prefix(stored.size) != stored.root:  # when it was stored it was proved to be the beginning of `before`
             raise Corrupt(f"{self.store.folder}: what is stored does not lead to a signed root")
-        size = stored.size
-        blocks = self._source.each(functools.partial(self._read, goal), range(size // 256, (tree.size + 255) // 256))
+        self._goal, size = goal, stored.size
+        numbers = range(size // 256, (tree.size + 255) // 256)
+        ahead = zip(numbers, self._source.each(functools.partial(self._read, goal), numbers), strict=True)
         while size < tree.size:
-            served, weight, end = list[Block](), 0, size
+            served, weight, end = list[ServedBundle](), 0, size
             while end < tree.size and weight < MAX_HELD and (not served or end % self.BATCH):
-                served.append(next(blocks))
-                weight, end = weight + len(served[-1].bundle), min(tree.size, 256 * served[-1].n + 256)
+                n, bundle = next(ahead)
+                served.append(bundle or self._read_now(goal, n))
+                weight, end = weight + sum(map(len, served[-1].entries)), min(tree.size, 256 * n + 256)
             self._follow(goal, size, end, served)
+            del served
+            tell()
             progress(end, tree.size)
             size = end
 
@@ -5028,7 +5393,7 @@ class Monitor:
         good, served, own = False, dict[str, bytes](), self.store.stored() == before
         if tree.size < before.size:
             try:
-                earlier = Goal(last, before, self.store.tile if own else self._source.hashes)
+                earlier = ServedTree(last, before, self.store.tile if own else self._source.hashes)
                 good, served = earlier.prefix(tree.size) == tree.root, earlier.served
             except (Found, Unavailable) as error:
                 if own:
@@ -5039,20 +5404,28 @@ class Monitor:
         text = f"the log has signed two histories: its last checkpoint was {sizes}, which does not go with it"
         return Found("fork", text, {**notes, **served})
 
-    def _read(self, goal: Goal, index: int) -> Block:
-        width = goal.width(0, index)
-        bundle, entries = self._source.entries(index, width)
-        return Block(index, bundle, self._source.hashes(0, index, width), entries)
+    def _read(self, goal: ServedTree, index: int) -> ServedBundle | None:
+        """A bundle, ahead of its turn; None for one that is too large for that."""
+        try:
+            return self._read_now(goal, index, MAX_AHEAD)
+        except TooLarge:
+            return None
 
-    def _follow(self, goal: Goal, size: int, end: int, served: Iterable[Block]) -> None:
+    def _read_now(self, goal: ServedTree, index: int, limit: int = MAX_BUNDLE) -> ServedBundle:
+        width = goal.width(0, index)
+        bundle, entries = self._source.entries(index, width, limit)
+        tile = self._source.hashes(0, index, width)
+        return ServedBundle(index, tile, [], bundle) if entries is None else ServedBundle(index, tile, entries)
+
+    def _follow(self, goal: ServedTree, size: int, end: int, served: Iterable[ServedBundle]) -> None:
         """Stores the entries from `size` to `end`, which the blocks have, if they lead to the root."""
-        blocks: list[Block] = []
+        blocks: list[ServedBundle] = []
         entries: list[bytes] = []
         for block in served:
-            if block.entries is None:
+            if block.garbage is not None:
                 path = tile_path(None, block.n, goal.width(0, block.n))
                 raise Found("bad-bundle", f"{path} is not a bundle of as many entries",
-                            {**goal.path_to(0, block.n), path: block.bundle})
+                            {**goal.path_to(0, block.n), path: block.garbage})
             blocks.append(block)
             # What is stored of a bundle that was partial is compared, and not stored again.
             new = max(size - 256 * block.n, 0)
@@ -5065,9 +5438,9 @@ class Monitor:
                 raise self._blame(goal, blocks)
             return self._check_tiles(goal, {block.n: block.tile for block in blocks}, grown)
 
-        self.store.follow(entries, (goal.tree, goal.note), check, self._watch.wanted)
+        self.store.follow(entries, (goal.tree, goal.note), check, self._watch.terms)
 
-    def _check_tiles(self, goal: Goal, lowest: dict[int, bytes], grown: list[Grown]) -> list[Finding]:
+    def _check_tiles(self, goal: ServedTree, lowest: dict[int, bytes], grown: list[Grown]) -> list[Finding]:
         """Holds the tiles that are served against those that the entries lead to."""
         findings: list[Finding] = []
         for level, index, data, _ in grown:
@@ -5079,10 +5452,10 @@ class Monitor:
                 findings.append(Finding("bad-tile", text, (), {**goal.path_to(level, index), path: served}))
         return findings
 
-    def _blame(self, goal: Goal, blocks: list[Block]) -> Error:
+    def _blame(self, goal: ServedTree, blocks: list[ServedBundle]) -> Error:
         """The entries do not lead to the root: in which bundle that is so, by the tiles, which do."""
-        for index, bundle, _, entries in blocks:
-            leaves, path = leaf_hashes(entries or []), tile_path(None, index, goal.width(0, index))
+        for block in blocks:
+            index, leaves, path = block.n, leaf_hashes(block.entries), tile_path(None, block.n, goal.width(0, block.n))
             try:
                 if len(leaves) < 256:
                     good = goal.tiles.expanded(0, index)[0] == leaves
@@ -5092,11 +5465,11 @@ class Monitor:
                 return goal.bad_tile(error)
             if not good:
                 return Found("bad-bundle", f"the entries of {path} are not those that the log has signed",
-                             {**goal.path_to(0, index), path: bundle})
+                             {**goal.path_to(0, index), path: block.bundle()})
         return Corrupt(f"{self.store.folder}: what is stored does not lead to a signed root")
 
     def evidence(self, finding: Finding) -> dict[str, bytes]:
-        """The files of a finding; for entries, .tlog-proof files at the checkpoint that was reached."""
+        """The files of a finding that are here; for entries, .tlog-proof files at the checkpoint that was reached."""
         note, files = self.store.checkpoint("signed"), dict[str, bytes]()
         tiles = Tiles(self.store.tree("signed").size, self.store.tile)
         for index in finding.indices:
@@ -5104,6 +5477,22 @@ class Monitor:
             if note and index < tiles.size:
                 files[f"{index}.tlog-proof"] = self.store.proof(index, note, tiles)
         return {**finding.evidence, **files}
+
+    def log_size(self) -> int:
+        """The size of the tree that was read last."""
+        return self._goal.tree.size if self._goal else self.store.tree("signed").size
+
+    def late_evidence(self, finding: Finding) -> dict[str, bytes]:
+        """The .tlog-proof files at a checkpoint that is not reached yet, for which the log is asked.
+
+        There are none where it does not give what they are made of.
+        """
+        files, size = dict[str, bytes](), self.store.tree("signed").size
+        for index in finding.indices:
+            if self._goal and size <= index < self._goal.tree.size:
+                with contextlib.suppress(Unavailable, BadProof):
+                    files[f"{index}.tlog-proof"] = self.store.proof(index, self._goal.note, self._goal.tiles)
+        return files
 
 
 # === Part V: commands ===================================================================================
@@ -5444,6 +5833,9 @@ def cmd_witness(args: argparse.Namespace) -> int:
         unused_mark(Path(args.private_key or private)).unlink(missing_ok=True)
         store = stack.enter_context(contextlib.closing(WitnessStore(database)))
         witness = Witness(store, signer)
+        if args.import_:
+            witness.adopt(read_bt_log_witness(Path(args.import_)))
+            logger.info("took over the logs and sizes of %s: never run a witness on it again", args.import_)
         witness.register(read_logs(args))
         if new:
             logger.warning("%s is new: go on only if %s has never cosigned before", database, signer.name)
@@ -5457,6 +5849,27 @@ def cmd_witness(args: argparse.Namespace) -> int:
         server.answer = WitnessServer(witness).answer
         what = f"serves the witness {encode_vkey(signer.key)} of {len(witness.logs)} logs"
         return run_server(server, what, witness.failed, hangup=register)
+
+
+def read_bt_log_witness(path: Path) -> list[tuple[VerifierKey, Tree]]:
+    """The logs, and the last cosigned tree of each, in the database of a bt-log witness; raises Malformed."""
+    try:
+        if is_new(path):
+            raise Malformed(f"there is no database in {path}")
+        uri = f"file:{urllib.parse.quote(str(path.absolute()))}?mode=ro"
+        with contextlib.closing(sqlite3.connect(uri, uri=True)) as db:
+            rows = db.execute("SELECT * FROM tlog").fetchall()
+        found = []
+        for origin, vkey, size, root in rows:
+            key = VerifierKey.parse(str(vkey).strip())
+            if key.name != origin:
+                raise Malformed(f"the key of {origin} is of {key.name}")
+            tree = Tree(parse_decimal(str(size)), parse_base64(str(root), 32))
+            check_consistency(tree, tree, ())  # a tree of size 0 has the empty root
+            found.append((key, tree))
+    except (sqlite3.Error, ValueError, BadProof, Malformed) as error:
+        raise Malformed(f"{path} is not the database of a bt-log witness: {error}") from None
+    return found
 
 
 def read_logs(args: argparse.Namespace) -> list[VerifierKey]:
@@ -5537,13 +5950,23 @@ def add_file(writer: Writer, path: Path) -> Proof:
     body = json.dumps({"filename": entry.filename, "checksum": entry.checksum}).encode()
     data = writer.post("/add", "application/json", body)
     try:
-        answer = parse_object(parse_json(data), "index", "checkpoint", "inclusionProof")
+        answer = parse_object(parse_json(data), "index", "checkpoint", "inclusionProof", "publisher")
         hashes = tuple(parse_base64(text, 32) for text in answer["inclusionProof"])
-        proof = Proof(parse_decimal(str(answer["index"])), hashes, parse_base64(answer["checkpoint"]))
-        check_logged(entry, encode_proof(proof), writer.policy)
+        logged = answered_entry(entry.filename, entry.checksum, answer)
+        extra = logged if logged != entry.encode() else b""
+        proof = Proof(parse_decimal(str(answer["index"])), hashes, parse_base64(answer["checkpoint"]), extra)
+        check_logged(logged, encode_proof(proof), writer.policy)
     except (Malformed, KeyError, TypeError) as error:
         raise BadProof(f"the log's answer does not have the form that it should have: {error}") from None
     return proof
+
+
+def answered_entry(filename: str, checksum: str, answer: dict[str, Any]) -> bytes:
+    """The entry that an answer of the log is about: the file's, perhaps with the publisher that it was logged with."""
+    if "publisher" not in answer:
+        return encode_entry(filename, checksum)
+    publisher = parse_object(answer["publisher"], "issuer", "subject")
+    return encode_entry(filename, checksum, publisher["issuer"], publisher["subject"])
 
 
 # --- Targets of `verify`: files, and what lock files, requirements, reports and folders name ----------------------
@@ -5578,27 +6001,9 @@ class Artifact:
         return filename in self.names or bool(self.project and is_of(self.project, filename))
 
 
-# What installers take: the extensions of pip and of uv, and eggs.
-DISTRIBUTIONS = (".whl", ".zip", ".tar.gz", ".tgz", ".tar", ".tar.bz2", ".tbz", ".tar.xz", ".txz", ".tlz", ".tar.lz",
-                 ".tar.lzma", ".tar.zst", ".tzst", ".egg")
 MAX_LOCK = 1 << 24  # bytes of a lock file or a report, and of all requirements files together
 NOT_READ = (".lock", ".toml", ".yaml", ".yml", ".cfg", "Pipfile", ".in.py")
 _PROJECT = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?"
-
-
-def is_of(project: str, filename: str) -> bool:
-    """Whether a distribution with this name is of a project, whose name is normalized."""
-    if filename.lower().endswith((".whl", ".egg")):
-        return normalize(filename.partition("-")[0]) == project
-    return re.match(rf"{re.escape(project)}-v?[0-9]", normalize(filename)) is not None
-
-
-def url_name(url: str) -> str:
-    """The name of the file at a URL or path, as installers read it: the last part, decoded."""
-    try:
-        return urllib.parse.unquote(urllib.parse.urlsplit(url).path.rpartition("/")[2])
-    except ValueError:
-        return ""
 
 
 def artifacts_of(target: str) -> list[Artifact]:
@@ -5669,9 +6074,9 @@ PYLOCK = {  # PEP 751
     "dependency-groups": ANY, "default-groups": ANY, "tool": ANY,
     "packages": [{
         "name": str, "version": str, "marker": str, "requires-python": str, "index": str, "dependencies": ANY,
-        "attestation-identities": ANY, "tool": ANY, "vcs": ANY, "archive": {**_LOCKED_FILE, "subdirectory": str},
+        "attestation-identities": ANY, "tool": {"pdm": ANY}, "vcs": ANY,
+        "archive": {**_LOCKED_FILE, "subdirectory": str}, "sdist": _LOCKED_FILE, "wheels": [_LOCKED_FILE],
         "directory": {"path": str, "editable": bool, "subdirectory": str},
-        "sdist": _LOCKED_FILE, "wheels": [_LOCKED_FILE],
     }],
 }  # fmt: skip
 _UV_FILE = {"url": str, "path": str, "filename": str, "hash": str, "size": int, "upload-time": ANY}
@@ -5697,7 +6102,7 @@ POETRY_LOCK = {
 }  # fmt: skip
 PDM_LOCK = {
     "metadata": {"lock_version": str, "content_hash": str, "groups": ANY, "strategy": ANY, "targets": ANY,
-                 "cross_platform": ANY, "static_urls": ANY, "files": {"*": [_POETRY_FILE]}},
+                 "cross_platform": ANY, "static_urls": ANY},
     "package": [{
         "name": str, "version": str, "summary": str, "requires_python": str, "groups": ANY, "marker": str,
         "extras": ANY, "dependencies": ANY, "files": [_POETRY_FILE], "editable": bool, "subdirectory": str,
@@ -5882,8 +6287,7 @@ def _pdm_lock(target: str, lock: dict[str, Any]) -> Iterator[Artifact]:
     need_version(need(metadata, "lock_version", target), r"4\.[0-9.]+", target)
     for entry in need(lock, "package", target):
         package, controlled = LockedPackage(target, entry), _CONTROLLED & entry.keys()
-        key = f"{package.name} {entry.get('version')}"
-        files = entry["files"] if "files" in entry else metadata.get("files", {}).get(key, [])
+        files = entry.get("files", [])
         if files and not controlled:
             for file in files:
                 yield package.located({**file, "name": file.get("file", "")}, split_hash(file.get("hash", "")))
@@ -5897,16 +6301,19 @@ def _pipfile_lock(target: str, lock: dict[str, Any]) -> Iterator[Artifact]:
     need_version(need(need(lock, "_meta", target), "pipfile-spec", target), "6", target)
     groups = [lock[group] for group in lock.keys() - {"_meta"}]
     for name, entry in sorted(itertools.chain(*(group.items() for group in groups)), key=lambda item: item[0]):
-        package, local = LockedPackage(target, {"name": name}), entry.get("path", "")
-        if entry.keys() & _CONTROLLED:
-            yield package.trouble("it is locked by version control")
-        elif entry.get("hashes"):
-            where = url_name(entry.get("file") or local)
-            yield from (package.file(split_hash(text), where) for text in entry["hashes"])
-        elif local and not local.endswith(DISTRIBUTIONS):
+        package, local = LockedPackage(target, {"name": name}), entry.get("path") or entry.get("file") or ""
+        # pipenv makes a line of requirements of it: what is more than that would be an option there.
+        plain = re.fullmatch(r"==[A-Za-z0-9.!+_-]+", entry.get("version", "")) and re.fullmatch(
+            r"[A-Za-z0-9_.,'\"<>=!~()+* ]*", entry.get("markers", "")) and re.fullmatch(
+            r"[A-Za-z0-9._, '\[\]-]*", str(entry.get("extras", "")))
+        if local and not entry.keys() & _CONTROLLED and not local.endswith(DISTRIBUTIONS) and "://" not in local:
             yield package.skipped(local)
+        elif entry.keys() & _CONTROLLED or local:  # pipenv does not look at the hashes of a file that is named so
+            yield package.trouble("it is locked by version control, or by a file whose hash pipenv does not check")
+        elif entry.get("hashes") and plain:
+            yield from (package.file(split_hash(text)) for text in entry["hashes"])
         else:
-            yield package.trouble("it is locked without a hash")
+            yield package.trouble("it is locked without a hash, or not to one version")
 
 
 def _report(target: str, report: dict[str, Any]) -> Iterator[Artifact]:
@@ -6549,7 +6956,7 @@ def cmd_monitor(args: argparse.Namespace) -> int:
     if args.max_age is not None and not policy.witnesses:
         raise Malformed("--max-age is about cosignatures, and the policy has no witnesses")
     make_folder(folder)
-    watch = Watch(wanted_entries(args.filename_regex, args.checksum_regex), args.max_age)
+    watch = Watch(watch_terms(args.filename_regex or (), args.checksum_regex or (), args.project or ()), args.max_age)
     with contextlib.ExitStack() as stack:
         source = Source(url)
         index = Index(args.index_url) if args.index_url else None
@@ -6564,20 +6971,26 @@ def cmd_monitor(args: argparse.Namespace) -> int:
             store = stack.enter_context(contextlib.closing(MirrorStore(folder)))
             monitor = Monitor(store, source, policy, watch)
             report, args.follow = Reporter(monitor, args.json_logging), args.follow or args.once == "false"
-            renew = functools.partial(monitor.round, show_progress("entries"), time.time)
+            tell = functools.partial(tell_findings, monitor, report)
+            renew = functools.partial(monitor.round, show_progress("entries"), time.time, tell)
             comparison = Comparison(store, index, renew) if index else None
-            code = run_rounds(args, lambda: watch_round(monitor, comparison, report, renew, args.follow), close)
-            return 1 if report.told else code  # also where it was told in a round that was interrupted
+            try:
+                code = run_rounds(args, lambda: watch_round(monitor, comparison, report, renew, args.follow), close)
+            except KeyboardInterrupt:
+                if not report.told and not store.unreported(1):
+                    raise
+                code = 1
+            return 1 if report.told or store.unreported(1) else code  # also if a round was interrupted
         except Corrupt as error:
             raise Corrupt(f"local state is corrupt, which accuses nobody: {error}") from None
 
 
-def wanted_entries(filename: str | None, checksum: str | None) -> Callable[[re.Match[str]], bool] | None:
-    """Whether an entry is what --filename-regex and --checksum-regex look for; None where they are not given."""
-    names, checksums = re.compile(filename or ""), re.compile(checksum or "")
-    if filename is None and checksum is None:
-        return None
-    return lambda match: bool(names.search(match[2]) and checksums.search(match[1]))
+def tell_findings(monitor: Monitor, report: Reporter) -> None:
+    """Tells what was found in the entries that are stored."""
+    while findings := monitor.store.unreported():
+        for _, finding in findings:
+            report(finding, always=True)
+        monitor.store.reported(number for number, _ in findings)
 
 
 def watch_round(
@@ -6592,11 +7005,6 @@ def watch_round(
         logger.error("%s", error)
         code = error.exit_code
     tree = monitor.store.tree("signed")
-    # Where the rest of a log can't be had, what was found in a part of it does not wait.
-    while findings := monitor.store.unreported(tree.size if whole else monitor.store.stored().size):
-        for _, finding in findings:
-            report(finding, always=True)
-        monitor.store.reported(number for number, _ in findings)
     for finding in monitor.conditions:
         report(finding)
     try:  # with a part of the log, files would seem to be missing from it
@@ -6643,6 +7051,9 @@ class Reporter:
 
     def __init__(self, monitor: Monitor, as_json: bool) -> None:
         self._monitor, self._json, self.count, self.told = monitor, as_json, 0, False
+        self._place = monitor.store.folder / "evidence"
+        self._folders: set[Path] | None = None  # with evidence, those of earlier runs included; and how much it is
+        self._bytes, self._full = 0, False
         self._known: set[tuple[str, str]] = set()
         self._now: set[tuple[str, str]] = set()
 
@@ -6657,13 +7068,47 @@ class Reporter:
         key = (finding.kind, finding.text)
         self._now.add(key)
         if always or key not in self._known:
-            digest = hashlib.sha256(finding.text.encode(errors="replace")).hexdigest()[:16]
-            folder = self._monitor.store.folder / "evidence" / f"{finding.kind}-{digest}"
-            for name, data in {**self._monitor.evidence(finding), "finding.txt": f"{finding.text}\n".encode()}.items():
-                make_folder((folder / name).parent)
-                replace_file(folder / name, data, sync=not finding.indices)  # of entries there may be thousands
+            fields = {"evidence": self._keep(finding, self._monitor.evidence(finding)), **self._fields(finding)}
             self.told = True
-            self.say(finding.text, finding.kind, evidence=str(folder))
+            self.say(finding.text, finding.kind, **{name: value for name, value in fields.items() if value != ""})
+            if fields["evidence"] and (late := self._monitor.late_evidence(finding)):  # the log may keep us waiting
+                self._keep(finding, late)
+
+    def _keep(self, finding: Finding, files: dict[str, bytes]) -> str:
+        """Writes evidence to a folder of its own, and returns its name; "" where there is no room for more."""
+        if self._folders is None:
+            self._folders = {path for path in self._place.glob("*") if path.is_dir()}
+            self._bytes = sum(path.stat().st_size for path in self._place.rglob("*") if path.is_file())
+        digest = hashlib.sha256(finding.text.encode(errors="replace")).hexdigest()[:16]
+        folder = self._place / f"{finding.kind}-{digest}"
+        files = {**files, "finding.txt": f"{finding.text}\n".encode(errors="replace")}
+        self._bytes += sum(map(len, files.values()))
+        if len(self._folders | {folder}) > MAX_KEPT or self._bytes > MAX_KEPT_BYTES:
+            self._bytes -= sum(map(len, files.values()))
+            if not self._full:
+                logger.warning("%s is full: no more evidence is kept until some is moved away", self._place)
+            self._full = True
+            return ""
+        self._folders.add(folder)
+        for name, data in files.items():
+            make_folder((folder / name).parent)
+            replace_file(folder / name, data, sync=not finding.indices)  # of entries there may be thousands
+        return str(folder)
+
+    def _fields(self, finding: Finding) -> dict[str, Any]:
+        """What machines want to know of the entry or the file that a finding is about; of two entries, the later one."""
+        fields: dict[str, Any] = {}
+        if finding.indices:
+            index = finding.indices[-1]
+            size = self._monitor.log_size()
+            fields |= {"index": index, "tile-index": index // 256, "log-size": size, "publisher": None}
+            with contextlib.suppress(Malformed):
+                entry = Entry.parse(self._monitor.store.entry(index))
+                fields |= {"filename": entry.filename, "checksum": entry.checksum}
+                fields["publisher"] = entry.publisher._asdict() if entry.publisher else None
+        if about := finding.evidence.get("index.json"):
+            fields |= {name: value for name, value in json.loads(about).items() if name != "project"}
+        return fields
 
     def say(self, text: str, kind: str = "", **fields: Any) -> None:
         clean = printable(text)
@@ -6671,7 +7116,7 @@ class Reporter:
             level = {"level": "ERROR", "kind": kind} if kind else {"level": "INFO"}
             print(json.dumps({"time": utc(time.time()), **level, "msg": clean, **fields}), flush=True)
         else:
-            evidence = f" (evidence: {fields['evidence']})" if kind else ""
+            evidence = f" (evidence: {fields['evidence']})" if "evidence" in fields else ""
             print(f"{f'FOUND {kind}: ' if kind else ''}{clean}{evidence}", flush=True)
 
 
@@ -6848,24 +7293,66 @@ def cmd_ingest(args: argparse.Namespace) -> int:
         size = open_checkpoint(writer.client.get("/checkpoint"), writer.policy).tree.size
         projects = args.projects or index.projects()
         progress = show_progress("projects")
-        pages = index.source.each(index.files, projects)
-        for done, (project, files) in enumerate(zip(projects, pages, strict=True), 1):
-            if files is None:
-                logger.error("the index has no project %s", project)
-                totals["failed"] += 1
-            for name, checksum in dict.fromkeys(files or ()):
-                if checksum:
-                    lines.append({"filename": name, "checksum": checksum})
+        ahead = index.source.each(functools.partial(read_ahead, index), projects)
+        for done, (project, files) in enumerate(zip(projects, ahead, strict=True), 1):
+            try:
+                found = index.files(project, MAX_PAGE) if isinstance(files, TooLarge) else files
+                if isinstance(found, Unreachable):
+                    logger.error("%s: %d projects were not read", found, len(projects) - done + 1)
+                    totals["failed"] += len(projects) - done + 1
+                elif isinstance(found, Unavailable):
+                    raise found
                 else:
-                    logger.error("%s: the index does not give its SHA-256", name)
-                    totals["failed"] += 1
-            while len(lines) >= 10_000 or (lines and done == len(projects)):
+                    lines += project_lines(project, found, totals)
+            except Unavailable as error:
+                logger.error("%s", error)
+                totals["failed"] += 1
+                found = None
+            over = done == len(projects) or isinstance(found, Unreachable)
+            while len(lines) >= 10_000 or (lines and over):
                 totals += log_lines(writer, lines[:10_000], size)
                 del lines[:10_000]
             progress(done, len(projects))
+            if over:
+                break
     print(f"{len(projects)} projects: {totals['new']} files logged, {totals['known']} were logged already, "
           f"{totals['conflict']} conflicts, {totals['failed']} failed")
     return 1 if totals["conflict"] else 3 if totals["failed"] else 0
+
+
+def read_ahead(index: Index, project: str) -> list[IndexFile] | Unavailable | None:
+    try:
+        return index.files(project)
+    except Unavailable as error:
+        return error
+
+
+def project_lines(project: str, files: list[IndexFile] | None, totals: Counter[str]) -> list[dict[str, str]]:
+    """What to log of a project: the files of which all installers read the same, under one name of this project."""
+    if files is None:
+        logger.error("the index has no project %s", project)
+        totals["failed"] += 1
+    checksums: dict[str, set[str]] = {}
+    for file in files or ():
+        checksums.setdefault(file.name, set()).add(file.checksum)
+    lines = []
+    for file in dict.fromkeys(files or ()):
+        wheel, name = file.name.endswith((".whl", ".egg")), normalize(project)
+        mine = is_of(name, file.name) if wheel else normalize(file.name).startswith(f"{name}-")
+        if file.other:
+            why = f"the page of {project} names it so, and its URL says {file.other[0]} {file.other[1]}"
+        elif not mine:
+            why = f"it is on the page of {project}, and is not a file of that project"
+        elif len(checksums[file.name]) > 1:
+            why = f"the page of {project} has it more than once, with different checksums"
+        elif not file.checksum:
+            why = "the index does not give its SHA-256"
+        else:
+            lines.append({"filename": file.name, "checksum": file.checksum})
+            continue
+        logger.error("%s: %s", file.name, why)
+        totals["failed"] += 1
+    return lines
 
 
 def log_lines(writer: Writer, lines: list[dict[str, str]], size: int) -> Counter[str]:
@@ -6884,7 +7371,7 @@ def log_lines(writer: Writer, lines: list[dict[str, str]], size: int) -> Counter
                 counts["conflict" if "index" in result else "failed"] += 1
                 logger.error("%s: %s", line["filename"], error_message(json.dumps(result).encode()))
                 continue
-            leaf = leaf_hash(encode_entry(line["filename"], line["checksum"]))
+            leaf = leaf_hash(answered_entry(line["filename"], line["checksum"], result))
             index, proof = parse_decimal(str(result["index"])), result["inclusionProof"]
             check_inclusion(leaf, index, tree, [parse_base64(text, 32) for text in proof])
             counts["new" if index >= size else "known"] += 1
@@ -7072,6 +7559,7 @@ def _witness_command(command: Command) -> None:
     add("--origin", metavar="NAME", help="the name of a new witness (default: of this host)")
     add("--log-public-key", metavar="F", action="append", help="a log's key; can be repeated, and stays known for good")
     add("--policy", metavar="F", help="a policy file whose logs are to be known as well")
+    add("--import", dest="import_", metavar="F", help="take over the logs and sizes of a bt-log witness's database")
     _add_logging(add)
 
 
@@ -7119,8 +7607,11 @@ def _watch_commands(command: Command) -> None:
     add("--storage-dir", default="btlog-mirror", metavar="D", help="the folder for the mirror, and the evidence")
     add("--once", nargs="?", const="true", choices=["true", "false"], default="true", help="false is --follow")
     add("--max-age", type=duration, metavar="S", help="find stale what no quorum has cosigned in the last S seconds")
-    add("--filename-regex", metavar="R", type=regex, help="find entries whose filename has a match for this")
-    add("--checksum-regex", metavar="R", type=regex, help="find entries whose checksum has a match for this")
+    add("--project", metavar="NAME", type=project_name, action="append", help="find all files of a project; repeated")
+    add("--filename-regex", metavar="R", type=regex, action="append",
+        help="find entries whose filename has a match for this; repeated, for any of these")
+    add("--checksum-regex", metavar="R", type=regex, action="append",
+        help="find entries whose checksum has a match for this, of those whose filename has; repeated")
     add("--index-url", metavar="U", help="compare with this package index, by the URL that pip takes")
     _add_logging(add)
     _add_follow(add, 60)
@@ -7163,6 +7654,12 @@ def regex(text: str) -> str:
         re.compile(text)
     except re.error as error:
         raise argparse.ArgumentTypeError(f"not a regular expression: {error}") from None
+    return text
+
+
+def project_name(text: str) -> str:
+    if not re.fullmatch(_PROJECT, text):
+        raise argparse.ArgumentTypeError(f"not the name of a project: {text!r}")
     return text
 
 
@@ -7222,7 +7719,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         gc.set_threshold(20_000, 20, 20)
         for name, value in vars(args).items():  # as of a variable that is not set: nothing would be checked
             if value == "" or (isinstance(value, list) and "" in value):
-                raise Malformed(f"--{name.replace('_', '-')} is empty: give it a value, or leave it out")
+                raise Malformed(f"--{name.strip('_').replace('_', '-')} is empty: give it a value, or leave it out")
         code: int = args.run(args)
         sys.stdout.flush()
         return code
