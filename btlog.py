@@ -1813,7 +1813,7 @@ def _deduplicate(
         same = next((index for index, other in same_name if other == entry), None)
         other = next((index for index, other in same_name if other[:93] != entry[:93]), None)
         published = None
-        if b"\n" not in entry[93:]:  # a file that is known with its publisher is not logged again without one
+        if same is None and b"\n" not in entry[93:]:  # what is known with its publisher is not logged without one
             published = next((found for found in same_name if found[1].startswith(entry + b"\n")), None)
         if published:
             outcomes.append(Earlier.of(*published))
@@ -4968,12 +4968,12 @@ def parse_links(data: bytes, url: str) -> list[str]:
     """The links of an HTML page, resolved; raises ValueError. Takes time and memory in proportion to the page."""
     if re.search(rb"<[^>]{65536}", data):
         raise ValueError("a tag of more than 64 KiB")
-    parser, step = _Links(url), 1 << 20
+    page, step = _Links(url), 1 << 20
     decode = codecs.getincrementaldecoder("utf-8")().decode
     for at in range(0, len(data) or 1, step):
-        parser.feed(decode(data[at : at + step], at + step >= len(data)))
-    parser.close()
-    return parser.links
+        page.feed(decode(data[at : at + step], at + step >= len(data)))
+    page.close()
+    return page.links
 
 
 def _slim(pairs: list[tuple[str, Any]]) -> Any:
@@ -4983,10 +4983,9 @@ def _slim(pairs: list[tuple[str, Any]]) -> Any:
         if not isinstance(fields["filename"], str) or not isinstance(fields.get("url"), str):
             raise ValueError("a file without a name or a URL")
         return index_file(fields["filename"], fields["url"], fields.get("hashes"))
-    for key in ("files", "projects", "sha256", "name"):
-        if key in fields:
-            return fields[key] if key in ("sha256", "name") else {key: fields[key]}
-    return None
+    if lists := {key: fields[key] for key in ("files", "projects") if key in fields}:
+        return lists
+    return fields.get("sha256", fields.get("name"))
 
 
 def parse_index_json(data: bytes, key: str) -> list[Any]:
@@ -4999,9 +4998,9 @@ def parse_index_json(data: bytes, key: str) -> list[Any]:
     ):
         raise ValueError("it has too many values")
     page = json.loads(data.decode(), object_pairs_hook=_slim, parse_int=lambda text: 0, parse_float=lambda text: 0)
-    if not isinstance(page, dict) or not isinstance(page.get(key), list):
-        raise ValueError(f"it has no array {key!r}")
-    found: list[Any] = page[key]
+    found = page.get(key) if isinstance(page, dict) else None
+    if not isinstance(found, list) or not all(isinstance(item, IndexFile if key == "files" else str) for item in found):
+        raise ValueError(f"it has no array {key!r}, or that has something else in it")
     return found
 
 
@@ -5017,7 +5016,7 @@ class Index:
             raise Unavailable(f"{self.source.url} does not list its projects: name those that are meant")
         path, found = page
         if path is None:
-            return [name for name in found if isinstance(name, str)]
+            return found
         links = [link for link in found if link.startswith(path)]
         names = [re.fullmatch(r"([^/?#]+)/?", link[len(path) :]) for link in links]
         return [urllib.parse.unquote(name[1]) for name in names if name]
@@ -5031,7 +5030,7 @@ class Index:
         if (page := self._page(path, "files", limit)) is None:
             return None
         if page[0] is None:
-            return [file for file in page[1] if isinstance(file, IndexFile)]
+            return page[1]
         files = [index_file("", link, "") for link in page[1]]
         return [file for file in files if file.name.endswith(DISTRIBUTIONS) or file.checksum]
 
@@ -7096,7 +7095,7 @@ class Reporter:
         return str(folder)
 
     def _fields(self, finding: Finding) -> dict[str, Any]:
-        """What machines want to know of the entry or the file that a finding is about; of two entries, the later one."""
+        """What machines want to know of the entry or file that a finding is about; of two entries, of the later one."""
         fields: dict[str, Any] = {}
         if finding.indices:
             index = finding.indices[-1]
