@@ -142,6 +142,7 @@ MAX_HELD = 1 << 23  # of entries that a monitor stores together
 MAX_STEMS = 50_000  # parts of filenames that a monitor remembers to have seen
 MAX_BAD_TILES = 20  # likewise, with the tiles as evidence
 MAX_KEPT, MAX_KEPT_BYTES = 1000, 1 << 28  # findings whose evidence a monitor keeps, and its bytes in all
+MIN_FREE = 1 << 27  # bytes of the disk that a monitor does not fill, however large the log is that it follows
 MAX_AHEAD = 1 << 20  # bytes of a bundle that is read ahead; a larger one is read when its turn comes
 MAX_PAGE, MAX_FILES = 56 << 20, 500_000  # bytes of a page of an index, and the files that it may list
 MAX_REDIRECTS = 5  # of a page, within its index
@@ -5069,6 +5070,15 @@ def _checksum(sha256: Any) -> str:
     return text if re.fullmatch(r"sha256:[0-9a-f]{64}", text) else ""
 
 
+def read_ahead(index: Index, project: str, limit: int = MAX_AHEAD) -> list[IndexFile] | Unavailable | None:
+    """The files of a project, or why they can't be had: without what the error has of the page, which may be large."""
+    try:
+        return index.files(project, limit)
+    except Unavailable as error:
+        error.__context__ = None
+        return error.with_traceback(None)
+
+
 class Comparison:
     """Holds what is logged against what an index serves."""
 
@@ -5080,13 +5090,14 @@ class Comparison:
         self._missing: list[tuple[str, str, str]] = []  # project, filename and checksum
         self._more = 0  # beyond these
         self._errors: list[Unavailable] = []
+        self._unread = set[str]()  # projects whose page could not be read in this round
 
     def round(self) -> Iterator[Finding]:
         """Compares the entries that are new, all files of their projects, and of some projects that wait longest.
 
         What is in the index and not in the log may have been logged since the log was read: `renew` reads on.
         """
-        self._missing, self._more, self._errors = [], 0, []
+        self._missing, self._more, self._errors, self._unread = [], 0, [], set()
         self._index.source.again()
         yield from self._round()
         if self._errors:
@@ -5096,10 +5107,7 @@ class Comparison:
 
     def _files(self, project: str, limit: int = MAX_AHEAD) -> list[IndexFile] | Unavailable | None:
         """One page that can't be read does not keep the others from being compared."""
-        try:
-            return self._index.files(project, limit)
-        except Unavailable as error:
-            return error
+        return read_ahead(self._index, project, limit)
 
     def _pages(self, projects: Iterable[str]) -> Iterator[tuple[str, list[IndexFile] | None]]:
         """The files of each of the projects whose page can be read, until the index does not answer any more."""
@@ -5110,6 +5118,7 @@ class Comparison:
                 yield project, files
                 continue
             self._errors.append(files)
+            self._unread.add(project)
             if isinstance(files, Unreachable):
                 return
 
@@ -5126,7 +5135,7 @@ class Comparison:
             done = last if not self._errors else done  # what could not be compared is due again
             self._store.compared(done, (), turn)
         waiting = "SELECT name FROM project WHERE compared < ? ORDER BY compared LIMIT ?"
-        names = [name for name, in self._store.query(waiting, turn, MAX_COMPARED)]
+        names = [name for name, in self._store.query(waiting, turn, MAX_COMPARED) if name not in self._unread]
         for project, files in self._pages(names):
             yield from self._differing(project, files or [], size)
             self._store.compared(done, [project], turn)
@@ -5349,6 +5358,8 @@ class Monitor:
         numbers = range(size // 256, (tree.size + 255) // 256)
         ahead = zip(numbers, self._source.each(functools.partial(self._read, goal), numbers), strict=True)
         while size < tree.size:
+            if (free := shutil.disk_usage(self.store.folder).free) < MIN_FREE:
+                raise Unavailable(f"{self.store.folder} has room for {free >> 20} MiB more: a monitor leaves it there")
             served, weight, end = list[ServedBundle](), 0, size
             while end < tree.size and weight < MAX_HELD and (not served or end % self.BATCH):
                 n, bundle = next(ahead)
@@ -5642,7 +5653,10 @@ def make_keys(origin: str, private: Path, public: Path) -> Signer:
     for path in (public, private):
         if path.exists():
             raise Malformed(f"{path} exists, and keys are never overwritten: move it away first")
-    replace_file(unused_mark(private), f"{vkey}\n".encode())
+    try:
+        replace_file(unused_mark(private), f"{vkey}\n".encode())
+    except Unavailable as error:
+        raise Unavailable(f"can't write {private}: {error}") from None
     write_new(private, f"{signer.encode()}\n".encode(), 0o600)  # first: a start that ends here goes on from it
     write_new(public, f"{vkey}\n".encode())
     return signer
@@ -5976,7 +5990,8 @@ def answered_entry(filename: str, checksum: str, answer: dict[str, Any]) -> byte
 class Artifact:
     """A file to verify: the target that names it, the names that it may be logged under, its checksum, its project.
 
-    `trouble` says why it can't be verified; `skipped` says that it is of no index, so that no log has it.
+    `trouble` says why it can't be verified; `skipped` says that it is of no index, so that no log has it. `loose` says
+    that an installer may take more than what its target lists.
     """
     target: str
     names: tuple[str, ...] = ()
@@ -5984,6 +5999,7 @@ class Artifact:
     project: str = ""
     trouble: str = ""
     skipped: str = ""
+    loose: bool = False
 
     @property
     def filename(self) -> str:
@@ -6044,13 +6060,16 @@ def _reader_of(name: str) -> Callable[[str], Iterator[Artifact]] | None:
     return None
 
 
+_PAGE_NAME = re.compile(r"\.[sx]?html?(\.|\Z)", re.IGNORECASE)
+
+
 def _in_folder(folder: Path) -> list[Artifact]:
     """The distributions in a folder; what pip's --find-links would read there as an index can't be vouched for."""
     found = []
     for path in sorted(folder.rglob("*")):
         if path.is_symlink() and path.is_dir():
             found.append(Artifact(str(path), trouble="a linked folder is not looked into: name it as a target"))
-        elif mimetypes.guess_type(path.name, strict=False)[0] == "text/html":
+        elif mimetypes.guess_type(path.name, strict=False)[0] == "text/html" or _PAGE_NAME.search(path.name):
             found.append(Artifact(str(path), trouble="installers read a page in a folder as an index: remove it"))
         elif path.name.lower().endswith(DISTRIBUTIONS) and not path.is_dir():
             try:
@@ -6089,7 +6108,7 @@ UV_LOCK = {
             ("registry", "git", "url", "path", "directory", "editable", "virtual", "subdirectory"), str),
     }],
 }  # fmt: skip
-_POETRY_FILE = {"file": str, "hash": str, "url": str}
+_POETRY_FILE = {"file": str, "hash": str}
 POETRY_LOCK = {
     "extras": ANY,
     "metadata": {"lock-version": str, "python-versions": str, "content-hash": str, "files": {"*": [_POETRY_FILE]}},
@@ -6104,7 +6123,8 @@ PDM_LOCK = {
                  "cross_platform": ANY, "static_urls": ANY},
     "package": [{
         "name": str, "version": str, "summary": str, "requires_python": str, "groups": ANY, "marker": str,
-        "extras": ANY, "dependencies": ANY, "files": [_POETRY_FILE], "editable": bool, "subdirectory": str,
+        "extras": ANY, "dependencies": ANY, "files": [{**_POETRY_FILE, "url": str}],
+        "editable": bool, "subdirectory": str,
         **dict.fromkeys(("path", "url", "git", "hg", "svn", "bzr", "ref", "revision"), str),
     }],
 }  # fmt: skip
@@ -6178,12 +6198,21 @@ def need_version(found: Any, pattern: str, target: str) -> None:
         raise Unavailable(f"{target} is of version {str(found)[:40]!r}, which is not read here: get a newer btlog.py")
 
 
+def release(version: str) -> tuple[str, ...]:
+    """The epoch and the release of a version (PEP 440), without zeros at the end: enough to tell most apart."""
+    match = re.match(r"v?(?:([0-9]+)!)?([0-9]+(?:\.[0-9]+)*)", urllib.parse.unquote(version).strip().lower())
+    parts = [part.lstrip("0") for part in match[2].split(".")] if match else [version]
+    while parts and not parts[-1]:
+        parts.pop()
+    return (match[1] or "" if match else "", *parts)
+
+
 class LockedPackage:
     """A package of a lock file: makes artifacts out of what the file says of it."""
 
     def __init__(self, target: str, package: dict[str, Any]) -> None:
         self._target, self.name = target, str(need(package, "name", target))
-        self._project = normalize(self.name)
+        self._project, self._version = normalize(self.name), str(package.get("version", ""))
 
     def trouble(self, why: str) -> Artifact:
         return Artifact(self._target, project=self.name, trouble=why)
@@ -6200,8 +6229,10 @@ class LockedPackage:
         if not checksum or len(hashes) > 1:  # installers go by any of them
             return self.trouble(f"{known[0] if known else 'it'} needs a SHA-256 and no other hash, and it has "
                                 f"{', '.join(sorted(hashes)) or 'none'}")
-        if strange := [n for n in known if n.lower().endswith((".whl", ".egg")) and not is_of(self._project, n)]:
-            return self.trouble(f"{strange[0]} is not a file of this project")
+        for name in (name for name in known if name.lower().endswith((".whl", ".egg"))):
+            version = release(name.split("-")[1])
+            if not is_of(self._project, name) or (self._version and release(self._version) != version):
+                return self.trouble(f"{name} is not a file of this project, in version {self._version or 'any'}")
         return Artifact(self._target, known, checksum, self._project)
 
     def located(self, file: dict[str, Any], hashes: dict[str, str]) -> Artifact:
@@ -6286,14 +6317,15 @@ def _pdm_lock(target: str, lock: dict[str, Any]) -> Iterator[Artifact]:
     need_version(need(metadata, "lock_version", target), r"4\.[0-9.]+", target)
     for entry in need(lock, "package", target):
         package, controlled = LockedPackage(target, entry), _CONTROLLED & entry.keys()
-        files = entry.get("files", [])
-        if files and not controlled:
+        files, path = entry.get("files", []), entry.get("path", "")
+        if files and not controlled and not path:
             for file in files:
                 yield package.located({**file, "name": file.get("file", "")}, split_hash(file.get("hash", "")))
-        elif "path" in entry and not controlled and "url" not in entry:
-            yield package.skipped(entry["path"])
+        elif path and not (controlled or files or "url" in entry or path.endswith(DISTRIBUTIONS)):
+            yield package.skipped(path)
         else:
-            yield package.trouble(f"it is locked by {', '.join(sorted(controlled)) or 'its version'}, without hashes")
+            how = ", ".join(sorted(controlled)) or path or "its version"
+            yield package.trouble(f"it is locked by {how}, and not by the hashes of its files alone")
 
 
 def _pipfile_lock(target: str, lock: dict[str, Any]) -> Iterator[Artifact]:
@@ -6370,17 +6402,17 @@ class Requirements:
         self._target, self._size = target, 0
         self._read: dict[tuple[str, bool], bool] = {}  # files, and whether they are at their end
         self._found: list[Artifact] = []
-        self._strict = False  # whether pip will ask for the hash of each file
+        self._strict = self._required = False  # whether pip, and whether uv, will ask for the hash of each file
         self._bare: list[str] = []  # projects whose only hash is in their URL
 
     def artifacts(self) -> list[Artifact]:
         self._file(Path(self._target), False)
-        if not self._strict:
+        if not self._strict and not self._required:
             self._found += [
                 self._trouble("pip checks this hash alone, and none of what it depends on: give --hash", project)
                 for project in self._bare
             ]
-        return self._found
+        return [dataclasses.replace(artifact, loose=not self._required) for artifact in self._found]
 
     def _trouble(self, why: str, project: str = "") -> Artifact:
         return Artifact(self._target, project=project, trouble=why)
@@ -6449,7 +6481,7 @@ class Requirements:
             self._file(path.parent / words[1], _INCLUDES[words[0]])
             return
         while words and (words[0] in _OPTION_FLAGS or (words[0] in _OPTIONS and words[1:] and words[1][:1] != "-")):
-            self._strict |= words[0] == "--require-hashes"
+            self._required |= words[0] == "--require-hashes"
             del words[: 1 if words[0] in _OPTION_FLAGS else 2]
         if words:
             why = "is no option that is known to be safe in a file, and needs no other option: give it to pip itself"
@@ -6492,7 +6524,7 @@ def _is_folder(requirements: Path, url: str) -> bool:
 
 # --- Verifying -------------------------------------------------------------------------------------------------
 
-MAX_LOOK_UP, MAX_PROOF_FILE = 1 << 19, 1 << 18  # bytes of the log's answers about one artifact
+MAX_LOOK_UP, MAX_PROOF_FILE = 1 << 18, 1 << 18  # bytes of the log's answers about one artifact
 MAX_CANDIDATES = 20  # entries that are tried for one artifact
 
 
@@ -6878,6 +6910,8 @@ def tell_verified(results: list[Verified], skipped: list[Artifact], args: argpar
         also = f"; not looked at, since no log has it: {names}" if left else ""
         good = sum(result.error is None for result in results)
         logger.info("%d of %d artifacts are logged as they should be%s", good, len(results), also)
+    if code == 0 and any(result.artifact.loose for result in results) and not args.quiet:
+        logger.info("with uv, use `uv pip sync`, or --require-hashes: else it takes also what is not listed, unseen")
     return code
 
 
@@ -7304,8 +7338,10 @@ def cmd_ingest(args: argparse.Namespace) -> int:
                 else:
                     lines += project_lines(project, found, totals)
             except Unavailable as error:
-                logger.error("%s", error)
                 totals["failed"] += 1
+                totals["unread"] += 1
+                if totals["unread"] <= 5:  # they may be thousands
+                    logger.error("%s", error)
                 found = None
             over = done == len(projects) or isinstance(found, Unreachable)
             while len(lines) >= 10_000 or (lines and over):
@@ -7317,13 +7353,6 @@ def cmd_ingest(args: argparse.Namespace) -> int:
     print(f"{len(projects)} projects: {totals['new']} files logged, {totals['known']} were logged already, "
           f"{totals['conflict']} conflicts, {totals['failed']} failed")
     return 1 if totals["conflict"] else 3 if totals["failed"] else 0
-
-
-def read_ahead(index: Index, project: str) -> list[IndexFile] | Unavailable | None:
-    try:
-        return index.files(project)
-    except Unavailable as error:
-        return error
 
 
 def project_lines(project: str, files: list[IndexFile] | None, totals: Counter[str]) -> list[dict[str, str]]:
