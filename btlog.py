@@ -3680,6 +3680,7 @@ class Log(Worker[Submission]):
         self._agreed = signer is None  # the witnesses have seen nothing else of this log
         self._halted = False
         self._earliest = self._due = 0.0  # when the witnesses may, and when they have to be asked next
+        self._usual = 1  # entries of the last batch: as soon as so many wait again, so they may
         self._backoff = 0.1
         self.publishing = Latency()  # from when entries are taken up until they are published
         self.callers: list[Caller] = []
@@ -3759,7 +3760,8 @@ class Log(Worker[Submission]):
             while not self._stopping:
                 now = time.monotonic()
                 ready = self._agreed and bool(self._queue)
-                if ready and (not self.callers or now >= self._earliest or self._weight >= 256):
+                if ready and (not self.callers or now >= self._earliest or self._weight >= min(self._usual, MAX_BATCH)):
+                    self._usual = self._weight
                     return self.pop()
                 if self.callers and now >= self._due:
                     return []
@@ -3826,7 +3828,8 @@ class Log(Worker[Submission]):
             self._missed(str(error))
             return
         logger.debug("published size %d, cosigned by %d witnesses", published.tree.size, len(lines))
-        # Under load, what comes while a round lasts is worth a pause of that length: so batches grow with it.
+        # Under load, those who were answered now come again: to wait for them, as long as a round takes, makes batches
+        # grow. Who comes alone waits for nobody.
         end = time.monotonic()
         self._earliest = end + min(self.options.checkpoint_interval, end - start)
         self._published, self.trouble, self._backoff = published, "", 0.1
