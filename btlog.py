@@ -2319,9 +2319,9 @@ class WitnessStore:
             for key, tree in logs:
                 db.execute("INSERT OR IGNORE INTO key VALUES (?, ?)", (encode_vkey(key), key.name))
                 last = self.last(key.name, lambda sql, *values: db.execute(sql, values).fetchall())
-                if last and last.tree.size == tree.size:
-                    check_consistency(last.tree, tree, ())
-                elif tree.size > (last.tree.size if last else 0):
+                if last and last.tree.size == tree.size and last.tree != tree:
+                    raise BadProof(f"{key.name}: it has cosigned two trees of size {tree.size}: it can cosign no more")
+                if tree.size > (last.tree.size if last else 0):
                     self.update(db, key.name, last, Witnessed(tree, last.seconds if last else 1, b""))
 
     def accuse(
@@ -2853,14 +2853,19 @@ class Server:
                 await asyncio.wait_for(over.wait(), 0.2)
             self._tick()
         self.stopping = True
+        self.loop.remove_reader(self._socket)  # a connection that is accepted while the listener closes would be lost
+        for _ in range(5):  # what has been accepted becomes a connection
+            await asyncio.sleep(0)
         listener.close()
         ending()
         until = self.loop.time() + DRAIN_TIMEOUT
         while any(connection.answering() for connection in self.connections) and self.loop.time() < until:
             await asyncio.sleep(0.02)
-        for connection in list(self.connections):
-            connection.abort()
-        await asyncio.sleep(0.02)
+        until = self.loop.time() + LINGER_TIMEOUT
+        while self.connections and self.loop.time() < until:
+            for connection in list(self.connections):
+                connection.abort()
+            await asyncio.sleep(0.005)
 
     def close(self) -> None:
         self._socket.close()
@@ -6227,16 +6232,23 @@ class LockedPackage:
         """The artifact of a file by its hashes and the names that it has, or by its hashes alone."""
         known = tuple(dict.fromkeys(filter(None, names)))
         checksum = _checksum(hashes.get("sha256"))
-        if not re.fullmatch(_PROJECT, self.name):
-            return self.trouble("this is no name of a project")
+        if not re.fullmatch(_PROJECT, self.name) or not re.match("v?[0-9]|\\Z", self._version):
+            return self.trouble(f"this is no name of a project, or {self._version!r} no version")
         if not checksum or len(hashes) > 1:  # installers go by any of them
             return self.trouble(f"{known[0] if known else 'it'} needs a SHA-256 and no other hash, and it has "
                                 f"{', '.join(sorted(hashes)) or 'none'}")
-        for name in (name for name in known if name.lower().endswith((".whl", ".egg"))):
-            version = release(name.split("-")[1])
-            if not is_of(self._project, name) or (self._version and release(self._version) != version):
-                return self.trouble(f"{name} is not a file of this project, in version {self._version or 'any'}")
+        if strange := next(filter(self._is_strange, known), None):
+            return self.trouble(f"{strange} is not a file of this project, in version {self._version or 'any'}")
         return Artifact(self._target, known, checksum, self._project)
+
+    def _is_strange(self, name: str) -> bool:
+        """Whether this is, by its name, a file of another project or another version; of a sdist few names tell."""
+        mine = is_of(self._project, name)
+        if not name.lower().endswith((".whl", ".egg")) and not mine:
+            named = re.match(r".+?-v?[0-9]", normalize(name)) and name.endswith(DISTRIBUTIONS)
+            return bool(named) and not normalize(name).startswith(f"{self._project}-")
+        behind = re.match(rf"{'[-_.]+'.join(map(re.escape, self._project.split('-')))}[-_.]+(.*)", name, re.I | re.A)
+        return not mine or not behind or (self._version != "" and release(self._version) != release(behind[1]))
 
     def located(self, file: dict[str, Any], hashes: dict[str, str]) -> Artifact:
         """The artifact of a file with perhaps a name, a URL and a path."""
@@ -6268,6 +6280,7 @@ def split_hash(text: str) -> dict[str, str]:
 def _pylock(target: str, lock: dict[str, Any]) -> Iterator[Artifact]:
     """PEP 751. Packages without a file, such as those of a workspace, come from folders."""
     need_version(need(lock, "lock-version", target), r"1\.[0-9]+", target)
+    need(lock, "created-by", target)
     for entry in need(lock, "packages", target):
         package, files = LockedPackage(target, entry), files_of(entry)
         kinds = [kind for kind in ("vcs", "directory", "archive") if kind in entry] + ["files"] * bool(files)
@@ -6906,11 +6919,11 @@ def tell_verified(results: list[Verified], skipped: list[Artifact], args: argpar
         tell_lines(results, args.quiet)
     unasked = [result for result in results if isinstance(result.error, Unreachable)]
     left = [f"{a.project} ({a.skipped})" for a in skipped]
+    names = ", ".join([*left[:20], *["…"] * (len(left) > 20)])
+    also = f"; not looked at, since no log has it: {names}" if left else ""
     if unasked:
         logger.error("%s: %d of %d artifacts could not be checked", unasked[0].error, len(unasked), len(results))
-    elif (len(results) > 1 or left) and not args.quiet:
-        names = ", ".join([*left[:20], *["…"] * (len(left) > 20)])
-        also = f"; not looked at, since no log has it: {names}" if left else ""
+    elif (len(results) > 1 and not args.quiet) or left:
         good = sum(result.error is None for result in results)
         logger.info("%d of %d artifacts are logged as they should be%s", good, len(results), also)
     if code == 0 and any(result.artifact.loose for result in results) and not args.quiet:

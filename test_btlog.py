@@ -5323,7 +5323,7 @@ def test_artifacts_of_lock_files(tmp_path: Path) -> None:
         ("some_thing-1.0.tar.gz", "some-thing", "a"),
     ]
     lost = (
-        'lock-version = "1.0"\n[[packages]]\nname = "here"\ndirectory = { path = "." }\n'
+        'lock-version = "1.0"\ncreated-by = "x"\n[[packages]]\nname = "here"\ndirectory = { path = "." }\n'
         '[[packages]]\nname = "x"\nwheels = [{ name = "x-1-py3-none-any.whl" }]\n[[packages]]\nname = "none"\n'
     )
     (tmp_path / "pylock.dev.toml").write_text(lost)
@@ -5523,7 +5523,7 @@ WHEEL = f'wheels = [{{ name = "x-1-py3-none-any.whl", hashes = {{ sha256 = "{HAS
 )
 def test_lock_files_that_say_two_things(tmp_path: Path, name: str, text: str) -> None:
     """What one installer goes by must not be what this verifier leaves out."""
-    (tmp_path / name).write_text({"pylock.toml": 'lock-version = "1.0"\n', "uv.lock": "version = 1\n"}[name] + text)
+    (tmp_path / name).write_text({"pylock.toml": 'lock-version = "1.0"\ncreated-by = "x"\n', "uv.lock": "version = 1\n"}[name] + text)
     try:
         assert any(artifact.trouble for artifact in btlog.artifacts_of(str(tmp_path / name)))
     except Unavailable as error:
@@ -5655,7 +5655,7 @@ def test_a_lock_file_of_200_packages_takes_no_time(tmp_path: Path, log: LocalLog
         assert bulk(log.url, b"".join(map(as_line, lines)))[0] == 200
         wheel, sdist = (f'{{ name = "{n}", hashes = {{ sha256 = "{s}" }} }}' for n, s in zip(names, sums, strict=True))
         packages.append(f'[[packages]]\nname = "p{i}"\nwheels = [{wheel}]\nsdist = {sdist}\n')
-    (tmp_path / "pylock.toml").write_text("".join(packages))
+    (tmp_path / "pylock.toml").write_text('lock-version = "1.0"\ncreated-by = "x"\n' + "".join(packages))
     (tmp_path / "public.key").write_text(f"{LOG_VKEY}\n")
     begun = time.monotonic()
     code, out, _ = verify(tmp_path, "pylock.toml", "--log-url", log.url)
