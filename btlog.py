@@ -4714,9 +4714,10 @@ def _bulk_result(entry: bytes | str, outcome: int | Error, proofs: dict[int, byt
     """The line that answers a line of a bulk, from its entry or only its filename."""
     filename = json_string(entry if isinstance(entry, str) else entry[93:].partition(b"\n")[0].decode()).encode()
     if isinstance(outcome, int):
-        line = b'{"type":"result","result":{"filename":%b,"index":%d,"status":"logged","inclusionProof":[%b]%b}}\n'
-        more = _publisher_field(outcome) if type(outcome) is Earlier else b""
-        return line % (filename, outcome, proofs[outcome], more)
+        line = b'{"type":"result","result":{"filename":%b,"index":%d,"status":"logged","inclusionProof":[%b]}}\n'
+        if type(outcome) is Earlier:
+            line = line.replace(b"]}}", b"]%b}}" % _publisher_field(outcome).replace(b"%", b"%%"))
+        return line % (filename, outcome, proofs[outcome])
     index = b'"index":%d,' % outcome.index if isinstance(outcome, Conflict) else b""
     error = json_string(str(outcome)).encode()
     return b'{"type":"result","result":{"filename":%b,%b"status":"error","error":%b}}\n' % (filename, index, error)
