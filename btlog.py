@@ -5801,10 +5801,11 @@ def claim_store(store: LogStore, args: argparse.Namespace) -> Signer:
         signer = make_keys(args.origin or default_origin("btlog"), private, public)
         logger.info("made a key pair for the new log %s in %s: keep a copy of private.key", signer.name, store.folder)
     signer = read_pair(args, private, public)
-    try:
-        unused_mark(Path(args.private_key or private)).unlink(missing_ok=True)  # before its first signature
-    except OSError as error:
-        raise Unavailable(f"can't mark the private key as used: {error}") from None
+    if (mark := unused_mark(Path(args.private_key or private))).exists():
+        try:
+            mark.unlink()  # before its first signature
+        except OSError as error:
+            raise Unavailable(f"remove {mark}: else this key could begin another log ({error.strerror})") from None
     if known is None:
         store.create_log(signer.key, signer.sign(Checkpoint(signer.name, Tree(0, EMPTY_ROOT))))
     elif known != signer.key:
@@ -5852,7 +5853,6 @@ def cmd_witness(args: argparse.Namespace) -> int:
             signer = make_keys(args.origin or default_origin("witness"), private, public)
             logger.info("made a key pair for the new witness %s: keep a copy of %s", signer.name, private)
         signer = read_pair(args, private, public)
-        unused_mark(Path(args.private_key or private)).unlink(missing_ok=True)
         store = stack.enter_context(contextlib.closing(WitnessStore(database)))
         witness = Witness(store, signer)
         if args.import_:
