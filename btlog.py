@@ -5853,6 +5853,8 @@ def cmd_witness(args: argparse.Namespace) -> int:
             signer = make_keys(args.origin or default_origin("witness"), private, public)
             logger.info("made a key pair for the new witness %s: keep a copy of %s", signer.name, private)
         signer = read_pair(args, private, public)
+        with contextlib.suppress(OSError):  # where it can't be removed, this key was not used by a log either
+            unused_mark(Path(args.private_key or private)).unlink(missing_ok=True)
         store = stack.enter_context(contextlib.closing(WitnessStore(database)))
         witness = Witness(store, signer)
         if args.import_:

@@ -1999,7 +1999,7 @@ class Forker:
             self._process.stdin.flush()
             assert select.select([self._process.stdout], [], [], 60)[0], f"{args} does not end"
             code = int(self._process.stdout.readline())
-            return subprocess.CompletedProcess(args, code, out.read_text(), err.read_text())
+            return subprocess.CompletedProcess(args, code, *(p.read_text(errors="surrogateescape") for p in (out, err)))
 
     def close(self) -> None:
         self._process.communicate(timeout=10)
@@ -11734,7 +11734,7 @@ def test_W9_odd_inputs_are_refused_in_one_line(shelf: Path, name: str, text: str
     """Through a process, too: what a terminal or a pipe can't encode must not be a traceback."""
     code, err = verified(shelf, name, text)
     assert code in (1, 2, 3)
-    done = run_btlog("verify", name, "--public-key", "public.key", "--storage-dir", "log", "--json", cwd=shelf, errors="surrogateescape")
+    done = run_btlog("verify", name, "--public-key", "public.key", "--storage-dir", "log", "--json", cwd=shelf)
     assert "Traceback" not in done.stderr
     assert done.returncode in (1, 2, 3)
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f]", err + done.stderr)
