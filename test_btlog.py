@@ -21,6 +21,7 @@ import contextlib
 import dataclasses
 import datetime
 import errno
+import fnmatch
 import functools
 import gc
 import gzip
@@ -4913,7 +4914,8 @@ def run_readme(kind: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         for default, free in ("8080", first), ("8081", second):
             free.bind(("127.0.0.1", 0))
             ports[default] = str(free.getsockname()[1])
-    script = "wait_for() { while [ ! -s $1 ]; do sleep 0.05; done; }\nset -e; trap 'kill $(jobs -p)' EXIT\n"
+    script = "wait_for() { while [ ! -s $1 ]; do sleep 0.05; done; }\nset -e; trap 'kill $(jobs -p) || true' EXIT\n"
+    shutil.copy(SOURCE, cwd)
     for what, text in blocks:
         for command, default in ("serve", "8080"), ("witness", "8081"):
             ready = f"ready-{command}"
@@ -4934,11 +4936,13 @@ def run_readme(kind: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         ["bash", "-c", script], cwd=cwd, env=environment, capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
+    assert [path_.name for path_ in cwd.iterdir()] == [SOURCE.name]  # P3: nothing is left behind
     return done
 
 
-def test_the_walk_of_the_readme(tmp_path: Path) -> None:
-    done = run_readme("walk", tmp_path)
+def test_P3_the_walk_of_the_readme(tmp_path: Path) -> None:
+    run_readme("walk", tmp_path)
+    done = run_readme("walk", tmp_path)  # once more, in the same folder
     assert '"index":0,' in done.stdout
     assert done.stdout.count("logged at index 1 of log.example.com/pypi, tree size 2") == 2
     assert (
@@ -4946,9 +4950,9 @@ def test_the_walk_of_the_readme(tmp_path: Path) -> None:
     )
 
 
-def test_the_two_processes_of_the_readme(tmp_path: Path) -> None:
+def test_P3_the_two_processes_of_the_readme(tmp_path: Path) -> None:
     done = run_readme("witnesses", tmp_path)
-    keys = [VerifierKey.parse((tmp_path / name).read_text().strip()) for name in ("public.key", "witness-public.key")]
+    keys = [VerifierKey.parse(vkey) for vkey in done.stdout.splitlines()[:2]]
     note = done.stdout[done.stdout.index("log.example.com/pypi\n") :].removesuffix("\n").encode()
     opened = open_checkpoint(note, btlog.simple_policy(keys[:1], keys[1:]))
     assert (opened.tree.size, len(opened.cosigned), note.count("\n\u2014 ".encode())) == (1, 1, 2)
@@ -4979,7 +4983,7 @@ def subparsers() -> dict[str, Any]:
 
 
 def test_the_readme_names_what_there_is() -> None:
-    foreign = r"pip install --report|docker compose .*|useradd .*|(?:un)?mount .*"
+    foreign = r"pip install --report|docker compose .*|useradd .*|(?:un)?mount .*|--(?:hash|find-links|only-binary|require-hashes)"
     flags = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", re.sub(foreign, "", README)))
     known = {flag for sub in subparsers().values() for flag in sub._option_string_actions}
     assert len(flags) > 12
@@ -7987,8 +7991,11 @@ def test_functions_are_small_and_documented() -> None:
         assert getattr(btlog, name).__doc__, name
 
 
-def test_files_at_the_top() -> None:
-    there = {path_.name for path_ in HERE.iterdir() if not path_.name.startswith(".")} - {"__pycache__"}
+def test_P3_files_at_the_top() -> None:
+    """And what the first command of the README makes here is no file of the project."""
+    ignored = [line for line in (HERE / ".gitignore").read_text().split() if not line.startswith("#")]
+    there = {path_.name for path_ in HERE.iterdir() if not path_.name.startswith(".")}
+    there = {name for name in there if not any(fnmatch.fnmatch(name, pattern.rstrip("/")) for pattern in ignored)}
     assert there == {"btlog.py", "test_btlog.py", "README.md", "Dockerfile", "LICENSE"}
 
 
