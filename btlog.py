@@ -6557,7 +6557,7 @@ def candidates(artifact: Artifact, found: Iterable[tuple[int, str, str]]) -> lis
         index, _, checksum = others[-1]
         raise BadProof(f"not logged, but with another checksum at index {index}: the log has {checksum}, and this is "
                        f"{artifact.checksum}: was it changed?")
-    raise BadProof(f"not logged{f': {artifact.checksum}' if not artifact.names else ''}")
+    raise BadProof("not logged")
 
 
 class ProofSource:

@@ -6509,9 +6509,9 @@ def test_one_name_over_and_over_takes_no_time(tmp_path: Path) -> None:
     many = [Entry("same-1.0-py3-none-any.whl", SUM, Publisher("https://i.example", str(i))).encode() for i in range(1000)]
     with contextlib.closing(found(tmp_path)) as store:
         assert store.append(many, seal, True) == list(range(1000))
-        begun = time.monotonic()
+        begun = time.process_time()
         assert store.append(many * 30, seal, True) == list(range(1000)) * 30
-        assert time.monotonic() - begun < 5
+        assert time.process_time() - begun < 8
 
 
 def test_what_was_logged_meanwhile_is_not_missing(tmp_path: Path, static: StaticLog) -> None:
@@ -8245,58 +8245,38 @@ def test_T7_each_step_of_a_first_start_fails_in_turn(
 
 @pytest.mark.slow
 def test_T3_T4_a_disk_that_is_full_at_any_byte(tmp_path: Path) -> None:
-    """The log ends, or says so and waits; nothing that it acknowledged is gone, and with room again it goes on."""
+    """The log says so and waits (L3); nothing that it acknowledged is gone, and with room again it goes on."""
     observer = Observer()
-    ended = said = 0
+    said = 0
     numbers = itertools.count()
-    server: Running | None = None
     choose = random.Random(2)
-    try:
+    with running("serve", "--storage-dir", "log", "--origin", LOG.name, "--add-timeout", "0.5", cwd=tmp_path) as server:
+        observer.policy = btlog.simple_policy([VerifierKey.parse(server.line.split()[4])])
         for turn in range(6):
-            if server is None:
-                server = Running(
-                    "serve", "--storage-dir", "log", "--origin", LOG.name, "--add-timeout", "0.5", cwd=tmp_path
-                )
-                observer.policy = btlog.simple_policy([VerifierKey.parse(server.line.split()[4])])
             resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
-            assert observer.bulk(server.url, [entry(next(numbers)) for _ in range(300)]) == 200
+            eventually(lambda: observer.bulk(server.url, [entry(next(numbers)) for _ in range(300)]) == 200)
             wal = (tmp_path / "log" / "log.sqlite3-wal").stat().st_size
             # A file may have so many bytes, and not one more: as on a full disk, what is written of a page is a part.
             limit = choose.choice([wal - choose.randrange(4096), wal + choose.randrange(400_000), 32_768, 0])
             resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (max(limit, 0), resource.RLIM_INFINITY))
             status = 200
-            with contextlib.suppress(OSError, http.client.HTTPException):
-                for _ in range(40):
-                    status = observer.add(server.url, entry(next(numbers)))
-                    if status != 200:
-                        break
+            for _ in range(40):
+                status = observer.add(server.url, entry(next(numbers)))
+                if status == 200:
                     status = observer.bulk(server.url, [entry(next(numbers)) for _ in range(200)])
-                    if status != 200:
-                        break
-            assert status != 200, turn
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                server.process.wait(0.5)
-            if server.process.poll() is None:
-                said += 1
-                assert ask(server.url, "/healthz")[0] == 503
-                observer.hold(server.url)
-            else:
-                ended += 1
-                code, error = server.stop()
-                assert (code, "Traceback" in error) == (3, False), error
-                assert "log.sqlite3" in error
-                server = None
-        server = server or Running("serve", "--storage-dir", "log", cwd=tmp_path)
+                if status != 200:
+                    break
+            assert status == 503, turn
+            said += ask(server.url, "/healthz")[0] == 503  # unless there is room for a little
+            observer.hold(server.url)
+            assert server.process.poll() is None
         resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
         eventually(lambda: ask(server.url, "/healthz")[0] == 200)
-        assert observer.add(server.url, entry(next(numbers))) == 200
+        eventually(lambda: observer.add(server.url, entry(next(numbers))) == 200)
         entries = observer.hold(server.url)
         assert len(entries) > 6 * 300
+        assert said > 1
         assert server.stop()[0] == 0
-    finally:
-        if server:
-            server.stop(signal.SIGKILL)
-    print(f"a full disk ended the log {ended} times, and was said {said} times; {len(entries)} entries")
     assert run_btlog("fsck", "--storage-dir", "log", cwd=tmp_path).returncode == 0
 
 
