@@ -5669,43 +5669,116 @@ def simple_index(files: Path) -> Iterator[str]:
             thread.join()
 
 
+MY_PROJECT = """\
+[project]
+name = "mine"
+version = "0.1"
+requires-python = ">=3.11"
+dependencies = ["alpha"]
+[[tool.uv.index]]
+url = "INDEX"
+default = true
+[[tool.pdm.source]]
+name = "pypi"
+url = "INDEX"
+[[tool.poetry.source]]
+name = "here"
+url = "INDEX"
+"""
+MY_PIPFILE = '[[source]]\nname = "here"\nurl = "INDEX"\nverify_ssl = false\n[packages]\nalpha = "*"\n'
+# Of each tool: how it's installed, what is run, and how many files of the index stand in what that writes.
+LOCKERS: dict[str, tuple[str, str, dict[str, int]]] = {
+    "uv": (
+        "pip install uv",
+        """
+        uv lock -q
+        uv export -q --frozen --format pylock.toml -o pylock.toml
+        uv export -q --frozen --no-emit-project -o requirements.txt
+        uv pip compile -q --generate-hashes requirements.in -o compiled.txt
+        uv pip compile -q --format pylock.toml requirements.in -o pylock.compiled.toml""",
+        {"uv.lock": 3, "pylock.toml": 3, "requirements.txt": 3, "compiled.txt": 3, "pylock.compiled.toml": 3},
+    ),
+    "pip": (
+        "pip install 'pip>=25.1'",
+        """
+        pip lock -q --index-url INDEX -o pylock.toml alpha
+        pip install -q --dry-run --ignore-installed --index-url INDEX --report report.json alpha""",
+        {"pylock.toml": 2, "report.json": 2},
+    ),
+    "pip-compile": (
+        "uv tool install pip-tools",
+        "pip-compile -q --generate-hashes --strip-extras --index-url INDEX -o requirements.txt requirements.in",
+        {"requirements.txt": 3},
+    ),
+    "pdm": (
+        "uv tool install pdm --with 'hishel<2'",
+        """
+        pdm lock
+        pdm export -o requirements.txt
+        pdm export -f pylock -o pylock.toml""",
+        {"pdm.lock": 3, "requirements.txt": 3, "pylock.toml": 3},
+    ),
+    "poetry": (
+        "uv tool install poetry --with poetry-plugin-export",
+        """
+        poetry lock
+        poetry export -o requirements.txt
+        poetry export -f pylock.toml -o pylock.toml""",
+        {"poetry.lock": 3, "requirements.txt": 3, "pylock.toml": 3},
+    ),
+    "pipenv": (
+        "uv tool install pipenv",
+        """
+        pipenv lock
+        pipenv requirements --hash >requirements.txt""",
+        {"Pipfile.lock": 3, "requirements.txt": 3},
+    ),
+}  # fmt: skip
+
+
 @pytest.mark.slow
-def test_verify_what_real_tools_write(tmp_path: Path, log: LocalLog) -> None:
-    """uv's and pip's lock files, requirements and reports, of packages of an index of this test."""
+@pytest.mark.parametrize("name", LOCKERS)
+def test_verify_what_real_tools_write(tmp_path: Path, log: LocalLog, name: str) -> None:
+    """Lock files, requirements and reports of packages of an index of this test: before and after they're logged."""
+    install, script, targets = LOCKERS[name]
+    path_ = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    assert shutil.which(name, path=path_), f"this test needs {name}, on PATH or beside {sys.executable}: {install}"
     files = tmp_path / "files"
     files.mkdir()
     make_wheel(files, "alpha", "1.0", "beta-gamma>=1")
     make_wheel(files, "beta_gamma", "2.1")
+    sdist_of(files / "alpha-1.0.tar.gz", "alpha")
+    sums = {hashlib.sha256(file.read_bytes()).hexdigest() for file in files.iterdir()}
     (tmp_path / "public.key").write_text(f"{LOG_VKEY}\n")
     (tmp_path / "requirements.in").write_text("alpha\n")
-    (tmp_path / "pyproject.toml").write_text(
-        '[project]\nname = "mine"\nversion = "0.1"\nrequires-python = ">=3.11"\ndependencies = ["alpha"]\n'
-    )
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(("PIP_", "UV_"))}
-    environment |= {"UV_CACHE_DIR": str(tmp_path / "cache"), "PIP_CONFIG_FILE": os.devnull, "PIP_NO_CACHE_DIR": "1"}
-
-    def tool(*words: str) -> None:
-        done = subprocess.run(
-            [sys.executable, "-m", *words], cwd=tmp_path, capture_output=True, text=True, env=environment, check=False
-        )
-        assert done.returncode == 0, f"{words}: {done.stderr} (this test needs uv, and pip 25.1 or newer)"
-
+    environment = {
+        "PATH": path_, "HOME": str(tmp_path), "LANG": "C.UTF-8", "PIP_CONFIG_FILE": os.devnull, "PDM_CHECK_UPDATE": "0",
+        "PDM_PYTHON": sys.executable,
+    }  # fmt: skip
     with simple_index(files) as index:
-        tool("uv", "lock", "-q", "--default-index", index)
-        tool("uv", "export", "-q", "--frozen", "--format", "pylock.toml", "-o", "pylock.toml")
-        tool("uv", "export", "-q", "--frozen", "--no-emit-project", "-o", "requirements.txt")
-        tool("uv", "pip", "compile", "-q", "--generate-hashes", "--default-index", index, "requirements.in", "-o", "compiled.txt")
-        tool("pip", "lock", "-q", "--index-url", index, "-o", "pylock.pip.toml", "alpha")
-        tool("pip", "install", "-q", "--dry-run", "--ignore-installed", "--index-url", index, "--report", "report.json", "alpha")
-        targets = ["uv.lock", "pylock.toml", "requirements.txt", "compiled.txt", "pylock.pip.toml", "report.json"]
-        for target in targets:
+        (tmp_path / "pyproject.toml").write_text(MY_PROJECT.replace("INDEX", index))
+        (tmp_path / "Pipfile").write_text(MY_PIPFILE.replace("INDEX", index))
+        done = subprocess.run(
+            ["sh", "-ec", script.replace("INDEX", index)],
+            cwd=tmp_path, capture_output=True, text=True, env=environment, timeout=300, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, f"{done.stdout}{done.stderr} (this test needs a new {name}: {install})"
+        for target, count in targets.items():
             code, out, err = verify(tmp_path, target, "--log-url", log.url)
-            assert (code, out, err.count(": not logged\n")) == (1, "", 2)
+            assert (code, out, err.count(": not logged")) == (1, "", count), (target, err)
         done = run_btlog("ingest", "--index-url", index, "--log-url", log.url, "alpha", "Beta.Gamma")
-    assert (done.returncode, done.stdout.startswith("2 projects: 2 files logged")) == (0, True)
-    for target in targets:
+        assert (done.returncode, done.stdout.startswith("2 projects: 3 files logged")) == (0, True), done
+    for target, count in targets.items():
         code, out, err = verify(tmp_path, target, "--log-url", log.url)
-        assert (code, out.count("logged at index"), "2 of 2 artifacts" in err) == (0, 2, True), (target, out, err)
+        assert (code, out.count("logged at index")) == (0, count), (target, out, err)
+        assert f"{count} of {count} artifacts" in err
+        text = (tmp_path / target).read_text()
+        locked = [value for value in sums if value in text]
+        assert len(locked) == count
+        for value in locked:
+            (tmp_path / target).write_text(text.replace(value, "0" * 64))
+            code, out, err = verify(tmp_path, target, "--log-url", log.url)
+            assert (code, out.count("logged at index")) == (1, count - 1), (target, out, err)
     assert verify(tmp_path, "files", "--log-url", log.url)[0] == 0
 
 
