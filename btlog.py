@@ -1212,7 +1212,7 @@ def publisher_name(match: re.Match[str]) -> str:
 def copies(
     first: int, matches: Sequence[re.Match[str] | None], stored: Iterable[tuple[int, bytes]]
 ) -> set[int]:
-    """The indices of those entries behind `first` whose filename and checksum an earlier entry has."""
+    """The indices of those entries behind `first` whose filename and checksum one of `stored`, or of these, has."""
     seen = {data[21:92] + data[92:].partition(b"\npublisher ")[0] for _, data in stored}
     found = set[int]()
     for at, match in enumerate(matches, first):
@@ -1361,7 +1361,6 @@ class Database:
             self._reader.close()
             if not self.read_only:
                 self._writer.close()
-
 
     @contextlib.contextmanager
     def snapshot(self) -> Iterator[None]:
@@ -1568,26 +1567,37 @@ class LogRows:
 
     def entries(self, keys: list[int], size: int) -> Iterator[tuple[int, bytes]]:
         """Of the first `size` entries those, by index, that have look-up keys from these first ones on."""
-        rows = self.query(LOOK_UP, str(sorted(keys)), (1 << PART) - 1) if keys else []
-        indices = sorted(index for index in {key_index(key) for key, in rows} if index < size)
-        for n, group in itertools.groupby(indices, lambda index: index // 256):
-            entries = self.bundled(n, min(256, size - 256 * n))  # once for all that are in it
-            yield from ((index, entries[index % 256]) for index in group)
+        for _, part in itertools.groupby(sorted(keys), lambda key: key >> 31 + PART):
+            rows = self.query(LOOK_UP, str(list(part)), (1 << PART) - 1)
+            indices = sorted(index for index in {key_index(key) for key, in rows} if index < size)
+            for n, group in itertools.groupby(indices, lambda index: index // 256):
+                entries = self.bundled(n, min(256, size - 256 * n))  # once for all that are in it
+                yield from ((index, entries[index % 256]) for index in group)
 
     def first_entries(self, keys: Iterable[int], names: set[bytes], size: int) -> Iterator[tuple[int, bytes]]:
         """Of the first `size` entries the first with each of these names, whose first look-up keys in each part are
         `keys`; and perhaps some more. A name that is logged over and over costs no more than one that is logged twice.
         """
-        below, collided = (1 << PART) - 1, []
+        below, collided, seen = (1 << PART) - 1, list[int](), set[bytes]()
+        shared = {hash_ for hash_, n in Counter(field_hashes(FILENAME, names)).items() if n > 1}
         firsts = [key for key, in self.query(LOOK_UP_FIRST, below, str(sorted(keys))) if key is not None]
         places = sorted((key_index(key), key & ~below) for key in firsts if key_index(key) < size)
         for n, group in itertools.groupby(places, lambda place: place[0] // 256):
             entries = self.bundled(n, min(256, size - 256 * n))
             for index, key in group:
-                yield index, entries[index % 256]
-                if field_of(FILENAME, entries[index % 256]) not in names:  # another name has this hash, too
-                    collided.append(key)
-        yield from self.entries(collided, size)
+                entry = entries[index % 256]
+                if key >> PART & (1 << 31) - 1 in shared or not self._is_one(entry, names):
+                    collided.append(key)  # another name, or what is no entry, has this hash, too
+                else:
+                    yield index, entry
+        for index, entry in self.entries(collided, size):
+            if field_of(FILENAME, entry) not in seen and self._is_one(entry, names):
+                seen.add(field_of(FILENAME, entry))
+                yield index, entry
+
+    @staticmethod
+    def _is_one(entry: bytes, names: Collection[bytes]) -> bool:
+        return field_of(FILENAME, entry) in names and match_entries([entry])[0] is not None
 
     def look_up_names(self, names: list[bytes], size: int) -> dict[bytes, dict[str, int]]:
         """Of the first `size` entries those with one of these filenames: by name, indices by checksum."""
@@ -1764,9 +1774,9 @@ class LogStore(LogRows):
                 data = bytes(self._filter.groups[part >> 3])
                 db.execute("INSERT OR REPLACE INTO name_filter VALUES (?, ?)", (part >> 3, data))
 
-    def proof(self, index: int, note: bytes, tiles: Tiles) -> bytes:
+    def proof(self, index: int, note: bytes, tiles: Tiles, entry: bytes | None = None) -> bytes:
         """The .tlog-proof of an entry at the checkpoint `note`, whose tree is that of `tiles`."""
-        data = self.entry(index)
+        data = self.entry(index) if entry is None else entry
         # The entry goes with the proof where its file does not tell it.
         extra = data if b"\n" in data[93:] or not data.startswith(b"pypi-transparency/v1\n") else b""
         return encode_proof(Proof(index, tuple(prove_inclusion(tiles, index)), note, extra))
@@ -3182,8 +3192,9 @@ class Source:
                     self._failures, self._answered = 0, True
                     return (kind, data) if status == 200 else None
                 error = Unavailable(f"{self.url}{path[:80]} answers {status}: {error_message(data)}")
-                if status != 429 and status < 500:
-                    break
+                if status != 429 and status < 500:  # it answers, if only for others
+                    self._failures, self._answered = 0, True
+                    raise error
             if isinstance(error, (TimedOut, TooLarge)):
                 break
             if attempt + 1 < self._attempts:
@@ -3424,9 +3435,12 @@ class Worker(Generic[JobT]):
         try:
             await asyncio.wait_for(job.done, timeout)
         except TimeoutError:
-            with self._wake, contextlib.suppress(ValueError):
-                self._queue.remove(job)
-                self._weight -= job.weight()
+            with self._wake:
+                with contextlib.suppress(ValueError):
+                    self._queue.remove(job)
+                    self._weight -= job.weight()
+                if not self._queue:  # nobody else would find out that there is room again
+                    self._refused = 0
             raise Unavailable(f"not done in {timeout:g} s: {self.trouble or 'too busy'}; try again") from None
         if job.error:
             raise job.error
@@ -3837,7 +3851,8 @@ class Log(Worker[Submission]):
         # grow. Who comes alone waits for nobody.
         end = time.monotonic()
         self._earliest = end + min(self.options.checkpoint_interval, end - start)
-        self._published, self.trouble, self._backoff = published, "", 0.1
+        with self._wake:
+            self._published, self.trouble, self._backoff = published, self.trouble if self._halted else "", 0.1
         idle = max(self.options.republish_interval, self.options.checkpoint_interval)
         self._due = time.monotonic() + idle if self.options.republish_interval else math.inf
 
@@ -4705,7 +4720,7 @@ class LogServer:
 
 
 def _publisher_field(outcome: int) -> bytes:
-    """What an answer adds where the proof is about an entry that has the file's publisher, too."""
+    """What an answer adds where the proof is about an entry that has the file's publisher, too; else b""."""
     publisher = Entry.parse(outcome.entry).publisher if isinstance(outcome, Earlier) else None
     return b',"publisher":' + json.dumps(publisher._asdict()).encode() if publisher else b""
 
@@ -4834,7 +4849,6 @@ class Witness:
         self.store.update(db, job.origin, last, new)
         return line
 
-
     def _accuse(self, db: sqlite3.Connection, job: Cosigning, last: Witnessed, error: str) -> None:
         """Keeps, and says, that a log has signed two checkpoints without a proof that the one continues the other.
 
@@ -4948,13 +4962,15 @@ class IndexFile(NamedTuple):
         return list(itertools.product(dict.fromkeys((self.name, name)), dict.fromkeys((self.checksum, checksum))))
 
 
+_LINK_HASH = re.compile(r"[#&](sha512|sha384|sha256|sha224|sha1|md5)=([^&]*)")  # the first one, as pip has it
+
+
 def index_file(filename: str, url: str, sha256: Any) -> IndexFile:
     """A file by what a page says of it; `filename` and `sha256` may be empty, in HTML."""
-    named, fragment = url_name(url), urllib.parse.unquote(url.partition("#")[2])
-    behind = _checksum(re.sub(".*(^|&)sha256=", "", fragment)) if "sha256=" in fragment else ""
-    name, checksum = filename or named, _checksum(sha256) or behind
-    same = (named, behind or checksum) == (name, checksum)
-    return IndexFile(name, checksum, None if same else (named, behind or checksum))
+    named, link, checksum = url_name(url), _LINK_HASH.search(url), _checksum(sha256)
+    behind = checksum if link is None else _checksum(link[2]) if link[1] == "sha256" else ""
+    name, checksum = filename or named, checksum or behind
+    return IndexFile(name, checksum, None if (named, behind) == (name, checksum) else (named, behind))
 
 
 class _Links(html.parser.HTMLParser):
@@ -4962,22 +4978,28 @@ class _Links(html.parser.HTMLParser):
 
     def __init__(self, url: str) -> None:
         super().__init__(convert_charrefs=False)
-        self.links, self._base, self._url = list[str](), "", url
+        self.links, self._base, self._url, self._room = list[str](), "", url, MAX_PAGE
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         href = dict(attrs).get("href")
         if tag == "base" and href and not self._base:
             self._base = href
         if tag == "a" and href is not None:
-            if len(self.links) >= MAX_FILES:
-                raise ValueError(f"more than {MAX_FILES} links")
-            self.links.append(urllib.parse.urljoin(urllib.parse.urljoin(self._url, self._base), href))
+            if len(self.links) >= 3 * MAX_FILES:
+                raise ValueError(f"more than {3 * MAX_FILES} links")
+            link = urllib.parse.urljoin(urllib.parse.urljoin(self._url, self._base), href)
+            self._room -= len(link)
+            if self._room < 0:
+                raise ValueError("its links are too long")
+            self.links.append(link)
 
 
 def parse_links(data: bytes, url: str) -> list[str]:
     """The links of an HTML page, resolved; raises ValueError. Takes time and memory in proportion to the page."""
-    if re.search(rb"<[^>]{65536}", data):
-        raise ValueError("a tag of more than 64 KiB")
+    if any(tag.end() - tag.start() > 65536 for tag in re.finditer(rb"<[^>]*", data)) or data.count(b"<![") > 100 or (
+        data.count(b"<") > 5 * MAX_FILES
+    ):
+        raise ValueError(f"a tag of more than 64 KiB, more than 100 marked sections, or more than {5 * MAX_FILES} tags")
     page, step = _Links(url), 1 << 20
     decode = codecs.getincrementaldecoder("utf-8")().decode
     for at in range(0, len(data) or 1, step):
@@ -5003,9 +5025,8 @@ def parse_index_json(data: bytes, key: str) -> list[Any]:
 
     What costs much more memory than it has bytes, such as millions of empty arrays, is refused.
     """
-    if data.count(b",") > 3 * MAX_FILES or data.count(b"[") > MAX_FILES // 5 or len(data) > (
-        MAX_PAGE if data.isascii() else MAX_PAGE // 4
-    ):
+    values, size = (3 if key == "files" else 6) * MAX_FILES, MAX_PAGE if data.isascii() else MAX_PAGE // 4
+    if data.count(b",") > values or data.count(b"[") > MAX_FILES // 5 or len(data) > size:
         raise ValueError("it has too many values")
     page = json.loads(data.decode(), object_pairs_hook=_slim, parse_int=lambda text: 0, parse_float=lambda text: 0)
     found = page.get(key) if isinstance(page, dict) else None
@@ -5028,8 +5049,11 @@ class Index:
         if path is None:
             return found
         links = [link for link in found if link.startswith(path)]
-        names = [re.fullmatch(r"([^/?#]+)/?", link[len(path) :]) for link in links]
-        return [urllib.parse.unquote(name[1]) for name in names if name]
+        matches = [re.fullmatch(r"([^/?#]+)/?", link[len(path) :]) for link in links]
+        names = [urllib.parse.unquote(match[1]) for match in matches if match]
+        if found and not names:
+            raise Unavailable(f"{path} has links, and none of them leads to a project below it")
+        return names
 
     def files(self, project: str, limit: int = MAX_AHEAD) -> list[IndexFile] | None:
         """The files of a project; None if the index has no such project, or says by a redirect that others may.
@@ -5041,6 +5065,8 @@ class Index:
             return None
         if page[0] is None:
             return page[1]
+        if len(page[1]) > MAX_FILES:
+            raise Unavailable(f"{self.source.url}{path[:80]} has more than {MAX_FILES} links")
         files = [index_file("", link, "") for link in page[1]]
         return [file for file in files if file.name.endswith(DISTRIBUTIONS) or file.checksum]
 
@@ -5099,14 +5125,16 @@ class Comparison:
         self._missing: list[tuple[str, str, str]] = []  # project, filename and checksum
         self._more = 0  # beyond these
         self._errors: list[Unavailable] = []
-        self._unread = set[str]()  # projects whose page could not be read in this round
+        self._unread = set[str]()  # projects whose page could not be read in this round, and in the last one
+        self._before = set[str]()
 
     def round(self) -> Iterator[Finding]:
         """Compares the entries that are new, all files of their projects, and of some projects that wait longest.
 
         What is in the index and not in the log may have been logged since the log was read: `renew` reads on.
         """
-        self._missing, self._more, self._errors, self._unread = [], 0, [], set()
+        self._missing, self._more, self._errors = [], 0, []
+        self._before, self._unread = self._unread, set()
         self._index.source.again()
         yield from self._round()
         if self._errors:
@@ -5120,7 +5148,7 @@ class Comparison:
 
     def _pages(self, projects: Iterable[str]) -> Iterator[tuple[str, list[IndexFile] | None]]:
         """The files of each of the projects whose page can be read, until the index does not answer any more."""
-        names = list(projects)
+        names = sorted(projects, key=self._before.__contains__)  # what was not to be had waits for the rest
         for project, ahead in zip(names, self._index.source.each(self._files, names), strict=True):
             files = self._files(project, MAX_PAGE) if isinstance(ahead, TooLarge) else ahead
             if not isinstance(files, Unavailable):
@@ -5148,6 +5176,7 @@ class Comparison:
         for project, files in self._pages(names):
             yield from self._differing(project, files or [], size)
             self._store.compared(done, [project], turn)
+        self._store.compared(done, self._unread, turn)
         yield from self._not_logged()
 
     def _compare(self, first: int, last: int, done: int, turn: int) -> Iterator[Finding]:
@@ -5297,6 +5326,8 @@ class Monitor:
         self.store, self._source, self._policy, self._watch = store, source, policy, watch
         self._key = policy.logs[0]
         self._goal: ServedTree | None = None  # what is on its way to be stored
+        self._near: tuple[int, list[bytes]] = -1, []  # a bundle's number, and its entries
+        self._stalled: ServedTree | None = None  # that whose tiles were not to be had for evidence
         self.conditions: list[Finding] = []
         if (key := store.key()) is None:
             store.create_log(self._key, None)
@@ -5492,10 +5523,17 @@ class Monitor:
         note, files = self.store.checkpoint("signed"), dict[str, bytes]()
         tiles = Tiles(self.store.tree("signed").size, self.store.tile)
         for index in finding.indices:
-            files[f"{index}.entry"] = self.store.entry(index)
+            files[f"{index}.entry"] = entry = self.entry(index)
             if note and index < tiles.size:
-                files[f"{index}.tlog-proof"] = self.store.proof(index, note, tiles)
+                files[f"{index}.tlog-proof"] = self.store.proof(index, note, tiles, entry)
         return {**finding.evidence, **files}
+
+    def entry(self, index: int) -> bytes:
+        """A stored entry; findings come bundle by bundle, so that the last bundle is kept."""
+        n = index // 256
+        if self._near[0] != n or len(self._near[1]) <= index % 256:
+            self._near = n, self.store.bundled(n, min(256, self.store.stored().size - 256 * n))
+        return self._near[1][index % 256]
 
     def log_size(self) -> int:
         """The size of the tree that was read last."""
@@ -5508,9 +5546,12 @@ class Monitor:
         """
         files, size = dict[str, bytes](), self.store.tree("signed").size
         for index in finding.indices:
-            if self._goal and size <= index < self._goal.tree.size:
-                with contextlib.suppress(Unavailable, BadProof):
-                    files[f"{index}.tlog-proof"] = self.store.proof(index, self._goal.note, self._goal.tiles)
+            if self._goal and self._goal is not self._stalled and size <= index < self._goal.tree.size:
+                try:
+                    entry = self.entry(index)
+                    files[f"{index}.tlog-proof"] = self.store.proof(index, self._goal.note, self._goal.tiles, entry)
+                except (Unavailable, BadProof, Stopped):  # it is not asked again: other findings wait to be told
+                    self._stalled = self._goal
         return files
 
 
@@ -5550,15 +5591,19 @@ def read_target(path: Path, limit: int) -> bytes:
 
 def read_file(path: str, limit: int = MAX_POLICY, secret: bool = False) -> bytes:
     """The bytes of a configuration file; raises Malformed, since whoever named it has to mend that."""
+    data, until = b"", time.monotonic() + PIPE_TIMEOUT
     try:
         with open_file(path, pipe=True) as stream:
-            data = stream.read(limit + 1)
+            while select.select([stream], [], [], max(until - time.monotonic(), 0))[0] and len(data) <= limit:
+                if not (part := os.read(stream.fileno(), limit)):
+                    break
+                data += part
+            else:
+                raise Malformed(f"{path} has more than {limit} bytes, or whoever writes to it does not end")
     except OSError as error:
         raise Malformed(f"can't read {path}: {error.strerror}") from None
     except Unavailable as error:
         raise Malformed(str(error)) from None
-    if len(data) > limit:
-        raise Malformed(f"{path} has more than {limit} bytes")
     if b"PRIVATE+KEY+" in data and not secret:  # what is malformed is quoted, and this must not be
         raise Malformed(f"{path} holds a private key, which has no place here")
     return data
@@ -5763,13 +5808,19 @@ def cmd_serve(args: argparse.Namespace) -> int:
 def check_begin(folder: Path, args: argparse.Namespace) -> None:
     """Raises Malformed where `serve` would begin a second history of a key by accident, or --new another one."""
     private = Path(args.private_key) if args.private_key else folder / "private.key"
-    if (folder / "log.sqlite3").exists():
+    if (folder / "log.sqlite3").exists() and bound(folder):
         if args.new:
             raise Malformed(f"{folder} holds a log already: leave out --new")
     elif private.exists() and not (args.new or is_unused(private)):
         raise Malformed(
             f"{folder} holds no log, and {private} may have signed for one. Is its folder elsewhere, or not mounted? A "
             "second history of one key would end the trust in it. Only if this key has signed nothing yet: --new")
+
+
+def bound(folder: Path) -> bool:
+    """Whether this folder is of a log already, and not only left by a start that failed."""
+    with contextlib.closing(LogStore(folder, read_only=True)) as store:
+        return store.key() is not None
 
 
 def unused_mark(private: Path) -> Path:
@@ -5801,15 +5852,16 @@ def claim_store(store: LogStore, args: argparse.Namespace) -> Signer:
         signer = make_keys(args.origin or default_origin("btlog"), private, public)
         logger.info("made a key pair for the new log %s in %s: keep a copy of private.key", signer.name, store.folder)
     signer = read_pair(args, private, public)
-    if (mark := unused_mark(Path(args.private_key or private))).exists():
-        try:
-            mark.unlink()  # before its first signature
-        except OSError as error:
-            raise Unavailable(f"remove {mark}: else this key could begin another log ({error.strerror})") from None
     if known is None:
         store.create_log(signer.key, signer.sign(Checkpoint(signer.name, Tree(0, EMPTY_ROOT))))
     elif known != signer.key:
         raise Malformed(f"{store.folder} is the log of {encode_vkey(known)}, not of {encode_vkey(signer.key)}")
+    if (mark := unused_mark(Path(args.private_key or private))).exists():
+        try:
+            mark.unlink()  # before anybody sees a signature
+            sync_folder(mark.parent)
+        except OSError as error:
+            raise Unavailable(f"remove {mark}: else this key could begin another log ({error.strerror})") from None
     return signer
 
 
@@ -5853,7 +5905,7 @@ def cmd_witness(args: argparse.Namespace) -> int:
             signer = make_keys(args.origin or default_origin("witness"), private, public)
             logger.info("made a key pair for the new witness %s: keep a copy of %s", signer.name, private)
         signer = read_pair(args, private, public)
-        with contextlib.suppress(OSError):  # where it can't be removed, this key was not used by a log either
+        with contextlib.suppress(OSError):
             unused_mark(Path(args.private_key or private)).unlink(missing_ok=True)
         store = stack.enter_context(contextlib.closing(WitnessStore(database)))
         witness = Witness(store, signer)
@@ -6027,8 +6079,9 @@ class Artifact:
         return filename in self.names or bool(self.project and is_of(self.project, filename))
 
 
+MAX_FILES_READ, MAX_TOLD = 100, 200  # requirements files that include each other; errors that are told one by one
 MAX_LOCK = 1 << 24  # bytes of a lock file or a report, and of all requirements files together
-NOT_READ = (".lock", ".toml", ".yaml", ".yml", ".cfg", "Pipfile", ".in.py")
+NOT_READ = (".lock", ".toml", ".yaml", ".yml", ".cfg", "Pipfile")
 _PROJECT = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?"
 
 
@@ -6061,7 +6114,7 @@ def _reader_of(name: str) -> Callable[[str], Iterator[Artifact]] | None:
         return functools.partial(_read_lock, *LOCKS["uv.lock"])
     if name.endswith(".json"):
         return functools.partial(_read_lock, _json_object, REPORT, _report)
-    if name.endswith((".txt", ".in")) or name == "requirements.lock":
+    if name.lower().endswith((".txt", ".in")) or re.match(r"(requirements|constraints)([.-](lock|pip))?\Z", name):
         return lambda target: iter(Requirements(target).artifacts())
     if name.endswith(NOT_READ):
         raise Malformed(
@@ -6229,6 +6282,9 @@ class LockedPackage:
         return Artifact(self._target, project=self.name, trouble=why)
 
     def skipped(self, folder: str) -> Artifact:
+        plain = re.fullmatch(r"(file://)?[\w./@+ -]*[\w./]", folder)
+        if not plain or folder.rstrip("/.").lower().endswith(DISTRIBUTIONS):
+            return self.trouble(f"{folder!r} may be a file, and none whose hash is locked")
         return Artifact(self._target, project=self.name, skipped=f"a folder: {folder}")
 
     def file(self, hashes: dict[str, str], *names: str) -> Artifact:
@@ -6256,18 +6312,17 @@ class LockedPackage:
     def located(self, file: dict[str, Any], hashes: dict[str, str]) -> Artifact:
         """The artifact of a file with perhaps a name, a URL and a path."""
         url = file.get("url", "")
-        # pip looks for hashes behind any "&" or "#" of a URL.
-        if re.search("[&#]", url) and url.partition("#")[2] not in (f"sha256={hashes.get('sha256')}", ""):
-            return self.trouble("its URL has more behind the name of the file than can be told: remove it")
-        if "&" in url:
-            return self.trouble("its URL has '&' in it, behind which pip would look for a hash")
+        # pip looks for a hash behind each "&" or "#" of a URL.
+        if "&" in url or url.partition("#")[2] not in (f"sha256={hashes.get('sha256')}", ""):
+            return self.trouble("its URL has '&' or '#' in it, behind which pip looks for a hash: remove that")
         served = url_name(url) if url_name(url).endswith(DISTRIBUTIONS) else ""  # as the index and the log know it
         return self.file(hashes, served, url_name(file.get("path", "")), file.get("filename", ""), file.get("name", ""))
 
-    def one_source(self, kinds: Iterable[str]) -> str:
-        """The one kind of source that a package has; "" where that is none, or more than one."""
-        found = list(kinds)
-        return found[0] if len(found) == 1 else ""
+
+def only(kinds: Iterable[str]) -> str:
+    """The one kind of source that a package has; "" where that is none, or more than one."""
+    found = list(kinds)
+    return found[0] if len(found) == 1 else ""
 
 
 def files_of(package: dict[str, Any]) -> list[dict[str, Any]]:
@@ -6287,10 +6342,10 @@ def _pylock(target: str, lock: dict[str, Any]) -> Iterator[Artifact]:
     for entry in need(lock, "packages", target):
         package, files = LockedPackage(target, entry), files_of(entry)
         kinds = [kind for kind in ("vcs", "directory", "archive") if kind in entry] + ["files"] * bool(files)
-        kind = package.one_source(kinds)
+        kind = only(kinds)
         if kind == "directory":
             yield package.skipped(entry["directory"].get("path", "?"))
-        elif kind == "archive":
+        elif kind == "archive" and not re.search("[&#]", entry["archive"].get("subdirectory", "")):
             yield package.located(entry["archive"], entry["archive"].get("hashes", {}))
         elif kind == "files":
             yield from (package.located(file, file.get("hashes", {})) for file in files)
@@ -6302,10 +6357,13 @@ def _uv_lock(target: str, lock: dict[str, Any]) -> Iterator[Artifact]:
     need_version(need(lock, "version", target), "1", target)
     for entry in need(lock, "package", target):
         package, source, files = LockedPackage(target, entry), entry.get("source", {}), files_of(entry)
-        kind = package.one_source(source.keys() - {"subdirectory"})
+        kind = only(source.keys() - {"subdirectory"})
         if kind in ("directory", "editable", "virtual") and not files:
             yield package.skipped(source[kind])
         elif kind in ("registry", "url", "path") and files:
+            wheel = url_name(source[kind]).endswith(".whl")
+            if kind != "registry" and {wheel} != {"wheels" in entry, "sdist" not in entry}:
+                yield package.trouble("its files are not of the kind that its source is")
             for file in files:
                 alone = kind != "registry" and not {"url", "path", "filename"} & file.keys()
                 where = {**file, **({kind: source[kind]} if alone else {})}
@@ -6317,15 +6375,26 @@ def _uv_lock(target: str, lock: dict[str, Any]) -> Iterator[Artifact]:
 def _poetry_lock(target: str, lock: dict[str, Any]) -> Iterator[Artifact]:
     metadata = need(lock, "metadata", target)
     need_version(need(metadata, "lock-version", target), r"[12]\.[0-9]+", target)
-    for entry in need(lock, "package", target):
+    locked = {entry.get("source", {}).get("url") for entry in need(lock, "package", target)}
+    for entry in lock["package"]:
         package, kind = LockedPackage(target, entry), entry.get("source", {}).get("type", "")
         files = entry["files"] if "files" in entry else metadata.get("files", {}).get(package.name, [])
-        if kind == "directory":
+        if direct_sources(entry.get("dependencies")) - locked:  # which Poetry 1, and 2 with re-resolve, takes unchecked
+            yield package.trouble("it depends on a URL or path that is not locked as a package")
+        elif kind == "directory":
             yield package.skipped(entry["source"].get("url", "?"))
         elif kind in ("", "legacy", "file", "url") and files:
             yield from (package.file(split_hash(file.get("hash", "")), file.get("file", "")) for file in files)
         else:
             yield package.trouble(f"it is locked by {kind or 'its version'}, and has {len(files)} files with hashes")
+
+
+def direct_sources(dependencies: Any) -> set[Any]:
+    """The URLs and paths of dependencies in a poetry.lock: each a version, a table, or an array of both."""
+    values = dependencies.values() if isinstance(dependencies, dict) else ()
+    items = itertools.chain.from_iterable(value if isinstance(value, list) else [value] for value in values)
+    tables = [item for item in items if isinstance(item, dict)]
+    return {str(table[key]) for table in tables for key in ("url", "path", "file", "git") if key in table}
 
 
 _CONTROLLED = {"git", "hg", "svn", "bzr", "ref", "revision"}
@@ -6337,7 +6406,7 @@ def _pdm_lock(target: str, lock: dict[str, Any]) -> Iterator[Artifact]:
     for entry in need(lock, "package", target):
         package, controlled = LockedPackage(target, entry), _CONTROLLED & entry.keys()
         files, path = entry.get("files", []), entry.get("path", "")
-        if files and not controlled and not path:
+        if files and not controlled and not path and re.match("https?://|\\Z", entry.get("url", "")):
             for file in files:
                 yield package.located({**file, "name": file.get("file", "")}, split_hash(file.get("hash", "")))
         elif path and not (controlled or files or "url" in entry or path.endswith(DISTRIBUTIONS)):
@@ -6354,7 +6423,7 @@ def _pipfile_lock(target: str, lock: dict[str, Any]) -> Iterator[Artifact]:
         package, local = LockedPackage(target, {"name": name}), entry.get("path") or entry.get("file") or ""
         # pipenv makes a line of requirements of it: what is more than that would be an option there.
         plain = re.fullmatch(r"==[A-Za-z0-9.!+_-]+", entry.get("version", "")) and re.fullmatch(
-            r"[A-Za-z0-9_.,'\"<>=!~()+* ]*", entry.get("markers", "")) and re.fullmatch(
+            r"(?!.* -)[A-Za-z0-9_.,'\"<>=!~()+* -]*", entry.get("markers", "")) and re.fullmatch(
             r"[A-Za-z0-9._, '\[\]-]*", str(entry.get("extras", "")))
         if local and not entry.keys() & _CONTROLLED and not local.endswith(DISTRIBUTIONS) and "://" not in local:
             yield package.skipped(local)
@@ -6363,7 +6432,7 @@ def _pipfile_lock(target: str, lock: dict[str, Any]) -> Iterator[Artifact]:
         elif entry.get("hashes") and plain:
             yield from (package.file(split_hash(text)) for text in entry["hashes"])
         else:
-            yield package.trouble("it is locked without a hash, or not to one version")
+            yield package.trouble("it is locked without a hash, not to one version, or with a marker that is none")
 
 
 def _report(target: str, report: dict[str, Any]) -> Iterator[Artifact]:
@@ -6379,11 +6448,11 @@ def _report(target: str, report: dict[str, Any]) -> Iterator[Artifact]:
 def direct_artifact(package: LockedPackage, info: dict[str, Any]) -> Artifact:
     """The artifact of a direct_url.json (PEP 610), whose form pip's report has, too."""
     archive, url = info.get("archive_info", {}), info.get("url", "?")
-    kind = package.one_source(info.keys() & {"archive_info", "vcs_info", "dir_info"})
+    kind = only(info.keys() & {"archive_info", "vcs_info", "dir_info"})
     hashes = {**archive.get("hashes", {}), **split_hash(archive.get("hash", "").replace("=", ":", 1))}
     if kind == "dir_info":
         return package.skipped(url)
-    if kind == "archive_info" and hashes and {**hashes, **archive.get("hashes", {})} == hashes:
+    if kind == "archive_info" and hashes and archive.get("hashes", {}).items() <= hashes.items():
         return package.file(hashes, url_name(url))
     return package.trouble("it has no checksum here; the JSON of pip install --report has")
 
@@ -6443,6 +6512,8 @@ class Requirements:
                 raise Malformed(f"{path} includes itself")
             return
         self._read[key] = False
+        if len(self._read) > MAX_FILES_READ:
+            raise Unavailable(f"{self._target} includes more than {MAX_FILES_READ} files")
         data = read_target(path, MAX_LOCK - self._size)
         self._size += len(data)
         for number, line in self._lines(path, data):
@@ -6451,11 +6522,15 @@ class Requirements:
 
     def _lines(self, path: Path, data: bytes) -> Iterator[tuple[int, str]]:
         """The logical lines of a file without comments, each with the number of its first line."""
-        text = data.removeprefix(b"\xef\xbb\xbf").decode().replace("\r\n", "\n")
-        coding = re.match(r"(?:#?.*\n)?.*#.*coding[:=][ \t]*([-\w.]+)", text)  # pip obeys it, as PEP 263 has it
-        if coding and coding[1].lower() not in ("utf-8", "utf8"):
-            raise Unavailable(f"{path} is not in UTF-8 but in {coding[1]}: convert it")
-        joined, start = "", 0
+        try:
+            text = data.removeprefix(b"\xef\xbb\xbf").decode().replace("\r\n", "\n")
+        except UnicodeDecodeError:
+            raise Unavailable(f"{path} is not in UTF-8: convert it") from None
+        for line in text.split("\n", 2)[:2]:  # pip obeys the first of these
+            for coding in re.findall(r"coding[:=]\s*([-\w.]+)", line) if "#" in line else ():
+                if coding.lower() not in ("utf-8", "utf8"):
+                    raise Unavailable(f"{path} is not in UTF-8 but in {coding[:40]}: convert it")
+        joined, start = list[str](), 0
         for number, line in enumerate(text.split("\n"), 1):
             comment = re.search(r"(^|\s)#.*", line)
             # Installers differ in where a line ends, and whether a comment goes on: neither may matter.
@@ -6464,11 +6539,14 @@ class Requirements:
                 raise Unavailable(f"{path.name}, line {number}: a comment within a requirement, or a character that "
                                   "only some installers take for the end of a line: remove it")
             part = line[: comment.start()] if comment else line
-            joined, start = joined + part.removesuffix("\\"), start or number
+            start = start or number
+            joined.append(part.removesuffix("\\"))
             if not part.endswith("\\"):
-                if joined.strip():
-                    yield start, joined.strip()
-                joined, start = "", 0
+                if len(whole := "".join(joined).strip()) > MAX_HEAD:
+                    raise Unavailable(f"{path.name}, line {start}: it has more than {MAX_HEAD} characters")
+                if whole:
+                    yield start, whole
+                joined, start = [], 0
         if joined:
             raise Unavailable(f"{path.name}: the last line goes on behind the end of the file: was it cut off?")
 
@@ -6482,7 +6560,7 @@ class Requirements:
         elif constraints and " -" not in line and _CONSTRAINT.fullmatch(line):
             pass  # it chooses among versions, and names no file
         elif match := _REQUIREMENT.fullmatch(line):
-            self._requirement(path, where, match, constraints)
+            self._requirement(where, match, constraints)
         else:
             project = (re.match(_PROJECT, line) or [line[:80]])[0]
             self._found.append(self._trouble(
@@ -6491,22 +6569,31 @@ class Requirements:
 
     def _option(self, path: Path, where: str, line: str, constraints: bool) -> None:
         """A line of options: those that change nothing but where files come from, or one file that is included."""
-        words = [word for part in shlex.split(line) for word in part.split("=", 1 if part[:2] == "--" else 0)]
+        try:
+            words = [word for part in shlex.split(line) for word in part.split("=", 1 if part[:2] == "--" else 0)]
+        except ValueError:  # a quote without its end
+            words = [line]
         if len(words) == 2 and words[0] in _INCLUDES:
             if not re.fullmatch(r"[A-Za-z0-9._/+@][A-Za-z0-9._/+@ -]*", words[1]) or re.search(r"[\"']", line):
                 raise Unavailable(f"{where}: {words[1][:80]!r} has to be a plain path of a file")
             if constraints > _INCLUDES[words[0]] or not words[1].endswith((".txt", ".in")):
                 raise Unavailable(f"{where}: constraints include only constraints, and both only .txt and .in files")
-            self._file(path.parent / words[1], _INCLUDES[words[0]])
+            other = path.parent / words[1]
+            if os.path.realpath(other) != os.path.realpath(os.path.normpath(other)):  # which is where pip looks
+                raise Unavailable(f"{where}: {words[1][:80]!r} leads over a link to another file for some installers")
+            self._file(other, _INCLUDES[words[0]])
             return
         while words and (words[0] in _OPTION_FLAGS or (words[0] in _OPTIONS and words[1:] and words[1][:1] != "-")):
-            self._required |= words[0] == "--require-hashes"
+            self._required |= line == "--require-hashes"  # alone: uv skips what is behind another option
             del words[: 1 if words[0] in _OPTION_FLAGS else 2]
-        if words:
+        if words and words[0] in ("-e", "--editable"):
+            why = "a folder, or version control, has no hash: export with --no-emit-project or --no-emit-local"
+            self._found.append(self._trouble(f"{where}: {words[0]}: {why}", line[:80]))
+        elif words:
             why = "is no option that is known to be safe in a file, and needs no other option: give it to pip itself"
             self._found.append(self._trouble(f"{where}: {words[0][:80]!r} {why}", line[:80]))
 
-    def _requirement(self, path: Path, where: str, match: re.Match[str], constraint: bool) -> None:
+    def _requirement(self, where: str, match: re.Match[str], constraint: bool) -> None:
         url = match["url"] or match["bare"] or ""
         name = url_name(url)
         project = normalize(match["name"]) if match["name"] else project_of(name)
@@ -6515,8 +6602,11 @@ class Requirements:
         trouble = ""
         if url and not name.endswith(DISTRIBUTIONS):
             trouble = "is not the URL or the path of a wheel or sdist"
-        elif url and (constraint or _is_folder(path, url)):
-            trouble = "is a folder" if not constraint else "is a URL in a constraint"
+        elif url and constraint:
+            trouble = "is a URL in a constraint"
+        elif (match["fragment"] and not url.startswith("http")) or (match["bare"] and "/" not in url):
+            # A folder has no hash, which an installer says only of --hash; without "/" it may be a project.
+            trouble = "is not in the form that tools write: give a path with '/' and --hash"
         elif url and name.lower().endswith((".whl", ".egg")) and not is_of(project, name):
             trouble = f"is not the project of {name}"
         elif " -" in (marker := match["marker"] or "") or (url and marker[:3] not in ("", " ; ")) or (
@@ -6533,12 +6623,6 @@ class Requirements:
         else:
             checksums = [f"sha256:{sha256.lower()}" for sha256 in hashes]
             self._found += [Artifact(self._target, (name,) if url else (), c, project) for c in checksums]
-
-
-def _is_folder(requirements: Path, url: str) -> bool:
-    """Whether a path, or the URL of one, leads to a folder: pip looks from where it runs, uv from the file."""
-    local = urllib.parse.unquote(url.removeprefix("file://")) if url.startswith("file:") else url
-    return "://" not in local and any((base / local).is_dir() for base in (Path(), requirements.parent))
 
 
 # --- Verifying -------------------------------------------------------------------------------------------------
@@ -6572,7 +6656,7 @@ class ProofSource:
         Raises BadProof where it is not logged, and Unavailable.
         """
         beside = Path(f"{artifact.target}.tlog-proof")
-        if beside.exists() and Path(artifact.target).name == artifact.filename:
+        if os.path.exists(beside) and Path(artifact.target).name == artifact.filename:
             return [(artifact.filename, read_proof(beside))]
         if self._other is None:
             where = f"no {beside.name} beside it: " if beside.name == f"{artifact.filename}.tlog-proof" else ""
@@ -6593,7 +6677,7 @@ class ProofFiles(ProofSource):
         if not self._path.is_dir():
             return [(artifact.filename, read_proof(self._path))]
         for name in artifact.names:
-            if (file := self._path / f"{name}.tlog-proof").exists():
+            if os.path.exists(file := self._path / f"{name}.tlog-proof"):  # Path.exists() raises for long names
                 return [(name, read_proof(file))]
         with self._lock:
             for name in self._of_project(artifact.project):
@@ -6702,18 +6786,19 @@ class LoggedProofs(ProofSource):
         tiles, entries = AuthenticTiles(tree, self._source.hashes), dict[int, bytes]()
         names = {name.encode(errors="replace") for artifact in self._artifacts for name in artifact.names}
         checksums = {artifact.checksum.encode() for artifact in self._artifacts}
-        widths = [(n, min(256, tree.size - 256 * n)) for n in range((tree.size + 255) // 256)]
+        count = (tree.size + 255) // 256
+        widths = ((n, min(256, tree.size - 256 * n)) for n in range(count))
         progress = show_progress("bundles read, since nothing can be looked up there")
         for n, (_, found) in enumerate(self._source.each(lambda place: self._source.entries(*place), widths)):
             if found is None:
-                path = tile_path(None, *widths[n])
+                path = tile_path(None, n, min(256, tree.size - 256 * n))
                 raise Unavailable(f"{self._source.url}/{path} is not a bundle of as many entries")
             for at, entry in enumerate(found, 256 * n):
                 if field_of(FILENAME, entry) in names or field_of(CHECKSUM, entry) in checksums:
                     entries[at] = entry
             if len(entries) > MAX_WAITING:
                 raise Unavailable(f"{self._source.url} has more than {MAX_WAITING} entries of these files")
-            progress(n + 1, len(widths))
+            progress(n + 1, count)
         return note, tiles, entries
 
 
@@ -6750,7 +6835,8 @@ class Verified:
 
     def line(self) -> str:
         if not self.entry or not self.checkpoint:
-            return f"{self.artifact.label}: {self.error}"
+            label = self.artifact.label
+            return str(self.error) if str(self.error).startswith(label) else f"{label}: {self.error}"
         by = f", published by {printable(self.entry.publisher.subject)}" if self.entry.publisher else ""
         cosigned = self.checkpoint.cosigned
         when = f", last at {utc(max(at for _, at in cosigned))}" if cosigned else ""
@@ -6760,17 +6846,21 @@ class Verified:
 
 
 LIST_INSTALLED = """
-import base64, hashlib, importlib.metadata, json, sys
-sys.path[:] = [folder for folder in sys.path if folder]
+import sys
+sys.path[:] = [folder for folder in sys.path if folder]  # before all else: a json.py in this folder is not to be run
+import base64, hashlib, importlib.metadata, json
 def changed(file):
     try:
-        found = hashlib.new(file.hash.mode, file.locate().read_bytes()).digest()
-    except (OSError, ValueError):
+        data = file.locate().read_bytes() if file.locate().is_file() else None
+        found = hashlib.new(file.hash.mode, data).digest()
+    except (OSError, TypeError, ValueError):
         return True
-    return base64.urlsafe_b64encode(found).decode().rstrip("=") != file.hash.value
+    return base64.urlsafe_b64encode(found).decode().rstrip("=") != file.hash.value.rstrip("=")
+def unknown(file):
+    return not (file.hash or file.suffix == ".pyc" or file.parent.suffix == ".dist-info")
 print(json.dumps([{
     "name": d.metadata["Name"] or "?", "version": d.version or "?", "direct_url": d.read_text("direct_url.json"),
-    "files": sum(bool(f.hash) for f in d.files or ()),
+    "files": sum(bool(f.hash) for f in d.files or ()), "unknown": [str(f) for f in d.files or () if unknown(f)],
     "changed": [str(f) for f in d.files or () if f.hash and changed(f)],
 } for d in importlib.metadata.distributions()]))
 """
@@ -6784,18 +6874,27 @@ def installed_artifacts(python: str) -> Iterator[Verified]:
     """
     try:
         done = subprocess.run([python, "-c", LIST_INSTALLED], capture_output=True, timeout=300, check=True)
-        found = json.loads(done.stdout)
-    except (OSError, ValueError, subprocess.SubprocessError) as error:
-        raise Unavailable(f"{python} does not list what is installed: {error}"[:300]) from None
-    for entry in sorted(found, key=lambda entry: str(entry["name"]).lower()):
+        found = sorted(json.loads(done.stdout), key=lambda entry: str(entry["name"]).lower())
+    except (OSError, ValueError, LookupError, TypeError, subprocess.SubprocessError) as error:
+        last = (getattr(error, "stderr", None) or b"").decode(errors="replace").strip().rpartition("\n")[2]
+        why = last or (type(error).__name__ if isinstance(error, subprocess.SubprocessError) else str(error))
+        asks = "is it a Python of 3.8 or later?"
+        raise Unavailable(f"{python} does not list what is installed; {asks} {why[:200]}") from None
+    for entry in found:
         package = LockedPackage(python, entry)
         if entry["changed"]:
             files = f"{len(entry['changed'])} of its files, such as {entry['changed'][0]}"
             yield Verified(package.trouble(""), BadProof(f"{files}, are not as its RECORD has them: they were changed"))
+        elif entry["direct_url"] and (entry["unknown"] or not entry["files"]):
+            what = f"of {entry['unknown'][0]}" if entry["unknown"] else "of any file"
+            yield Verified(package.trouble(f"its RECORD has no hash {what}, so that it may have been changed"))
         elif entry["direct_url"]:
-            info = _json_object(entry["direct_url"])
-            conform(info, _DIRECT_URL, f"{python}: direct_url.json of {package.name}")
-            yield Verified(direct_artifact(package, info))
+            try:
+                info = _json_object(entry["direct_url"])
+                conform(info, _DIRECT_URL, "direct_url.json")
+                yield Verified(direct_artifact(package, info))
+            except (Error, ValueError, RecursionError) as error:
+                yield Verified(package.trouble(f"its direct_url.json can't be read: {error}"[:200]))
         else:
             yield Verified(package.trouble(
                 f"version {entry['version']} does not tell which file it came from; all {entry['files']} files are as "
@@ -6834,7 +6933,7 @@ def read_targets(args: argparse.Namespace) -> Iterator[Verified]:
                 continue
             for artifact in artifacts_of(target):
                 yield Verified(artifact, Unavailable(artifact.trouble) if artifact.trouble else None)
-        except Unavailable as error:
+        except (Unavailable, Malformed) as error:  # what is wrong with one does not hide another
             yield Verified(Artifact(target, (Path(target).name,)), error)
     if args.installed:
         for result in installed_artifacts(args.installed):
@@ -6905,13 +7004,15 @@ def check_artifact(artifact: Artifact, filename: str, proof: bytes, demands: Dem
 
 def tell_verified(results: list[Verified], skipped: list[Artifact], args: argparse.Namespace, policy: Policy) -> int:
     """Prints what was verified, keeps the proofs if asked to; returns the exit code."""
-    # What is malformed here came with the claim that the file is logged: the claim does not hold.
-    codes = {1 if isinstance(r.error, Malformed) else r.error.exit_code if r.error else 0 for r in results}
+    # What is malformed about a file came with the claim that it is logged: the claim does not hold.
+    codes = {1 if isinstance(r.error, Malformed) and r.artifact.checksum else r.error.exit_code if r.error else 0
+             for r in results}
     if args.save_proofs:
         codes |= save_proofs(Path(args.save_proofs), results)
     code = worst(codes)
     if args.json:
-        told = {"ok": code == 0, "artifacts": [result.json(policy) for result in results],
+        loose = any(result.artifact.loose for result in results)
+        told = {"ok": code == 0, "loose": loose, "artifacts": [result.json(policy) for result in results],
                 "skipped": [{"target": a.target, "project": a.project, "reason": a.skipped} for a in skipped]}
         print(json.dumps(told, indent=1))
         return code
@@ -6936,11 +7037,15 @@ def tell_verified(results: list[Verified], skipped: list[Artifact], args: argpar
 
 def tell_lines(results: list[Verified], quiet: bool) -> None:
     """A line for each artifact, but not for those that a log that does not answer says nothing of."""
+    wrong = [result for result in results if result.error and not isinstance(result.error, Unreachable)]
+    told = set(map(id, wrong[:MAX_TOLD]))
     for result in results:
-        if result.error and not isinstance(result.error, Unreachable):
+        if id(result) in told:
             logger.error("%s", result.line())
         elif not result.error and not quiet:
             print(result.line())
+    if more := len(wrong) - len(told):
+        logger.error("%d more are wrong, and not told one by one", more)
 
 
 def save_proofs(folder: Path, results: list[Verified]) -> set[int]:
@@ -7065,6 +7170,8 @@ def watch_round(
     except Unavailable as error:
         logger.error("%s", error)
         code = error.exit_code
+    for finding in monitor.conditions:  # also those of reading on
+        report(finding)
     report.end()
     if report.count:
         return 1
@@ -7118,13 +7225,21 @@ class Reporter:
     def __call__(self, finding: Finding, always: bool = False) -> None:
         self.count += 1
         key = (finding.kind, finding.text)
-        self._now.add(key)
-        if always or key not in self._known:
-            fields = {"evidence": self._keep(finding, self._monitor.evidence(finding)), **self._fields(finding)}
+        new = always or key not in self._known | self._now
+        if not always:
+            self._now.add(key)
+        if new:
+            kept = ""
+            try:
+                kept = self._keep(finding, self._monitor.evidence(finding))
+            except Unavailable as error:  # that there is no room for evidence is no reason to be silent
+                logger.error("%s", error)
+            fields = {"evidence": kept, **self._fields(finding)}
             self.told = True
             self.say(finding.text, finding.kind, **{name: value for name, value in fields.items() if value != ""})
             if fields["evidence"] and (late := self._monitor.late_evidence(finding)):  # the log may keep us waiting
-                self._keep(finding, late)
+                with contextlib.suppress(Unavailable):
+                    self._keep(finding, late)
 
     def _keep(self, finding: Finding, files: dict[str, bytes]) -> str:
         """Writes evidence to a folder of its own, and returns its name; "" where there is no room for more."""
@@ -7135,7 +7250,8 @@ class Reporter:
         folder = self._place / f"{finding.kind}-{digest}"
         files = {**files, "finding.txt": f"{finding.text}\n".encode(errors="replace")}
         self._bytes += sum(map(len, files.values()))
-        if len(self._folders | {folder}) > MAX_KEPT or self._bytes > MAX_KEPT_BYTES:
+        share = 2 if finding.indices else 1  # entries leave some for what accuses the log itself
+        if len(self._folders | {folder}) > MAX_KEPT // share or self._bytes > MAX_KEPT_BYTES // share:
             self._bytes -= sum(map(len, files.values()))
             if not self._full:
                 logger.warning("%s is full: no more evidence is kept until some is moved away", self._place)
@@ -7155,7 +7271,7 @@ class Reporter:
             size = self._monitor.log_size()
             fields |= {"index": index, "tile-index": index // 256, "log-size": size, "publisher": None}
             with contextlib.suppress(Malformed):
-                entry = Entry.parse(self._monitor.store.entry(index))
+                entry = Entry.parse(self._monitor.entry(index))
                 fields |= {"filename": entry.filename, "checksum": entry.checksum}
                 fields["publisher"] = entry.publisher._asdict() if entry.publisher else None
         if about := finding.evidence.get("index.json"):
@@ -7343,7 +7459,7 @@ def cmd_ingest(args: argparse.Namespace) -> int:
     index, totals, lines = Index(args.index_url), Counter[str](), list[dict[str, str]]()
     with contextlib.closing(Writer(args)) as writer, contextlib.closing(index.source):
         size = open_checkpoint(writer.client.get("/checkpoint"), writer.policy).tree.size
-        projects = args.projects or index.projects()
+        projects = list(dict.fromkeys(map(normalize, args.projects))) or index.projects()
         progress = show_progress("projects")
         ahead = index.source.each(functools.partial(read_ahead, index), projects)
         for done, (project, files) in enumerate(zip(projects, ahead, strict=True), 1):
@@ -7382,9 +7498,9 @@ def project_lines(project: str, files: list[IndexFile] | None, totals: Counter[s
     checksums: dict[str, set[str]] = {}
     for file in files or ():
         checksums.setdefault(file.name, set()).add(file.checksum)
-    lines = []
+    lines, name = [], normalize(project)
     for file in dict.fromkeys(files or ()):
-        wheel, name = file.name.endswith((".whl", ".egg")), normalize(project)
+        wheel = file.name.endswith((".whl", ".egg"))
         mine = is_of(name, file.name) if wheel else normalize(file.name).startswith(f"{name}-")
         if file.other:
             why = f"the page of {project} names it so, and its URL says {file.other[0]} {file.other[1]}"

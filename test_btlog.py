@@ -4889,13 +4889,17 @@ def test_while_a_bulk_runs_others_are_answered(tmp_path: Path) -> None:
         threads = [threading.Thread(target=ask_on, args=(what,)) for what in slowest]
         for thread in threads:
             thread.start()
+        longest = 0.0
         for turn in range(2):
-            status, answer = bulk(server.url, b"".join(as_line(entry(i, f"b{turn}-")) for i in range(50_000)))
+            lines = b"".join(as_line(entry(i, f"b{turn}-")) for i in range(50_000))
+            begun = time.monotonic()
+            status, answer = bulk(server.url, lines)
+            longest = max(longest, time.monotonic() - begun)
             assert (status, answer[-1]) == (200, {"type": "complete", "count": 50_000})
         over.set()
         for thread in threads:
             thread.join()
-        assert max(slowest.values()) < 1, slowest
+        assert max(slowest.values()) < max(1, longest * 0.6), (slowest, longest)  # other processes may slow down all
         assert min(counts.values()) > 3
         server.stop()
 
@@ -5403,7 +5407,7 @@ def test_artifacts_of_requirements(tmp_path: Path) -> None:
     (tmp_path / "requirements.txt").write_text(REQUIREMENTS)
     (tmp_path / "constraints.txt").write_text(f"free>=1,<2\nother==2 --hash=sha256:{HASHES['c']}\nx @ https://x.example/x-1.zip\n")
     (tmp_path / "more.txt").write_text(f"more==1 --hash=sha256:{HASHES['e']}\r\nbare==1\n-e .\n")
-    only = "-e' is no option that is known to be safe in a file, and needs no other option: give it to pip itself"
+    only = "-e: a folder, or version control, has no hash: export with --no-emit-project or --no-emit-local"
     assert named(tmp_path / "requirements.txt") == [
         ("", "other", "c"),
         ("", "x", "constraints.txt, line 3: x is a URL in a constraint"),
@@ -5412,7 +5416,7 @@ def test_artifacts_of_requirements(tmp_path: Path) -> None:
         ("linked-3-py3-none-any.whl", "linked", "d"),
         ("", "more", "e"),
         ("", "bare", "more.txt, line 2: bare needs --hash=sha256:\u2026"),
-        ("", "-e .", f"more.txt, line 3: '{only}"),
+        ("", "-e .", f"more.txt, line 3: {only}"),
     ]
     (tmp_path / "more.txt").write_text("-r requirements.txt\n")
     refuses(Malformed, btlog.artifacts_of, str(tmp_path / "requirements.txt"))
@@ -14379,7 +14383,7 @@ def dying(index: FakeIndex, after: int, status: int = 503) -> None:
     index.instead = instead
 
 
-@pytest.mark.parametrize("status", [500, 503, 403])
+@pytest.mark.parametrize("status", [500, 503])
 def test_M7_an_index_that_dies_is_given_up(
     tmp_path: Path, static: StaticLog, monkeypatch: pytest.MonkeyPatch, status: int
 ) -> None:
@@ -14668,14 +14672,14 @@ def test_M8_evidence_has_a_limit_by_number(tmp_path: Path, static: StaticLog, mo
     lines = out.splitlines()
     assert (code, len(told(lines, "match"))) == (1, 30)
     kept = [line for line in told(lines) if line.get("evidence")]
-    assert len(kept) == len(list((mirror / "evidence").iterdir())) == 20
+    assert len(kept) == len(list((mirror / "evidence").iterdir())) == 10  # half of it, for findings about entries
     assert all(Path(line["evidence"]).is_dir() for line in kept)
     assert len(about_evidence(lines, error)) == 1, error
     static.grow(b"no entry")
     code, out, error = call_btlog(*monitor_args(static.web.url, mirror))
     lines = out.splitlines()
     assert (code, [line["kind"] for line in told(lines)]) == (1, ["bad-entry"])
-    assert len(list((mirror / "evidence").iterdir())) == 20
+    assert len(list((mirror / "evidence").iterdir())) == 10
     assert len(about_evidence(lines, error)) == 1, error
     shutil.rmtree(mirror / "evidence")  # whoever takes it away makes room for more
     static.grow(b"no other entry")
@@ -15258,6 +15262,156 @@ def test_P4_a_changed_checksum_is_named(tmp_path: Path, browser: Browser) -> Non
             choose(browser, tmp_path / "signed-1.0.whl")
             assert browser.verdict() == "refused"
             assert f"this answer has {evil}, the log has {CONTENT_SUM}" in browser.text("article > .small")
+
+
+# --- What an attack on all this found ---------------------------------------------------------------------------------------
+
+A_HASH = HASHES["a"]
+A_WHEEL = "x-1-py3-none-any.whl"
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        # pip obeys the first `coding:` of the first two lines
+        ("r.txt", f"# coding: utf-7 coding: utf-8\n# +AAo-evil==6.6\nx==1 --hash=sha256:{A_HASH}\n"),
+        ("r.txt", f"# coding: utf-7\n# coding: utf-8\nx==1 --hash=sha256:{A_HASH}\n"),
+        # without "/" it may be a project for uv; behind file: a folder, whose fragment counts for nothing
+        ("r.txt", f"x-1.0.egg --hash=sha256:{A_HASH}\n"),
+        ("r.txt", f"y==1 --hash=sha256:{A_HASH}\nx @ file://localhost/tmp/x-1.zip#sha256={A_HASH}\n"),
+        # uv falls back to the source, unhashed
+        ("uv.lock", f'version = 1\n[[package]]\nname = "x"\nversion = "1"\nsource = {{ url = "https://h.example/x-1.zip" }}\n'
+                    f'wheels = [{{ filename = "x-1-cp27-cp27m-win32.whl", hash = "sha256:{A_HASH}" }}]\n'),
+        # pip looks for a hash behind "&" in the URL that it makes of this
+        ("pylock.toml", f'lock-version = "1.0"\ncreated-by = "x"\n[[packages]]\nname = "x"\narchive = {{ url = "https://h.example/'
+                        f'{A_WHEEL}", subdirectory = "x&sha256={HASHES["b"]}", hashes = {{ sha256 = "{A_HASH}" }} }}\n'),
+        ("pylock.toml", 'lock-version = "1.0"\ncreated-by = "x"\n[[packages]]\nname = "x"\ndirectory = { path = "x-1.zip/." }\n'),
+        ("pdm.lock", f'[metadata]\nlock_version = "4.5.0"\n[[package]]\nname = "x"\nversion = "1"\nurl = "file:///tmp/tree"\n'
+                     f'files = [{{ file = "{A_WHEEL}", hash = "sha256:{A_HASH}" }}]\n'),
+        ("Pipfile.lock", '{"_meta": {"pipfile-spec": 6}, "default": {"x": {"path": "/tmp/x-1-py3-none-any.whl "}}, "develop": {}}'),
+        ("poetry.lock", f'[[package]]\nname = "x"\nversion = "1"\nfiles = [{{ file = "{A_WHEEL}", hash = "sha256:{A_HASH}" }}]\n'
+                        '[package.dependencies]\ny = { url = "https://h.example/y-1.zip" }\n[metadata]\nlock-version = "2.1"\n'),
+    ],
+)  # fmt: skip
+def test_V_what_an_attack_found(tmp_path: Path, name: str, text: str) -> None:
+    """Real installers took something else, or could have, where each of these was believed."""
+    (tmp_path / name).write_text(text)
+    with contextlib.suppress(Unavailable):
+        assert [artifact for artifact in btlog.artifacts_of(str(tmp_path / name)) if artifact.trouble]
+
+
+def test_V3_a_file_over_a_link_is_not_included(tmp_path: Path) -> None:
+    """pip takes ".." away by text, and reads another file."""
+    (tmp_path / "link").symlink_to(make(make(tmp_path / "a") / "b"))
+    for folder in tmp_path, tmp_path / "a":
+        (folder / "x.txt").write_text(f"x==1 --hash=sha256:{A_HASH}\n")
+    (tmp_path / "r.txt").write_text("-r link/../x.txt\n")
+    refuses(Unavailable, btlog.artifacts_of, str(tmp_path / "r.txt"))
+
+
+def test_V4_only_a_line_of_its_own_asks_uv_for_hashes(tmp_path: Path) -> None:
+    for line, loose in ("--require-hashes", False), ("--pre --require-hashes", True), ("--pre", True):
+        (tmp_path / "r.txt").write_text(f"{line}\nx==1 --hash=sha256:{A_HASH}\n")
+        assert [artifact.loose for artifact in btlog.artifacts_of(str(tmp_path / "r.txt"))] == [loose]
+
+
+def test_W10_what_is_malformed_hides_nothing(locked: tuple[LocalLog, Path]) -> None:
+    log, folder = locked
+    (folder / "evil-1.0.zip").write_bytes(b"evil")
+    (folder / "broken.json").write_text("{")
+    code, _, err = verify(folder, "evil-1.0.zip", "broken.json", "--log-url", log.url)
+    assert (code, "evil-1.0.zip: not logged" in err, "broken.json can't be parsed" in err) == (1, True, True)
+    assert verify(folder, "pylock.toml", "broken.json", "--log-url", log.url)[0] == 2
+
+
+def test_installed_distributions(tmp_path: Path, locked: tuple[LocalLog, Path]) -> None:
+    """What came by a direct URL is verified; what was changed since is found; a bad package does not end the rest."""
+    log, folder = locked
+    site = make(tmp_path / "site")
+    digest = base64.urlsafe_b64encode(hashlib.sha256(b"x = 1\n").digest()).decode().rstrip("=")
+    info = {"url": "https://h.example/archived-2+1.zip", "archive_info": {"hashes": {"sha256": HASHES["d"]}}}
+    (site / "json.py").write_text("raise SystemExit('this must not run')\n")
+    for name, direct, record in [
+        ("archived", json.dumps(info), f"archived.py,sha256={digest},6\n"), ("indexed", None, ""),
+        ("broken", "{", f"broken.py,sha256={digest},6\n"), ("changed", json.dumps(info), f"changed.py,sha256={'0' * 43},6\n"),
+        ("unhashed", json.dumps(info), "unhashed.py,,\n"),
+    ]:  # fmt: skip
+        meta = make(site / f"{name}-2.dist-info")
+        (site / f"{name}.py").write_text("x = 1\n")
+        (meta / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 2\n")
+        (meta / "RECORD").write_text(record)
+        if direct:
+            (meta / "direct_url.json").write_text(direct)
+    (tmp_path / "python").write_text(f"#!/bin/sh\nPYTHONPATH={site} exec {sys.executable} -S \"$@\"\n")
+    (tmp_path / "python").chmod(0o755)
+    (site / "json.py").unlink()
+    (folder / "json.py").write_text("raise SystemExit('this must not run')\n")
+    code, out, err = verify(folder, "--installed", str(tmp_path / "python"), "--log-url", log.url)
+    assert (code, out.count("logged at index"), err.count("\n")) == (1, 1, 5), (out, err)
+    for says in "changed: 1 of its files", "does not tell which file", "can't be read", "has no hash of unhashed.py":
+        assert says in err
+    for python in "no-such-python", "/bin/false", "/bin/echo":
+        code, out, err = verify(folder, "--installed", python, "--log-url", log.url)
+        assert (code, out, err.count("\n"), "does not list" in err) == (3, "", 1, True), err
+
+
+@pytest.mark.parametrize("names", [("demo1000-1.0.tar.gz", "demo6580-1.0.tar.gz"), ("demo6580-1.0.tar.gz", "demo1000-1.0.tar.gz")])
+def test_M2_names_that_share_a_hash_hide_no_replaced_file(tmp_path: Path, static: StaticLog, names: tuple[str, str]) -> None:
+    one, other = names
+    assert len(set(btlog.field_hashes(btlog.FILENAME, [one.encode(), other.encode()]))) == 1
+    static.grow(named_entry(one), named_entry(other), b"#" * 93 + b"bad-1.0.tar.gz", named_entry("bad-1.0.tar.gz"))
+    assert monitor(static.web.url, tmp_path / "mirror").kinds == ["bad-entry"]
+    static.grow(named_entry(one, "c"), named_entry(other, "b"), named_entry("bad-1.0.tar.gz", "b"))
+    seen = monitor(static.web.url, tmp_path / "mirror")
+    assert (seen.code, seen.kinds) == (1, ["replaced"] * 3)
+
+
+def test_L2_a_start_that_failed_lends_its_folder_to_no_used_key(tmp_path: Path) -> None:
+    assert run_btlog("keygen", "--origin", "log.example/a", cwd=tmp_path).returncode == 0
+    key = ("--private-key", "private.key")
+    assert "is the key of" in refused("serve", "--storage-dir", "b", *key, "--origin", "typo", cwd=tmp_path)
+    assert starts("serve", "--storage-dir", "a", *key, cwd=tmp_path)
+    assert "--new" in refused("serve", "--storage-dir", "b", *key, cwd=tmp_path)
+
+
+def test_M4_a_page_of_somebody_else_lists_no_projects(tmp_path: Path, log: LocalLog) -> None:
+    with page("text/html", '<h1>Welcome</h1><a href="https://web.example/">docs</a>', root=True) as index:
+        code, out, error = ingested(log.url, index, tmp_path)
+    assert (code, out, "none of them leads to a project" in error) == (3, "", True)
+
+
+@pytest.mark.parametrize(
+    ("link", "readings"),
+    [
+        (f"x-1.zip#md5={'0' * 32}&sha256={A_HASH}", ""), (f"x-1.zip#sha256={HASHES['e']}&sha256={A_HASH}", "e"),
+        (f"x-1.zip?x&sha256={HASHES['e']}#sha256={A_HASH}", ""), (f"x-1.zip#sha256={A_HASH}&egg=x", "a"),
+    ],
+)  # fmt: skip
+def test_M5_the_hash_of_a_link_is_the_one_that_pip_takes(link: str, readings: str) -> None:
+    assert btlog.index_file("", link, "").checksum == (f"sha256:{HASHES[readings]}" if readings else "")
+
+
+def test_M7_a_page_that_is_refused_silences_no_other(tmp_path: Path, static: StaticLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten projects answer 403, or 500; what is wrong with another is found, in this round or the next one."""
+    try_only(monkeypatch, 1)
+    static.grow(*(named_entry(f"aa{i}-1.0.tar.gz") for i in range(10)), named_entry("zz-1.0.tar.gz"))
+    files = {**index_of(static.entries), "zz-1.0.tar.gz": f"sha256:{1:064x}"}
+    with contextlib.closing(FakeIndex(tmp_path, files)) as index:
+        right = index.instead
+        index.instead = lambda path_: (403, "text/plain", b"") if path_.startswith("/aa") else right(path_)
+        assert monitor(static.web.url, tmp_path / "mirror", "--index-url", index.url).kinds == ["index-differs"]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [(b"<" * 65_535 + b">") * 100, b'<base href="http://x/' + b"a" * 60_000 + b'/">' + b"<a href=x>" * 20_000, b"<![CDATA[>" * 100_000],
+    ids=["tags", "base", "sections"],
+)  # fmt: skip
+def test_M8_pages_that_cost_more_than_they_weigh(data: bytes) -> None:
+    begun = time.process_time()
+    with contextlib.suppress(ValueError):
+        btlog.parse_links(data, "http://index.example/simple/x/")
+    assert time.process_time() - begun < 5
 
 
 # --- The list of defects and this file, held against each other -------------------------------------------------------------
