@@ -5808,7 +5808,7 @@ def cmd_serve(args: argparse.Namespace) -> int:
 def check_begin(folder: Path, args: argparse.Namespace) -> None:
     """Raises Malformed where `serve` would begin a second history of a key by accident, or --new another one."""
     private = Path(args.private_key) if args.private_key else folder / "private.key"
-    if (folder / "log.sqlite3").exists() and bound(folder):
+    if (folder / "log.sqlite3").exists() and holds_log(folder):
         if args.new:
             raise Malformed(f"{folder} holds a log already: leave out --new")
     elif private.exists() and not (args.new or is_unused(private)):
@@ -5817,7 +5817,7 @@ def check_begin(folder: Path, args: argparse.Namespace) -> None:
             "second history of one key would end the trust in it. Only if this key has signed nothing yet: --new")
 
 
-def bound(folder: Path) -> bool:
+def holds_log(folder: Path) -> bool:
     """Whether this folder is of a log already, and not only left by a start that failed."""
     with contextlib.closing(LogStore(folder, read_only=True)) as store:
         return store.key() is not None
@@ -7459,7 +7459,7 @@ def cmd_ingest(args: argparse.Namespace) -> int:
     index, totals, lines = Index(args.index_url), Counter[str](), list[dict[str, str]]()
     with contextlib.closing(Writer(args)) as writer, contextlib.closing(index.source):
         size = open_checkpoint(writer.client.get("/checkpoint"), writer.policy).tree.size
-        projects = list(dict.fromkeys(map(normalize, args.projects))) or index.projects()
+        projects = list({normalize(name): name for name in args.projects}.values()) or index.projects()
         progress = show_progress("projects")
         ahead = index.source.each(functools.partial(read_ahead, index), projects)
         for done, (project, files) in enumerate(zip(projects, ahead, strict=True), 1):
