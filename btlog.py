@@ -6598,7 +6598,7 @@ class Requirements:
         name = url_name(url)
         project = normalize(match["name"]) if match["name"] else project_of(name)
         hashes = re.findall(r"sha256[:=]([0-9a-fA-F]{64})", match["hashes"])
-        self._strict |= bool(hashes)
+        self._strict |= bool(hashes) and not constraint
         trouble = ""
         if url and not name.endswith(DISTRIBUTIONS):
             trouble = "is not the URL or the path of a wheel or sdist"
