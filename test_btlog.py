@@ -8873,7 +8873,7 @@ def test_T61_a_bulk_of_lines_that_are_none_stops_nobody(log: LocalLog, line: byt
         over.set()
         thread.join(30)
     assert set(statuses) == {413}
-    assert slowest < 1
+    assert slowest < 3  # also while other processes have the processor; without turns it is as long as all the lines take
 
 
 # --- Part I: every guard is missed by some test, and every branch is taken ---------------------------------------------
