@@ -5028,7 +5028,9 @@ def parse_index_json(data: bytes, key: str) -> list[Any]:
     values, size = (3 if key == "files" else 6) * MAX_FILES, MAX_PAGE if data.isascii() else MAX_PAGE // 4
     if data.count(b",") > values or data.count(b"[") > MAX_FILES // 5 or len(data) > size:
         raise ValueError("it has too many values")
-    page = json.loads(data.decode(), object_pairs_hook=_slim, parse_int=lambda text: 0, parse_float=lambda text: 0)
+    text = data.decode()
+    del data
+    page = json.loads(text, object_pairs_hook=_slim, parse_int=lambda text: 0, parse_float=lambda text: 0)
     found = page.get(key) if isinstance(page, dict) else None
     if not isinstance(found, list) or not all(isinstance(item, IndexFile if key == "files" else str) for item in found):
         raise ValueError(f"it has no array {key!r}, or that has something else in it")
@@ -5087,13 +5089,14 @@ class Index:
             raise Unavailable(f"{self.source.url}{path[:80]}: more than {MAX_REDIRECTS} redirects")
         if found is None:
             return None
-        kind = found[0].partition(";")[0].strip().lower()
+        kind, body = found[0].partition(";")[0].strip().lower(), [found[1]]
+        del found  # so that nobody holds a large page while it is parsed
         try:
             if kind in ("application/vnd.pypi.simple.v1+json", "application/json"):
-                return None, parse_index_json(found[1], key)
+                return None, parse_index_json(body.pop(), key)
             if kind in ("text/html", "application/vnd.pypi.simple.v1+html"):
                 url = f"{self.source.url}{path}"
-                return url, parse_links(found[1], url)
+                return url, parse_links(body.pop(), url)
             raise ValueError(f"its type is {kind or 'missing'}")
         except (ValueError, RecursionError, AssertionError) as error:  # the last one is how html.parser refuses
             reason = f"{self.source.url}{path[:80]} is no page of a package index: {error}"
@@ -5189,7 +5192,8 @@ class Comparison:
         size, compared = self._store.tree("signed").size, list[str]()
         for project, files in self._pages(projects):
             compared.append(project)
-            names = {name for file in files or () for name, _ in file.readings()}
+            wanted = {name for _, name in projects[project]}
+            names = {name for file in files or () for name, _ in file.readings() if name in wanted}
             for at, name in projects[project]:
                 if name not in names and not self._elsewhere(project, name):
                     yield Finding("not-on-index", f"{name} is logged at index {at}, and not in the index", (at,))
