@@ -4729,10 +4729,8 @@ def _bulk_result(entry: bytes | str, outcome: int | Error, proofs: dict[int, byt
     """The line that answers a line of a bulk, from its entry or only its filename."""
     filename = json_string(entry if isinstance(entry, str) else entry[93:].partition(b"\n")[0].decode()).encode()
     if isinstance(outcome, int):
-        line = b'{"type":"result","result":{"filename":%b,"index":%d,"status":"logged","inclusionProof":[%b]}}\n'
-        if type(outcome) is Earlier:
-            line = line.replace(b"]}}", b"]%b}}" % _publisher_field(outcome).replace(b"%", b"%%"))
-        return line % (filename, outcome, proofs[outcome])
+        line = b'{"type":"result","result":{"filename":%b,"index":%d,"status":"logged","inclusionProof":[%b]%b}}\n'
+        return line % (filename, outcome, proofs[outcome], _publisher_field(outcome))
     index = b'"index":%d,' % outcome.index if isinstance(outcome, Conflict) else b""
     error = json_string(str(outcome)).encode()
     return b'{"type":"result","result":{"filename":%b,%b"status":"error","error":%b}}\n' % (filename, index, error)
@@ -5072,6 +5070,18 @@ class Index:
         files = [index_file("", link, "") for link in page[1]]
         return [file for file in files if file.name.endswith(DISTRIBUTIONS) or file.checksum]
 
+    def each(self, projects: Sequence[str]) -> Iterator[tuple[str, list[IndexFile] | Unavailable | None]]:
+        """Each project with its files, or with why they can't be had. A large page is read when its turn comes."""
+        for project, ahead in zip(projects, self.source.each(self._files, projects), strict=True):
+            yield project, self._files(project, MAX_PAGE) if isinstance(ahead, TooLarge) else ahead
+
+    def _files(self, project: str, limit: int = MAX_AHEAD) -> list[IndexFile] | Unavailable | None:
+        try:
+            return self.files(project, limit)
+        except Unavailable as error:
+            error.__context__ = None  # which has the page, and that may be large
+            return error.with_traceback(None)
+
     def _page(self, path: str, key: str, limit: int) -> tuple[str | None, list[Any]] | None:
         """Of a JSON page None and its array `key`, of an HTML page its URL and its links; None where there is none."""
         accept = {"Accept": "application/vnd.pypi.simple.v1+json, text/html;q=0.1"}
@@ -5108,15 +5118,6 @@ def _checksum(sha256: Any) -> str:
     return text if re.fullmatch(r"sha256:[0-9a-f]{64}", text) else ""
 
 
-def read_ahead(index: Index, project: str, limit: int = MAX_AHEAD) -> list[IndexFile] | Unavailable | None:
-    """The files of a project, or why they can't be had: without what the error has of the page, which may be large."""
-    try:
-        return index.files(project, limit)
-    except Unavailable as error:
-        error.__context__ = None
-        return error.with_traceback(None)
-
-
 class Comparison:
     """Holds what is logged against what an index serves."""
 
@@ -5145,15 +5146,10 @@ class Comparison:
             raise Unavailable(f"{len(self._errors)} pages of the index were not read; the first: {self._errors[0]}"
                               f"{'. It is not asked any more in this round' if lost else ''}")
 
-    def _files(self, project: str, limit: int = MAX_AHEAD) -> list[IndexFile] | Unavailable | None:
-        """One page that can't be read does not keep the others from being compared."""
-        return read_ahead(self._index, project, limit)
-
     def _pages(self, projects: Iterable[str]) -> Iterator[tuple[str, list[IndexFile] | None]]:
         """The files of each of the projects whose page can be read, until the index does not answer any more."""
         names = sorted(projects, key=self._before.__contains__)  # what was not to be had waits for the rest
-        for project, ahead in zip(names, self._index.source.each(self._files, names), strict=True):
-            files = self._files(project, MAX_PAGE) if isinstance(ahead, TooLarge) else ahead
+        for project, files in self._index.each(names):
             if not isinstance(files, Unavailable):
                 yield project, files
                 continue
@@ -7016,8 +7012,9 @@ def tell_verified(results: list[Verified], skipped: list[Artifact], args: argpar
     code = worst(codes)
     if args.json:
         loose = any(result.artifact.loose for result in results)
-        told = {"ok": code == 0, "loose": loose, "artifacts": [result.json(policy) for result in results],
-                "skipped": [{"target": a.target, "project": a.project, "reason": a.skipped} for a in skipped]}
+        told = {"ok": code == 0, "artifacts": [result.json(policy) for result in results],
+                "skipped": [{"target": a.target, "project": a.project, "reason": a.skipped} for a in skipped],
+                "may_install_unlisted": loose}
         print(json.dumps(told, indent=1))
         return code
     if sys.stdout.isatty() and len(results) > 1 and not args.quiet:
@@ -7465,23 +7462,17 @@ def cmd_ingest(args: argparse.Namespace) -> int:
         size = open_checkpoint(writer.client.get("/checkpoint"), writer.policy).tree.size
         projects = list({normalize(name): name for name in args.projects}.values()) or index.projects()
         progress = show_progress("projects")
-        ahead = index.source.each(functools.partial(read_ahead, index), projects)
-        for done, (project, files) in enumerate(zip(projects, ahead, strict=True), 1):
-            try:
-                found = index.files(project, MAX_PAGE) if isinstance(files, TooLarge) else files
-                if isinstance(found, Unreachable):
-                    logger.error("%s: %d projects were not read", found, len(projects) - done + 1)
-                    totals["failed"] += len(projects) - done + 1
-                elif isinstance(found, Unavailable):
-                    raise found
-                else:
-                    lines += project_lines(project, found, totals)
-            except Unavailable as error:
+        for done, (project, found) in enumerate(index.each(projects), 1):
+            if isinstance(found, Unreachable):
+                logger.error("%s: %d projects were not read", found, len(projects) - done + 1)
+                totals["failed"] += len(projects) - done + 1
+            elif isinstance(found, Unavailable):
                 totals["failed"] += 1
                 totals["unread"] += 1
                 if totals["unread"] <= 5:  # they may be thousands
-                    logger.error("%s", error)
-                found = None
+                    logger.error("%s", found)
+            else:
+                lines += project_lines(project, found, totals)
             over = done == len(projects) or isinstance(found, Unreachable)
             while len(lines) >= 10_000 or (lines and over):
                 totals += log_lines(writer, lines[:10_000], size)
@@ -7886,7 +7877,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         gc.set_threshold(20_000, 20, 20)
         for name, value in vars(args).items():  # as of a variable that is not set: nothing would be checked
             if value == "" or (isinstance(value, list) and "" in value):
-                raise Malformed(f"--{name.strip('_').replace('_', '-')} is empty: give it a value, or leave it out")
+                what = name.strip("_").replace("_", "-")
+                raise Malformed(f"an empty value is given for {what}: give another, or leave it out")
         code: int = args.run(args)
         sys.stdout.flush()
         return code
