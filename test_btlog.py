@@ -13492,7 +13492,8 @@ def test_L11_nothing_is_left_open_at_the_end(tmp_path: Path) -> None:
             for end in b"GET / HTTP/1.0\r\n\r\n", b"garbage\r\n\r\n":
                 with socket.create_connection(("127.0.0.1", log.port)) as connection:
                     connection.sendall(end)
-            eventually(lambda open_=log.server.connections: len(open_) >= 5)
+            connections = log.server.connections
+            eventually(lambda: len(connections) >= 5)
         del log
         gc.collect()
     assert [str(warning.message) for warning in caught if issubclass(warning.category, ResourceWarning)] == []
