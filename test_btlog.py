@@ -5150,10 +5150,19 @@ class Browser:
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    with contextlib.closing(Browser(tmp_path_factory.mktemp("chromium") / "profile")) as chromium:
-        chromium.start()
-        yield chromium
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with contextlib.closing(Browser(tmp_path_factory.mktemp("chromium") / "profile")) as started:
+        started.start()
+        yield started
+
+
+@pytest.fixture
+def browser(chromium: Browser) -> Iterator[Browser]:
+    """A browser with nothing open and nothing complained of: a page left open goes on asking a log that has ended."""
+    chromium.call("Page.navigate", url="about:blank")
+    chromium.complaints.clear()
+    yield chromium
+    chromium.call("Page.navigate", url="about:blank")
 
 
 @contextlib.contextmanager
