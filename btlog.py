@@ -35,124 +35,40 @@ tlog-tiles, tlog-witness, tlog-proof and tlog-policy; RFC 6962 section 2.1 for t
 2.1 for the way to check them, RFC 8032 for Ed25519.
 """
 
+# === Part I: the trusted core ===========================================================================
+# All that a verifier has to trust. It stands alone: `python btlog.py core > core.py` prints it as a module of its own,
+# for which the standard library is enough. Bytes and integers go in; a value or an `Error` comes out.
+
 from __future__ import annotations
 
-import argparse
-import asyncio
 import base64
-import binascii
-import bisect
-import codecs
-import concurrent.futures
-import contextlib
 import dataclasses
-import difflib
-import email.utils
-import errno
 import functools
-import gc
-import gzip
 import hashlib
-import hmac
-import html.parser
-import http.client
-import io
-import ipaddress
-import itertools
-import json
-import logging
-import math
-import mimetypes
-import os
 import re
-import select
-import shlex
-import shutil
-import signal
-import socket
-import sqlite3
-import stat
-import subprocess
-import sys
-import tempfile
-import threading
-import time
-import tomllib
-import urllib.parse
-import zlib
-from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, NoReturn, TypeVar, cast
+from typing import NamedTuple
 
-from nacl.exceptions import CryptoError
-from nacl.signing import SigningKey, VerifyKey
+try:
+    from nacl import exceptions, signing
+except ImportError:  # a bare Python: the verification below does
+    signing = None  # type: ignore[assignment]
 
-if sys.platform != "win32":
-    import fcntl
-    import resource
-
-__version__ = "0.1.0"
 __all__ = [
-    "BadProof", "BadSignature", "Checkpoint", "Conflict", "Corrupt", "Entry", "Error", "Malformed", "Policy", "Proof",
-    "Publisher", "Quorum", "Tree", "Unavailable", "VerifierKey", "check_consistency", "check_inclusion", "check_logged",
-    "leaf_hash", "node_hash", "open_checkpoint", "parse_policy",
+    "BadProof", "BadSignature", "Checkpoint", "Entry", "Error", "Malformed", "Policy", "Proof", "Publisher", "Quorum",
+    "Tree", "VerifierKey", "check_consistency", "check_inclusion", "check_logged", "leaf_hash", "node_hash",
+    "open_checkpoint", "parse_policy", "simple_policy", "verify_file",
 ]
 
-logger = logging.getLogger("btlog")
-
-# Limits, each with its source. Sizes are in bytes, times in seconds.
-MAX_INT = 2**63 - 1  # tlog-cosignature: a timestamp "MUST NOT exceed 2^63 - 1"; here that bounds sizes and indices too
+# Limits, each with its source, in bytes where nothing else is said.
+MAX_INT = 2**63 - 1  # tlog-cosignature: a timestamp "MUST NOT exceed 2^63 - 1"; the bound of sizes and indices too
 MAX_NAME = 255  # an origin or key name: tlog-cosignature has `opaque log_origin<1..2^8-1>`
-MAX_NOTE = 1_000_000  # golang.org/x/mod/sumdb/note; room for the 16 signatures of 5 kB that signed-note has in mind
-MAX_SIGNATURES = 100  # likewise; signed-note asks for 16 at least
-MAX_PROOF = 63  # hashes in a proof: tlog-witness, and the height of the largest tree that MAX_INT allows
-MAX_ENTRY = 65_535  # tlog-tiles: entries have a uint16 length prefix
-MAX_FILENAME = 255  # bytes of UTF-8, as file systems have it
-MAX_BUNDLE = 256 * (2 + MAX_ENTRY)
+MAX_NOTE, MAX_SIGNATURES = 1_000_000, 100  # golang.org/x/mod/sumdb/note; signed-note asks for 16 signatures at least
+MAX_ENTRY, MAX_FILENAME = 65_535, 255  # tlog-tiles: a uint16 length prefix; file systems
 MAX_POLICY, MAX_DEPTH = 1_000_000, 100  # a policy file, and its groups within groups
-MAX_ADD = 1 << 19  # a JSON entry: room for MAX_ENTRY with every character escaped
-MAX_HEAD = 1 << 16  # the head of a request, as in http.server
-MAX_ANSWER = 1 << 26  # what a client reads of an answer
-MAX_BATCH, MAX_WAITING = 50_000, 200_000  # entries that are sequenced together, and that wait for it
-MAX_BULK = 1 << 26  # the body of a bulk
-MAX_ZIPPED = 1 << 20  # a bundle that is compressed: longer would take too long
-MAX_STREAM = 1 << 20  # of a long answer that is made, and not sent yet
-MAX_UNREAD = 1 << 18  # of a body, before the client has to wait
-MAX_FOUND = 1000  # entries that a look-up answers with, and that may have one filename
-PATIENCE = 4  # times that the disk takes nothing before new entries are refused at once
-BUSY_TIMEOUT = 4_000  # milliseconds that SQLite waits for another process
-MAX_WAL = 1 << 22  # of SQLite's journal, before it is emptied into the database
-MAX_CONNECTIONS = 4096  # of a server; beyond, those that ask for nothing are closed
-# Of a connection, in seconds: between requests, for a head, a piece of an answer, the end.
-IDLE_TIMEOUT, HEAD_TIMEOUT, SEND_TIMEOUT, LINGER_TIMEOUT = 60, 10, 30, 2
-MIN_RATE = 16_384  # bytes a second that a body has to come at, after HEAD_TIMEOUT
-DRAIN_TIMEOUT, WORKER_TIMEOUT = 5, 3  # seconds in which a server that ends finishes its answers, and its commits
-CONNECT_TIMEOUT = 5  # seconds that a connection may take to be made: nothing can end this wait
-ANSWER_TIMEOUT = 15  # seconds that a log may take for an answer that somebody waits for
-PIPE_TIMEOUT = 5  # seconds to wait for a configuration that comes through a pipe
-MAX_SKEW = 300  # seconds that the clock of a witness may be ahead of ours
 
-MAX_ADD_CHECKPOINT = 1 << 16  # the body of a request to a witness, and of its answer
-MAX_WITNESSES = 64  # that a log asks: a note with more signatures than MAX_SIGNATURES could not be read
-MAX_EVIDENCE = 1000  # pairs of checkpoints that a witness keeps against a log
-MAX_FINDINGS = 100  # of a kind that a monitor tells one by one, in 16,384 entries
-MAX_HELD = 1 << 23  # of entries that a monitor stores together
-MAX_STEMS = 50_000  # parts of filenames that a monitor remembers to have seen
-MAX_BAD_TILES = 20  # likewise, with the tiles as evidence
-MAX_KEPT, MAX_KEPT_BYTES = 1000, 1 << 28  # findings whose evidence a monitor keeps, and its bytes in all
-MIN_FREE = 1 << 27  # bytes of the disk that a monitor does not fill, however large the log is that it follows
-MAX_AHEAD = 1 << 20  # bytes of a bundle that is read ahead; a larger one is read when its turn comes
-MAX_PAGE, MAX_FILES = 56 << 20, 500_000  # bytes of a page of an index, and the files that it may list
-MAX_REDIRECTS = 5  # of a page, within its index
-MAX_COMPARED = 1000  # projects, beside those with new files, that a monitor compares with the index at a time
-
-TEXT, NDJSON, OCTETS = "text/plain; charset=utf-8", "application/x-ndjson", "application/octet-stream"
-OPEN = {"Access-Control-Allow-Origin": "*"}  # reads are open to the scripts of any web page
-
-
-# === Part I: the trusted core ===========================================================================
 # --- Errors: each with the HTTP status of the answer and the exit code of the command that it ends -------
 
 class Error(Exception):
@@ -170,21 +86,6 @@ class BadSignature(Error):
 class BadProof(Error):
     """A proof that does not lead to the root, or trees that contradict each other."""
     status, exit_code = 422, 1
-
-class Conflict(Error):
-    """The filename is logged already, at `index`, with another checksum."""
-    status, exit_code = 409, 1
-    def __init__(self, message: str, index: int) -> None:
-        super().__init__(message)
-        self.index = index
-
-class Unavailable(Error):
-    """It could not be done or checked now: no network, no quorum, no room."""
-    status, exit_code = 503, 3
-
-class Corrupt(Error):
-    """What is stored here contradicts itself. That accuses nobody: disks fail."""
-    status, exit_code = 500, 3
 
 # --- Strict scalars: nothing else calls int() or b64decode() --------------------------------------------
 
@@ -297,6 +198,59 @@ def check_consistency(old: Tree, new: Tree, proof: Sequence[bytes]) -> None:
         if _climb(node, last, path[0], path[1:]) != (old.root, new.root):
             raise BadProof(f"the tree of size {new.size} does not begin with that of size {old.size}")
 
+# --- Ed25519: RFC 8032 section 5.1, as strict as libsodium --------------------------------------------------
+
+_P, _L = 2**255 - 19, 2**252 + 27742317777372353535851937790883648493  # the orders of the field and of the group
+_D, _ROOT = -121665 * pow(121666, -1, _P) % _P, pow(2, (_P - 1) // 4, _P)  # of the curve; a square root of -1
+_Point = tuple[int, int, int, int]  # "(X, Y, Z, T), with x = X/Z, y = Y/Z, x * y = T/Z"
+
+
+def _plus(a: _Point, b: _Point) -> _Point:
+    s, t = (a[1] - a[0]) * (b[1] - b[0]), (a[1] + a[0]) * (b[1] + b[0])
+    u, v = 2 * _D * a[3] * b[3], 2 * a[2] * b[2]
+    e, f, g, h = t - s, v - u, v + u, t + s
+    return e * f % _P, g * h % _P, f * g % _P, e * h % _P
+
+
+def _point(data: bytes) -> _Point | None:
+    """The point whose canonical encoding is `data`, 32 bytes; None where there is none (section 5.1.3)."""
+    y = int.from_bytes(data, "little") & (1 << 255) - 1
+    square = (y * y - 1) * pow(_D * y * y + 1, -1, _P)
+    x = pow(square, (_P + 3) // 8, _P)
+    x = x if (x * x - square) % _P == 0 else x * _ROOT % _P
+    x = x if x & 1 == data[31] >> 7 else -x % _P
+    return None if y >= _P or (x * x - square) % _P else (x, y, 1, x * y % _P)
+
+
+def _verify_alone(key: bytes, message: bytes, signature: bytes) -> bool:
+    """verify_ed25519 without PyNaCl, in some milliseconds (section 5.1.7)."""
+    s = int.from_bytes(signature[32:], "little")
+    if len(key) != 32 or len(signature) != 64 or s >= _L or not (a := _point(key)):
+        return False
+    k = int.from_bytes(hashlib.sha512(signature[:32] + key + message).digest(), "little") % _L
+    base, minus, r = _point(b"\x58" + 31 * b"\x66") or a, (-a[0], a[1], 1, -a[3]), (0, 1, 1, 0)
+    table = None, base, minus, _plus(base, minus)
+    for i in range(252, -1, -1):  # R = [s]B - [k]A, both at once
+        r = _plus(r, r)
+        if point := table[(s >> i & 1) + 2 * (k >> i & 1)]:
+            r = _plus(r, point)
+    for point in a, r:  # libsodium refuses those of small order: eight times them is the neutral element
+        x, y, z, _ = functools.reduce(lambda p, _: _plus(p, p), range(3), point)
+        if x == 0 and y == z:
+            return False
+    inverse = pow(r[2], -1, _P)
+    return (r[1] * inverse % _P | (r[0] * inverse % _P & 1) << 255).to_bytes(32, "little") == signature[:32]
+
+
+def verify_ed25519(key: bytes, message: bytes, signature: bytes) -> bool:
+    """True if `signature`, 64 bytes, is that of `key`, 32 bytes, over the message."""
+    if not signing:
+        return _verify_alone(key, message, signature)
+    try:
+        return bool(signing.VerifyKey(key).verify(message, signature) == message)
+    except exceptions.CryptoError:  # also for a key or a signature of another length
+        return False
+
 # --- Keys and notes: signed-note, tlog-cosignature ------------------------------------------------------
 
 ED25519, COSIGNATURE, ML_DSA_44 = 0x01, 0x04, 0x06  # signature types
@@ -346,10 +300,8 @@ class VerifierKey:
             # "It MUST NOT exceed 2^63 - 1"; tlog-witness: "the timestamp MUST NOT be zero"
             if not 0 < seconds <= MAX_INT:
                 raise BadSignature(f"a cosignature of {self.name} at the time {seconds}")
-        try:
-            VerifyKey(self.key).verify(message, signature)
-        except CryptoError:  # also for a signature or a key of another length than Ed25519's
-            raise BadSignature(f"a signature of {self.name} does not verify") from None
+        if not verify_ed25519(self.key, message, signature):
+            raise BadSignature(f"a signature of {self.name} does not verify")
         return seconds
 
 
@@ -423,6 +375,12 @@ class Quorum:
         # "it is required that 1 <= k <= n"; no member at all is the predefined `none`
         if not min(1, len(self.members)) <= self.threshold <= len(self.members):
             raise Malformed(f"a group of {len(self.members)} can't ask for {self.threshold}")
+        if self.depth > MAX_DEPTH:
+            raise Malformed(f"groups within groups, more than {MAX_DEPTH} deep")
+
+    @functools.cached_property
+    def depth(self) -> int:
+        return 1 + max((m.depth for m in self.members if isinstance(m, Quorum)), default=0)
 
     def met(self, keys: Collection[VerifierKey]) -> bool:
         return self.threshold <= sum(m.met(keys) if isinstance(m, Quorum) else m in keys for m in self.members)
@@ -460,6 +418,88 @@ def open_checkpoint(note: bytes, policy: Policy) -> Checkpoint:
     if not policy.quorum.met([key for key, _ in cosigned]):
         raise BadSignature(f"{len(cosigned)} known witnesses cosigned {checkpoint.origin}: short of the quorum")
     return dataclasses.replace(checkpoint, cosigned=cosigned)
+
+# --- Policy files: tlog-policy ---------------------------------------------------------------------------
+
+def as_witness(key: VerifierKey) -> VerifierKey:
+    """The key that verifies a witness's cosignatures, where Go's tools hand its vkey out as type 0x01."""
+    return VerifierKey(key.name, COSIGNATURE, key.key) if key.kind == ED25519 else key
+
+
+def simple_policy(logs: Iterable[VerifierKey], witnesses: Iterable[VerifierKey] = (), k: int | None = None) -> Policy:
+    """Any of `logs`, cosigned by `k` (None: by all) of `witnesses`; raises Malformed."""
+    keys = tuple(as_witness(key) for key in witnesses)
+    return Policy(tuple(logs), keys, Quorum(len(keys) if k is None else k, keys))
+
+
+def parse_policy(data: bytes) -> Policy:
+    """The policy that a policy file describes; raises Malformed with the number of the line."""
+    # "the allowed octet values are 0x09 (tab), 0x0A (newline), 0x20-0x7E, and 0x80-0xFF"
+    if not re.fullmatch(rb"[\t\n\x20-\x7e\x80-\xff]*", data) or len(data) > MAX_POLICY:
+        raise Malformed(f"a policy file has no control characters and at most {MAX_POLICY} bytes")
+    # "each line is terminated by ASCII newline": what is left of a file that was cut off may still be a policy.
+    if not data.endswith(b"\n"):
+        raise Malformed("the last line of the policy file has no newline: was it cut off?")
+    lines = _PolicyLines()
+    for number, line in enumerate(data.split(b"\n"), 1):
+        if (words := line.split()) and not words[0].startswith(b"#"):
+            try:
+                lines.add(words)
+            except Malformed as error:
+                raise Malformed(f"line {number} of the policy file: {error}") from None
+    if lines.quorum is None:
+        raise Malformed("the policy file has no quorum line (`quorum none` asks for no witness)")
+    return Policy(tuple(lines.logs), tuple(lines.witnesses), lines.quorum, tuple(lines.urls))
+
+
+class _PolicyLines:
+    """What the lines of a policy file define so far. "names must be handled as opaque octet strings"."""
+
+    def __init__(self) -> None:
+        self.logs, self.witnesses, self.urls = list[VerifierKey](), list[VerifierKey](), list[tuple[VerifierKey, str]]()
+        self.names, self.members = dict[bytes, VerifierKey | Quorum](), set[bytes]()
+        self.quorum: Quorum | None = None
+
+    def add(self, words: list[bytes]) -> None:
+        match words:
+            case [b"log", vkey, *url] if len(url) <= 1:
+                self._key(self.logs, VerifierKey.parse(vkey.decode(errors="surrogateescape")), url)
+            case [b"witness", name, vkey, *url] if len(url) <= 1:
+                key = as_witness(VerifierKey.parse(vkey.decode(errors="surrogateescape")))
+                self._define(name, self._key(self.witnesses, key, url))
+            case [b"group", name, k, *members] if members:
+                self._define(name, self._group(k, members))
+            case [b"quorum", name] if self.quorum is None:  # "A policy file must include exactly one quorum line."
+                chosen = Quorum(0, ()) if name == b"none" else self._named(name)
+                self.quorum = chosen if isinstance(chosen, Quorum) else Quorum(1, (chosen,))
+            case _:
+                raise Malformed(f"not a log, witness, group or first quorum line: {b' '.join(words)[:60]!r}")
+
+    def _key(self, keys: list[VerifierKey], key: VerifierKey, url: list[bytes]) -> VerifierKey:
+        keys.append(key)
+        Policy(tuple(self.logs), tuple(self.witnesses))  # refuses duplicates, and keys of a wrong type
+        self.urls += [(key, word.decode(errors="surrogateescape")) for word in url]
+        return key
+
+    def _group(self, k: bytes, names: list[bytes]) -> Quorum:
+        # "Each defined name can be listed as a group member at most once."
+        if len(set(names)) < len(names) or self.members & set(names):
+            raise Malformed("a name can be a member of one group, once")
+        self.members |= set(names)
+        # "The `any` variant is a shorthand for k = 1, and the `all` variant is a shorthand for k = n."
+        shorthand = {b"any": 1, b"all": len(names)}
+        threshold = shorthand[k] if k in shorthand else parse_decimal(k.decode("latin-1"))
+        return Quorum(threshold, tuple(map(self._named, names)))
+
+    def _define(self, name: bytes, value: VerifierKey | Quorum) -> None:
+        if name in self.names or name == b"none":
+            raise Malformed(f"the name {name[:60]!r} is taken")
+        self.names[name] = value
+
+    def _named(self, name: bytes) -> VerifierKey | Quorum:
+        if name not in self.names:
+            raise Malformed(f"no line above defines {name[:60]!r}")
+        return self.names[name]
 
 # --- Entries ----------------------------------------------------------------------------------------------
 
@@ -552,102 +592,128 @@ def check_logged(entry: Entry | bytes, proof: bytes, policy: Policy) -> Checkpoi
     return checkpoint
 
 
+def verify_file(path: str | Path, proof: bytes, policy: Policy) -> Checkpoint:
+    """The checkpoint, accepted by `policy`, under which `proof` shows that the file at `path` is logged by its name.
+
+    Raises what check_logged does, and OSError: nothing else in this part reads anything.
+    """
+    with open(path, "rb") as file:
+        checksum = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+    return check_logged(Proof.parse(proof).entry(Path(path).name, checksum), proof, policy)
+
+
 # === Part II: the rest that is pure =====================================================================
-# --- Policy files: tlog-policy ---------------------------------------------------------------------------
 
-def as_witness(key: VerifierKey) -> VerifierKey:
-    """The key that verifies a witness's cosignatures, where Go's tools hand its vkey out as type 0x01."""
-    return VerifierKey(key.name, COSIGNATURE, key.key) if key.kind == ED25519 else key
+import argparse
+import asyncio
+import binascii
+import bisect
+import codecs
+import concurrent.futures
+import contextlib
+import difflib
+import email.utils
+import errno
+import gc
+import gzip
+import hmac
+import html.parser
+import http.client
+import io
+import ipaddress
+import itertools
+import json
+import logging
+import math
+import mimetypes
+import os
+import select
+import shlex
+import shutil
+import signal
+import socket
+import sqlite3
+import stat
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import tomllib
+import urllib.parse
+import zlib
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any, Generic, NoReturn, TypeVar, cast
+
+if sys.platform != "win32":
+    import fcntl
+    import resource
+
+__version__ = "0.1.0"
+__all__ += ["Conflict", "Corrupt", "Unavailable"]
+
+logger = logging.getLogger("btlog")
+
+# Further limits. Sizes are in bytes, times in seconds.
+MAX_PROOF = 63  # hashes in a proof: tlog-witness, and the height of the largest tree that MAX_INT allows
+MAX_BUNDLE = 256 * (2 + MAX_ENTRY)
+MAX_ADD = 1 << 19  # a JSON entry: room for MAX_ENTRY with every character escaped
+MAX_HEAD = 1 << 16  # the head of a request, as in http.server
+MAX_ANSWER = 1 << 26  # what a client reads of an answer
+MAX_BATCH, MAX_WAITING = 50_000, 200_000  # entries that are sequenced together, and that wait for it
+MAX_BULK = 1 << 26  # the body of a bulk
+MAX_ZIPPED = 1 << 20  # a bundle that is compressed: longer would take too long
+MAX_STREAM = 1 << 20  # of a long answer that is made, and not sent yet
+MAX_UNREAD = 1 << 18  # of a body, before the client has to wait
+MAX_FOUND = 1000  # entries that a look-up answers with, and that may have one filename
+PATIENCE = 4  # times that the disk takes nothing before new entries are refused at once
+BUSY_TIMEOUT = 4_000  # milliseconds that SQLite waits for another process
+MAX_WAL = 1 << 22  # of SQLite's journal, before it is emptied into the database
+MAX_CONNECTIONS = 4096  # of a server; beyond, those that ask for nothing are closed
+# Of a connection, in seconds: between requests, for a head, a piece of an answer, the end.
+IDLE_TIMEOUT, HEAD_TIMEOUT, SEND_TIMEOUT, LINGER_TIMEOUT = 60, 10, 30, 2
+MIN_RATE = 16_384  # bytes a second that a body has to come at, after HEAD_TIMEOUT
+DRAIN_TIMEOUT, WORKER_TIMEOUT = 5, 3  # seconds in which a server that ends finishes its answers, and its commits
+CONNECT_TIMEOUT = 5  # seconds that a connection may take to be made: nothing can end this wait
+ANSWER_TIMEOUT = 15  # seconds that a log may take for an answer that somebody waits for
+PIPE_TIMEOUT = 5  # seconds to wait for a configuration that comes through a pipe
+MAX_SKEW = 300  # seconds that the clock of a witness may be ahead of ours
+
+MAX_ADD_CHECKPOINT = 1 << 16  # the body of a request to a witness, and of its answer
+MAX_WITNESSES = 64  # that a log asks: a note with more signatures than MAX_SIGNATURES could not be read
+MAX_EVIDENCE = 1000  # pairs of checkpoints that a witness keeps against a log
+MAX_FINDINGS = 100  # of a kind that a monitor tells one by one, in 16,384 entries
+MAX_HELD = 1 << 23  # of entries that a monitor stores together
+MAX_STEMS = 50_000  # parts of filenames that a monitor remembers to have seen
+MAX_BAD_TILES = 20  # likewise, with the tiles as evidence
+MAX_KEPT, MAX_KEPT_BYTES = 1000, 1 << 28  # findings whose evidence a monitor keeps, and its bytes in all
+MIN_FREE = 1 << 27  # bytes of the disk that a monitor does not fill, however large the log is that it follows
+MAX_AHEAD = 1 << 20  # bytes of a bundle that is read ahead; a larger one is read when its turn comes
+MAX_PAGE, MAX_FILES = 56 << 20, 500_000  # bytes of a page of an index, and the files that it may list
+MAX_REDIRECTS = 5  # of a page, within its index
+MAX_COMPARED = 1000  # projects, beside those with new files, that a monitor compares with the index at a time
+
+TEXT, NDJSON, OCTETS = "text/plain; charset=utf-8", "application/x-ndjson", "application/octet-stream"
+OPEN = {"Access-Control-Allow-Origin": "*"}  # reads are open to the scripts of any web page
 
 
-def simple_policy(logs: Iterable[VerifierKey], witnesses: Iterable[VerifierKey] = (), k: int | None = None) -> Policy:
-    """Any of `logs`, cosigned by `k` (None: by all) of `witnesses`; raises Malformed."""
-    keys = tuple(as_witness(key) for key in witnesses)
-    return Policy(tuple(logs), keys, Quorum(len(keys) if k is None else k, keys))
+# --- Errors that a verifier does not know -----------------------------------------------------------------
 
+class Conflict(Error):
+    """The filename is logged already, at `index`, with another checksum."""
+    status, exit_code = 409, 1
+    def __init__(self, message: str, index: int) -> None:
+        super().__init__(message)
+        self.index = index
 
-def parse_policy(data: bytes) -> Policy:
-    """The policy that a policy file describes; raises Malformed with the number of the line."""
-    # "the allowed octet values are 0x09 (tab), 0x0A (newline), 0x20-0x7E, and 0x80-0xFF"
-    if not re.fullmatch(rb"[\t\n\x20-\x7e\x80-\xff]*", data) or len(data) > MAX_POLICY:
-        raise Malformed(f"a policy file has no control characters and at most {MAX_POLICY} bytes")
-    # "each line is terminated by ASCII newline": what is left of a file that was cut off may still be a policy.
-    if not data.endswith(b"\n"):
-        raise Malformed("the last line of the policy file has no newline: was it cut off?")
-    lines = _PolicyLines()
-    for number, line in enumerate(data.split(b"\n"), 1):
-        if (words := line.split()) and not words[0].startswith(b"#"):
-            try:
-                lines.add(words[0], words[1:])
-            except Malformed as error:
-                raise Malformed(f"line {number} of the policy file: {error}") from None
-    return lines.policy()
+class Unavailable(Error):
+    """It could not be done or checked now: no network, no quorum, no room."""
+    status, exit_code = 503, 3
 
-
-class _PolicyLines:
-    """What the lines of a policy file define so far. "names must be handled as opaque octet strings"."""
-
-    def __init__(self) -> None:
-        self.keys: dict[bytes, list[VerifierKey]] = {b"log": [], b"witness": []}
-        self.urls: list[tuple[VerifierKey, str]] = []
-        self.names: dict[bytes, VerifierKey | Quorum] = {}
-        self.grouped: set[bytes] = set()
-        self.depth: dict[int, int] = {}  # of groups, by id
-        self.quorum: Quorum | None = None
-
-    def add(self, keyword: bytes, words: list[bytes]) -> None:
-        if keyword == b"log" and len(words) in (1, 2):
-            self._key(keyword, *words)
-        elif keyword == b"witness" and len(words) in (2, 3):
-            self._define(words[0], self._key(keyword, *words[1:]))
-        elif keyword == b"group" and len(words) >= 3:
-            self._define(words[0], self._group(words[1], words[2:]))
-        elif keyword == b"quorum" and len(words) == 1:
-            # "A policy file must include exactly one quorum line."
-            if self.quorum:
-                raise Malformed("a second quorum line")
-            chosen = Quorum(0, ()) if words[0] == b"none" else self._named(words[0])
-            self.quorum = chosen if isinstance(chosen, Quorum) else Quorum(1, (chosen,))
-        else:
-            raise Malformed(f"not a log, witness, group or quorum line: {b' '.join([keyword, *words])[:60]!r}")
-
-    def policy(self) -> Policy:
-        if self.quorum is None:
-            raise Malformed("the policy file has no quorum line (`quorum none` asks for no witness)")
-        return Policy(tuple(self.keys[b"log"]), tuple(self.keys[b"witness"]), self.quorum, tuple(self.urls))
-
-    def _key(self, role: bytes, vkey: bytes, url: bytes = b"") -> VerifierKey:
-        key = VerifierKey.parse(vkey.decode(errors="surrogateescape"))
-        key = as_witness(key) if role == b"witness" else key
-        self.keys[role].append(key)
-        Policy(tuple(self.keys[b"log"]), tuple(self.keys[b"witness"]))  # refuses duplicates, and keys of a wrong type
-        if url:
-            self.urls.append((key, url.decode(errors="surrogateescape")))
-        return key
-
-    def _group(self, k: bytes, names: list[bytes]) -> Quorum:
-        # "Each defined name can be listed as a group member at most once."
-        if len(set(names)) < len(names) or self.grouped & set(names):
-            raise Malformed("a name can be a member of one group, once")
-        self.grouped |= set(names)
-        # "The `any` variant is a shorthand for k = 1, and the `all` variant is a shorthand for k = n."
-        shorthand = {b"any": 1, b"all": len(names)}
-        threshold = shorthand[k] if k in shorthand else parse_decimal(k.decode("latin-1"))
-        group = Quorum(threshold, tuple(self._named(name) for name in names))
-        self.depth[id(group)] = 1 + max(self.depth.get(id(member), 0) for member in group.members)
-        if self.depth[id(group)] > MAX_DEPTH:
-            raise Malformed(f"groups within groups, more than {MAX_DEPTH} deep")
-        return group
-
-    def _define(self, name: bytes, value: VerifierKey | Quorum) -> None:
-        if name in self.names or name == b"none":
-            raise Malformed(f"the name {name[:60]!r} is taken")
-        self.names[name] = value
-
-    def _named(self, name: bytes) -> VerifierKey | Quorum:
-        if name not in self.names:
-            raise Malformed(f"no line above defines {name[:60]!r}")
-        return self.names[name]
+class Corrupt(Error):
+    """What is stored here contradicts itself. That accuses nobody: disks fail."""
+    status, exit_code = 500, 3
 
 
 # --- Signing, and the encoders of what Part I parses -----------------------------------------------------
@@ -703,8 +769,10 @@ class Signer:
         return f"PRIVATE+KEY+{self.name}+{self.key.key_id.hex()}+{to_base64(bytes([ED25519]) + self.seed)}"
 
     @functools.cached_property
-    def _key(self) -> SigningKey:
-        return SigningKey(self.seed)
+    def _key(self) -> signing.SigningKey:
+        if not signing:
+            raise Unavailable("to sign takes PyNaCl: python -m pip install 'PyNaCl>=1.6.2,<2'")
+        return signing.SigningKey(self.seed)
 
     @functools.cached_property
     def key(self) -> VerifierKey:
