@@ -644,7 +644,7 @@ import urllib.parse
 import zlib
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Coroutine, Iterator
-from typing import Any, Generic, NoReturn, TypeVar, cast
+from typing import Any, NoReturn, TypeVar, cast
 
 if sys.platform != "win32":
     import fcntl
@@ -2601,7 +2601,7 @@ class Response:
         return (status + "".join(f"{name}: {value}\r\n" for name, value in fields.items())).encode("latin-1")
 
 
-Answer = Callable[[Request, Body], "Response | Coroutine[Any, Any, Response]"]  # may raise an Error
+Handle = Callable[[Request, Body], "Response | Coroutine[Any, Any, Response]"]  # may raise an Error
 
 _REQUEST_LINE = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+) ([\x21-\x7e]+) HTTP/([0-9])\.([0-9])")
 _HEADER = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):([\t\x20-\x7e\x80-\xff]*)")
@@ -2884,9 +2884,9 @@ class Connection(asyncio.Protocol):
 class Server:
     """Listens on host and port, and answers requests by `answer` until it is stopped."""
 
-    answer: Answer
+    answer: Handle
 
-    def __init__(self, host: str, port: int, answer: Answer | None = None, share_port: bool = False) -> None:
+    def __init__(self, host: str, port: int, answer: Handle | None = None, share_port: bool = False) -> None:
         if answer:
             self.answer = answer
         self.stopping = False
@@ -3423,163 +3423,288 @@ def prometheus_string(text: str) -> str:
 METRICS = "text/plain; version=0.0.4; charset=utf-8"
 
 
-# --- Work that is done in batches, by one thread ------------------------------------------------------------
+# --- The log: the sequencer, a state machine ---------------------------------------------------------------
+# It decides what a log does next, without I/O: no lock, thread, clock or database. Whatever happens is told to it by a
+# method; `next` returns the one thing to do now, and `Log` below does it. The way of an entry:
+#
+#   submit -> Commit -> done -> Ask -> cosigned, until the quorum is met -> Publish -> done -> Answer
+#
+# Without witnesses, what is committed is published with it. Everything that waits goes into one Commit. While that is
+# made, and while witnesses are asked, the next batch grows.
 
-class Job:
-    """Something that a coroutine has a Worker do. `error` says why it was not done."""
+@dataclass(frozen=True)
+class Published:
+    """A signed checkpoint: its note, its tree, and how JSON answers hold the note."""
+    note: bytes
+    tree: Tree
+    json: bytes
 
-    def __init__(self) -> None:
-        self.loop = asyncio.get_running_loop()
-        self.done: asyncio.Future[None] = self.loop.create_future()
-        self.error: Error | None = None
-
-    def weight(self) -> int:
-        return 1
-
-
-JobT = TypeVar("JobT", bound=Job)
+    @classmethod
+    def of(cls, note: bytes) -> Published:
+        return cls(note, Checkpoint.parse(split_note(note)[0]).tree, b'"%b"' % b64(note))
 
 
-class Worker(Generic[JobT]):
-    """A thread that does what is submitted, all that waits at once, so that one commit serves many."""
+class Submission:
+    """Entries to be logged. Once it is answered, `outcomes` and, if asked for, `proofs` hold at `published`."""
 
-    def __init__(self, name: str, timeout: float, database: Database) -> None:
-        self.timeout, self._database = timeout, database
-        self.trouble = ""  # why nothing can be done just now
-        self._refused = 0  # how often, in a row, the disk has taken nothing
-        self.failed = threading.Event()  # set once, for good: only what is on disk counts now
-        self._wake = threading.Condition()
-        self._queue: deque[JobT] = deque()
-        self._weight = 0  # of the queue
-        self._stopping = False
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+    def __init__(self, entries: list[bytes], prove: bool) -> None:
+        self.entries, self.prove = entries, prove
+        self.outcomes: list[Outcome] = []
+        self.proofs: dict[int, bytes] = {}
+        self.published: Published
+        self.error = ""  # why it has not been published
+        self.given_up = False  # nobody waits for it any more
+        self.waiter: asyncio.Future[None] | None = None
 
-    def process(self, batch: list[JobT]) -> None:
-        """Does the jobs, all of them or none: may be called again with the same ones if it raises Unavailable."""
-        raise NotImplementedError
+    def size(self) -> int:
+        """How large a published tree has to be to include all of it."""
+        return max((outcome for outcome in self.outcomes if isinstance(outcome, int)), default=-1) + 1
 
-    def take(self) -> list[JobT] | None:
-        """Waits for jobs; None when it is to end."""
-        with self._wake:
-            self._wake.wait_for(lambda: self._queue or self._stopping)
-            return None if self._stopping else self.pop()
 
-    def pop(self) -> list[JobT]:
-        """What waits, up to MAX_BATCH in weight."""
-        batch: list[JobT] = []
-        weight = 0
-        while self._queue and weight < MAX_BATCH:
-            batch.append(job := self._queue.popleft())
-            weight += job.weight()
-        self._weight -= weight
-        return batch
+@dataclass
+class CosigningRound:
+    """A signed checkpoint that all witnesses are asked to cosign, and what they have answered by now."""
+    signed: Published
+    begun: float
+    deadline: float
+    lines: dict[VerifierKey, str] = field(default_factory=dict)
+    errors: dict[VerifierKey, str] = field(default_factory=dict)
 
-    def start(self) -> None:
-        self._thread.start()
 
-    def quit(self) -> None:
-        """Has the thread end once it has finished what it is at, and tell those who still wait."""
-        with self._wake:
-            self._stopping = True
-            self._wake.notify_all()
+@dataclass(frozen=True)
+class Commit:
+    """Append what is new of these, and sign the new tree, in one transaction."""
+    batch: list[Submission]
+
+
+@dataclass(frozen=True)
+class Ask:
+    """Ask all witnesses."""
+    round: CosigningRound
+
+
+@dataclass(frozen=True)
+class Publish:
+    """Store the checkpoint as the published one, and the size that each witness has cosigned."""
+    checkpoint: Published
+    sizes: dict[VerifierKey, int]
+    begun: float  # when the witnesses were asked
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Tell those who wait that the published tree includes them; or, with an error, that it will not."""
+    submissions: list[Submission]
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Find out whether anything can be committed again."""
+
+
+@dataclass(frozen=True)
+class Halt:
+    """Nothing is signed any more; `fatal` if nobody knows what is stored: then nothing is read either."""
+    message: str
+    fatal: bool
+
+
+Action = Commit | Ask | Publish | Answer | Probe | Halt
+
+
+@dataclass(frozen=True)
+class LogOptions:
+    """How a log works; times in seconds."""
+    replace: bool = False  # log a filename again with another checksum
+    add_timeout: float = 30
+    checkpoint_interval: float = 0.2  # the longest pause between two rounds of witnesses
+    witness_timeout: float = 5
+    republish_interval: float = 3600  # after which an idle log has its checkpoint cosigned anew, 0 for never
+
+
+class Sequencer:
+    """The state of a log that signs. Times, in seconds, are of any clock that does not go back."""
+
+    def __init__(
+        self, signed: Published, published: Published | None, policy: Policy, witnesses: Collection[VerifierKey],
+        options: LogOptions,
+    ) -> None:
+        self.signed, self.published = signed, published
+        self._policy, self._witnesses, self._options = policy, witnesses, options
+        self.queue, self.weight = deque[Submission](), 0  # what was submitted, and how many entries that is
+        self.unpublished: list[Submission] = []  # what is committed
+        self.round: CosigningRound | None = None
+        self._doing: Commit | Publish | Probe | None = None  # what `next` has returned, until its outcome is told
+        self._todo = deque[Ask | Answer | Halt]()
+        # It signs nothing before its last checkpoint is cosigned again: a witness may have seen what it has lost.
+        self.agreed = not witnesses
+        self._earliest = self._due = 0.0  # when witnesses may be asked next, and when they have to be
+        self._usual = 1  # entries of the last batch: once as many wait again, witnesses may be asked
+        self._backoff, self._pause = 0.1, 0.05  # before the next try: after a missed quorum, after a failed commit
+        self._again, self._refusals = 0.0, 0  # when the disk is tried again, and how often it has refused in a row
+        self._missed = self._full = self._halted = ""  # why the last round, the last commit, or all of it has failed
+        self.stopping = self.over = False
+
+    @property
+    def trouble(self) -> str:
+        """Why nothing can be published now; "" if it can."""
+        return self._halted or self._full or self._missed
+
+    # Events
+
+    def submit(self, submission: Submission) -> None:
+        """Somebody wants entries logged; raises Unavailable if that has no prospect now."""
+        if self._refusals >= PATIENCE or self.stopping or self.weight > MAX_WAITING:
+            busy = "the server is shutting down" if self.stopping else "too much is waiting"
+            raise Unavailable(self.trouble or busy)
+        self.queue.append(submission)
+        self.weight += len(submission.entries)
+
+    def give_up(self, submission: Submission) -> None:
+        """Nobody waits for it any more."""
+        submission.given_up = True
+        if submission in self.queue:
+            self.queue.remove(submission)
+            self.weight -= len(submission.entries)
+
+    def done(self, now: float, signed: Published | None = None) -> None:
+        """What `next` asked for has been done. A Commit has signed a new tree, if anything in it was new."""
+        action, self._doing = self._doing, None
+        self._full, self._refusals, self._pause = "", 0, 0.05
+        if isinstance(action, Commit):
+            self.signed = signed or self.signed
+            self.unpublished += action.batch
+            if not self._witnesses:
+                self._published(self.signed)
+            elif not self.stopping:
+                self._ask(now)
+        elif isinstance(action, Publish):
+            self._missed, self._backoff = "", 0.1
+            # Under load, those who were answered now come again. To wait for them, for as long as a round takes, makes
+            # batches grow; who comes alone waits for nobody.
+            self._earliest = now + min(self._options.checkpoint_interval, now - action.begun)
+            idle = max(self._options.republish_interval, self._options.checkpoint_interval)
+            self._due = now + idle if self._options.republish_interval else math.inf
+            self._published(action.checkpoint)
+
+    def refused(self, now: float, error: str) -> None:
+        """What `next` asked for could not be done, and nothing has happened."""
+        action, self._doing = self._doing, None
+        if isinstance(action, Publish):
+            self._miss(now, error)
+            return
+        if isinstance(action, Commit):
+            again = [submission for submission in action.batch if not submission.given_up]
+            self.queue.extendleft(reversed(again))
+            self.weight += sum(len(submission.entries) for submission in again)
+            self._refusals += 1
+        self._full, self._again = error, now + self._pause
+        self._pause = min(2 * self._pause, 2.0)
+
+    def lost(self, error: str) -> None:
+        """Nobody knows whether what `next` asked for has happened: only the next start does, by reading it."""
+        action, self._doing = self._doing, None
+        if isinstance(action, Commit):
+            self._todo.append(Answer(action.batch, error))
+        self.halt(error, fatal=True)
+
+    def halt(self, message: str, fatal: bool = False) -> None:
+        """Nothing may be signed any more."""
+        if not self._halted:
+            self._halted = message
+            self._todo.append(Halt(message, fatal))
+        self.stopping = True
+
+    def cosigned(self, round_: CosigningRound, key: VerifierKey, line: str) -> None:
+        round_.lines[key] = line
+
+    def declined(self, round_: CosigningRound, key: VerifierKey, error: str) -> None:
+        round_.errors[key] = error
 
     def stop(self) -> None:
-        self.quit()
-        if self._thread.is_alive():
-            self._thread.join(WORKER_TIMEOUT)
+        """It is to end, once it has finished what it is at."""
+        self.stopping = True
 
-    async def submit(self, job: JobT, timeout: float | None = None) -> JobT:
-        """Has a job done; raises its error, or Unavailable where it takes longer than these seconds."""
-        timeout = timeout or self.timeout
-        with self._wake:
-            if self._refused >= PATIENCE:  # what waited when it began goes on waiting; the next ones need not
-                raise Unavailable(self.trouble)
-            if self._stopping or self.failed.is_set() or self._weight > MAX_WAITING:
-                busy = "too much is waiting" if self._weight > MAX_WAITING else "the server is shutting down"
-                raise Unavailable(self.trouble or busy)
-            self._queue.append(job)
-            self._weight += job.weight()
-            self._wake.notify_all()
-        try:
-            await asyncio.wait_for(job.done, timeout)
-        except TimeoutError:
-            with self._wake:
-                with contextlib.suppress(ValueError):
-                    self._queue.remove(job)
-                    self._weight -= job.weight()
-                if not self._queue:  # nobody else would find out that there is room again
-                    self._refused = 0
-            raise Unavailable(f"not done in {timeout:g} s: {self.trouble or 'too busy'}; try again") from None
-        if job.error:
-            raise job.error
-        return job
+    # What follows
 
-    def settle(self, jobs: Collection[JobT], error: Error | None = None) -> None:
-        """Tells those who wait for `jobs`; one call into each loop, however many they are."""
+    def next(self, now: float) -> Action | None:
+        """What to do now; None if there is nothing to do before the next event, or `wake_at`."""
+        if self._todo:
+            return self._todo.popleft()
+        if self.round and not self._doing:
+            self._close_round(self.round, now)
+            if isinstance(self._doing, Publish):
+                return self._doing
+        if self._doing or self.round or self.over:
+            return None
+        if self.stopping:
+            self.over = True
+            left = [*self.queue, *self.unpublished]
+            return Answer(left, self.trouble or "the server is shutting down")
+        if self._full and (now < self._again or not self.queue):
+            self._doing = Probe() if now >= self._again else None
+        elif self.queue and self._may_commit(now):
+            self._doing = Commit(self._take())
+        elif self._witnesses and now >= self._due:
+            self._ask(now)
+            return self._todo.popleft()
+        return self._doing
 
-        def tell(mine: list[JobT]) -> None:
-            for job in mine:
-                job.error = error or job.error
-                if not job.done.done():
-                    job.done.set_result(None)
+    def wake_at(self) -> float:
+        """When `next` may have something to do though nothing happens."""
+        if self.round or self._full:
+            return self.round.deadline if self.round else self._again
+        ready = self.queue and self.agreed
+        return min(self._due, self._earliest if ready else math.inf) if self._witnesses else math.inf
 
-        for loop in {job.loop for job in jobs}:
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-                loop.call_soon_threadsafe(tell, [job for job in jobs if job.loop is loop])
+    def _may_commit(self, now: float) -> bool:
+        enough = self.weight >= min(self._usual, MAX_BATCH)
+        return self.agreed and (not self._witnesses or enough or now >= self._earliest)
 
-    def left(self) -> list[JobT]:
-        """All that waits, when nothing more will be done."""
-        return list(self._queue)
+    def _take(self) -> list[Submission]:
+        """What waits, up to about MAX_BATCH entries."""
+        self._usual, batch, weight = self.weight, list[Submission](), 0
+        while self.queue and weight < MAX_BATCH:
+            batch.append(self.queue.popleft())
+            weight += len(batch[-1].entries)
+        self.weight -= weight
+        return batch
 
-    def _run(self) -> None:
-        pause = 0.05
-        while not self.failed.is_set() and (batch := self.take()) is not None:
-            try:
-                self.process(batch)
-                pause, self._refused = 0.05, 0
-            except (Corrupt, CommitFailed, BadProof) as error:
-                self._fail(batch, f"stopped: {error}")
-            except Unavailable as error:
-                self._put_back(batch, str(error), pause)
-                pause = min(2 * pause, 2.0)
-            except Exception:
-                logger.exception("internal error")
-                self._fail(batch, "stopped by an internal error")
-        with self._wake:
-            self._stopping = True
-        self.settle(self.left(), Unavailable(self.trouble or "the server is shutting down"))
+    def _ask(self, now: float) -> None:
+        self.round = CosigningRound(self.signed, now, now + self._options.witness_timeout + 0.5)
+        self._todo.append(Ask(self.round))
 
-    def _put_back(self, batch: list[JobT], error: str, pause: float) -> None:
-        """Nothing has happened. What waits goes on waiting, and when nobody does, we find out whether it has passed."""
-        if self.trouble != error:
-            logger.error("%s; trying again", error)
-        self.trouble = error
-        with self._wake:
-            self._refused += 1
-            again = [job for job in batch if not job.done.done()]  # the others have given up
-            self._queue.extendleft(reversed(again))
-            self._weight += sum(job.weight() for job in again)
-            self._wake.wait_for(lambda: self._stopping, pause)
-        while self.trouble and not self._queue and not self._stopping:
-            try:
-                self._database.probe()
-                self.trouble, self._refused = "", 0
-            except CommitFailed as failure:
-                self._fail([], f"stopped: {failure}")
-                return
-            except Unavailable:
-                with self._wake:
-                    self._wake.wait_for(lambda: self._queue or self._stopping, 1)
+    def _close_round(self, round_: CosigningRound, now: float) -> None:
+        """Publishes as soon as the quorum is met. A first round waits for all witnesses: any may know of more."""
+        met = self._policy.quorum.met(round_.lines)
+        heard = len(round_.lines.keys() | round_.errors.keys()) == len(self._witnesses)
+        if not (heard or now >= round_.deadline or self.stopping or (met and self.agreed)):
+            return
+        self.round, self.agreed = None, self.agreed or met
+        if not met or self._halted:
+            silent = (f"{key.name} {round_.errors.get(key, 'has not answered yet')}"
+                      for key in self._witnesses if key not in round_.lines)
+            self._miss(now, f"the quorum of witnesses is missed; dark: {', '.join(silent)}")
+            return
+        lines = [round_.lines[key] for key in self._policy.witnesses if key in round_.lines]
+        checkpoint = Published.of(round_.signed.note + "".join(lines).encode())
+        self._doing = Publish(checkpoint, dict.fromkeys(round_.lines, checkpoint.tree.size), round_.begun)
 
-    def _fail(self, batch: list[JobT], message: str) -> None:
-        """Ends it for good. What was committed is on disk, and is read from there by the next start."""
-        self.trouble = message
-        logger.critical("%s", message)
-        self.failed.set()
-        self.settle(batch, Unavailable(message))
+    def _miss(self, now: float, why: str) -> None:
+        """A round was in vain. What is committed stays, and the witnesses are asked again."""
+        self._missed, self._due = why, now + self._backoff
+        self._backoff = min(2 * self._backoff, 2.0)
+
+    def _published(self, checkpoint: Published) -> None:
+        self.published = checkpoint
+        waiting = [submission for submission in self.unpublished if not submission.given_up]
+        self.unpublished = [submission for submission in waiting if submission.size() > checkpoint.tree.size]
+        if included := [submission for submission in waiting if submission.size() <= checkpoint.tree.size]:
+            self._todo.append(Answer(included))
 
 
-# --- The log: witnesses ------------------------------------------------------------------------------------
+# --- The log: its witnesses ----------------------------------------------------------------------------------
 # The worst that a witness can do to a log: it does not cosign, which counts if the quorum needs it; and a start waits
 # for it, for as long as --witness-timeout. It stops a log only by showing a checkpoint that this log's own key has
 # signed and that this log does not have. That is a proof, and no witness can make one.
@@ -3592,30 +3717,20 @@ class UnprovenClaim(Error):
     """A witness says that it has what this log does not have, and does not show it."""
 
 
-@dataclass
-class Round:
-    """A signed checkpoint and what the witnesses, who are asked all at once, have answered."""
-    note: bytes
-    text: str
-    tree: Tree
-    lines: dict[VerifierKey, str] = field(default_factory=dict)
-    answered: set[VerifierKey] = field(default_factory=set)
-
-
-class Caller:
-    """Has one witness cosign rounds, in a thread of its own: a slow witness delays nobody."""
+class WitnessClient:
+    """Asks one witness to cosign. It runs in its own thread, so that a slow witness delays no other."""
 
     def __init__(self, key: VerifierKey, url: str, size: int, timeout: float, log: Log) -> None:
-        self.key, self.url, self.size, self._timeout, self._log = key, url, size, timeout, log
+        self.key, self.url, self.size, self._log = key, url, size, log
         self.dark_since, self.error, self.cosigned = 0.0, "", 0  # two times in seconds, and why the first
         self.latency = Latency()
         self._wake = threading.Condition()
-        self._next: Round | None = None
+        self._next: CosigningRound | None = None
         self._client = Client(url, timeout)
         threading.Thread(target=self._run, name=f"witness {key.name}", daemon=True).start()
 
-    def call(self, round_: Round) -> None:
-        """Asks for a round as soon as it has an answer to what it asks for now."""
+    def ask(self, round_: CosigningRound) -> None:
+        """Asks for a cosignature as soon as the witness has answered what it was asked before."""
         with self._wake:
             self._next = round_
             self._wake.notify()
@@ -3629,45 +3744,44 @@ class Caller:
         while True:
             with self._wake:
                 self._wake.wait_for(lambda: self._next)
-                round_, self._next = self._next, None
-            if round_:
-                start = time.monotonic()
-                try:
-                    line = self._ask(round_)
-                except LogBehindWitness as error:
-                    self._log.halt(str(error))
-                except Error as error:
-                    self._dark(str(error))
-                except Exception:
-                    logger.exception("witness %s: internal error", self.key.name)
-                    self._dark("internal error")
-                else:
-                    self.latency.add(time.monotonic() - start)
-                    self._bright(round_, line)
-                self._log.answered(self, round_)
+                round_, self._next = cast(CosigningRound, self._next), None
+            start = time.monotonic()
+            try:
+                line = self._ask(round_)
+            except LogBehindWitness as error:
+                self._log.tell(Sequencer.halt, str(error))
+            except Error as error:
+                self._decline(round_, str(error))
+            except Exception:
+                logger.exception("witness %s: internal error", self.key.name)
+                self._decline(round_, "internal error")
+            else:
+                self.latency.add(time.monotonic() - start)
+                self._cosign(round_, line)
 
-    def _bright(self, round_: Round, line: str) -> None:
+    def _cosign(self, round_: CosigningRound, line: str) -> None:
         if self.dark_since:
             logger.info("witness %s answers again", self.key.name)
         self.dark_since, self.error = 0.0, ""
-        self.cosigned, self.size = int(time.time()), round_.tree.size
-        round_.lines[self.key] = line
+        self.cosigned, self.size = int(time.time()), round_.signed.tree.size
+        self._log.tell(Sequencer.cosigned, round_, self.key, line)
 
-    def _dark(self, error: str) -> None:
+    def _decline(self, round_: CosigningRound, error: str) -> None:
         self.latency.add(0, 0, 1)
         if error != self.error:
             logger.warning("witness %s: %s", self.key.name, error)
         self.dark_since, self.error = self.dark_since or time.time(), error
+        self._log.tell(Sequencer.declined, round_, self.key, f"since {utc(self.dark_since)} ({error})")
 
-    def _ask(self, round_: Round) -> str:
+    def _ask(self, round_: CosigningRound) -> str:
         """The line of the witness's cosignature; raises Error, and LogBehindWitness where this log must not go on."""
-        old, tree = min(self.size, round_.tree.size), round_.tree
+        note, tree = round_.signed.note, round_.signed.tree
+        old = min(self.size, tree.size)
         for _ in range(3):  # it says what it has, once; more often, and it plays games
-            proof = tuple(prove_consistency(self._log.tiles(tree), old))
-            request = AddCheckpoint(old, proof, round_.note).encode()
+            request = AddCheckpoint(old, tuple(prove_consistency(self._log.tiles(tree), old)), note).encode()
             status, _, answer = self._client.request("POST", "/add-checkpoint", request, {}, MAX_ADD_CHECKPOINT)
             if status == 200:
-                return take_cosignature(round_.text, answer, self.key)
+                return take_cosignature(split_note(note)[0], answer, self.key)
             if status == 422:  # the proof was checked before it was sent
                 raise self._judge(f"refuses the proof from size {old} to {tree.size}")
             if status != 409:
@@ -3700,57 +3814,13 @@ class Caller:
         )
 
 
-# --- The log: the sequencer ----------------------------------------------------------------------------------
+# --- The log: what it stores and serves ------------------------------------------------------------------------
 
-@dataclass(frozen=True)
-class Published:
-    """A published checkpoint: its note, its tree, and how JSON answers hold the note."""
-    note: bytes
-    tree: Tree
-    json: bytes
-
-    @classmethod
-    def of(cls, note: bytes) -> Published:
-        return cls(note, Checkpoint.parse(split_note(note)[0]).tree, b'"%b"' % b64(note))
-
-
-class Submission(Job):
-    """Entries to be logged. Once it is done, `outcomes` and, if asked for, `proofs` hold at `published`."""
-
-    def __init__(self, entries: list[bytes], prove: bool) -> None:
-        super().__init__()
-        self.entries, self.prove = entries, prove
-        self.outcomes: list[Outcome] = []
-        self.proofs: dict[int, bytes] = {}
-        self.published: Published
-
-    def weight(self) -> int:
-        return len(self.entries)
-
-    def size(self) -> int:
-        """How large a published tree has to be to include all of it."""
-        return max((outcome for outcome in self.outcomes if isinstance(outcome, int)), default=-1) + 1
-
-
-@dataclass(frozen=True)
-class LogOptions:
-    """How a log works; times in seconds."""
-    replace: bool = False  # log a filename again with another checksum
-    add_timeout: float = 30
-    checkpoint_interval: float = 0.2  # the longest pause between two rounds of witnesses
-    witness_timeout: float = 5
-    republish_interval: float = 3600  # after which an idle log has its checkpoint cosigned anew, 0 for never
-
-
-class Log(Worker[Submission]):
-    """The sequencer: logs what is submitted, has it cosigned as `policy` asks, and publishes.
-
-    Before it signs anything it has its last checkpoint cosigned again: a witness that has seen more, or something
-    else, halts it.
-    """
+class Log:
+    """A log: its store, its sequencer, and the thread that does what the sequencer says."""
 
     def __init__(self, store: LogStore, signer: Signer | None, policy: Policy, options: LogOptions) -> None:
-        super().__init__("sequencer", options.add_timeout, store.database)
+        """Opens a log, which only one process may do with a `signer`; raises Corrupt, Unavailable, Malformed."""
         self.store, self.options, self._signer = store, options, signer
         if (key := store.key()) is None:
             raise Corrupt(f"{store.folder} is not the store of a log yet")
@@ -3758,25 +3828,25 @@ class Log(Worker[Submission]):
             raise Unavailable(f"{store.folder} is the mirror of a part of its log: run `monitor` until it has all")
         self.key, self._cache = key, Cache(208)  # the tiles of a bulk, and some above them
         self._policy = dataclasses.replace(policy, logs=(key,))
-        self.signed = self._open("signed")
-        with self.store.database.snapshot():  # another process may be writing
-            self.store.check_last_part()
-        published = self._open("published")
-        self._published = published if self._accepts(published.note) else None
-        self._waiting: list[Submission] = []  # for a checkpoint that includes them to be published
-        self._agreed = signer is None  # the witnesses have seen nothing else of this log
-        self._halted = False
-        self._earliest = self._due = 0.0  # when the witnesses may, and when they have to be asked next
-        self._usual = 1  # entries of the last batch: as soon as so many wait again, so they may
-        self._backoff = 0.1
+        signed = self._open("signed")
+        with store.database.snapshot():  # another process may be writing
+            store.check_last_part()
+        published: Published | None = self._open("published")
+        witnesses = self._witness_urls() if signer and policy.quorum.threshold else {}
+        if signer and not witnesses and published != signed:  # it had witnesses, and has none any more
+            store.publish(signed.note, {})
+            published = signed
+        published = published if published and self._accepts(published.note) else None
+        self.failed = threading.Event()  # set once, for good: only what is on disk counts now
         self.publishing = Latency()  # from when entries are taken up until they are published
-        self.callers: list[Caller] = []
-        if signer and policy.quorum.threshold:
-            self._call_witnesses()
-        elif signer and self.signed.tree != published.tree:  # it had witnesses, and has none any more
-            store.publish(self.signed.note, {})
-            self._published = self.signed
-        self._agreed = self._agreed or not self.callers
+        self.sequencer = Sequencer(signed, published, self._policy, witnesses, options)
+        self._wake, self._begun, self._told = threading.Condition(), 0.0, ""
+        self._thread = threading.Thread(target=self._run, name="sequencer", daemon=True)
+        sizes = store.witnessed()
+        self.witnesses = [
+            WitnessClient(key, url, min(sizes.get(key, 0), signed.tree.size), options.witness_timeout, self)
+            for key, url in witnesses.items()
+        ]
 
     def _open(self, kind: str) -> Published:
         """A stored checkpoint; raises Corrupt unless the key and the stored tiles go with it."""
@@ -3796,27 +3866,35 @@ class Log(Worker[Submission]):
             return False
         return True
 
-    def _call_witnesses(self) -> None:
-        urls, sizes = dict(self._policy.urls), self.store.witnessed()
-        reached = [key for key in self._policy.quorum.leaves() if key in urls and key.kind == COSIGNATURE]
+    def _witness_urls(self) -> dict[VerifierKey, str]:
+        """The witnesses of the quorum that can be asked; raises Malformed where they can't meet it."""
+        urls = dict(self._policy.urls)
+        reached = {key: urls[key] for key in self._policy.quorum.leaves() if key in urls and key.kind == COSIGNATURE}
         if len(reached) > MAX_WITNESSES:
             raise Malformed(f"a checkpoint has no room for the cosignatures of more than {MAX_WITNESSES} witnesses")
         if not self._policy.quorum.met(reached):
             raise Malformed("the policy's quorum can't be met by the witnesses whose URLs it names")
-        for key in reached:
-            size = min(sizes.get(key, 0), self.signed.tree.size)
-            self.callers.append(Caller(key, urls[key], size, self.options.witness_timeout, self))
+        return reached
+
+    @property
+    def signed(self) -> Published:
+        return self.sequencer.signed
+
+    @property
+    def trouble(self) -> str:
+        return self.sequencer.trouble
 
     @property
     def published(self) -> Published:
         """What readers see; raises Unavailable while no checkpoint has met the quorum."""
+        published = self.sequencer.published
         if self._signer is None:  # another process writes
             note = self.store.checkpoint("published")
-            if note and (self._published is None or note != self._published.note):
-                self._published = Published.of(note)
-        if self._published is None:
+            if note and (published is None or note != published.note):
+                self.sequencer.published = published = Published.of(note)
+        if published is None:
             raise Unavailable(f"no checkpoint has met the quorum yet: {self.trouble or 'the witnesses are asked'}")
-        return self._published
+        return published
 
     def tiles(self, tree: Tree) -> Tiles:
         return Tiles(tree.size, self.store.tile, self._cache)
@@ -3827,116 +3905,101 @@ class Log(Worker[Submission]):
         proofs = prove_many(self.tiles(published.tree), ordered, b'","')
         return {index: b'"%b"' % proof if proof else b"" for index, proof in zip(ordered, proofs, strict=True)}
 
-    def halt(self, message: str) -> None:
-        """Signs nothing any more; what is published can still be read."""
-        with self._wake:
-            if not self._halted:
-                logger.critical("%s", message)
-                self._halted, self.trouble = True, message
-            self._stopping = True
-            self._wake.notify_all()
-
-    def answered(self, caller: Caller, round_: Round) -> None:
-        with self._wake:
-            round_.answered.add(caller.key)
-            self._wake.notify_all()
-
-    def take(self) -> list[Submission] | None:
-        """Waits for entries, or until the witnesses are to be asked."""
-        with self._wake:
-            while not self._stopping:
-                now = time.monotonic()
-                ready = self._agreed and bool(self._queue)
-                if ready and (not self.callers or now >= self._earliest or self._weight >= min(self._usual, MAX_BATCH)):
-                    self._usual = self._weight
-                    return self.pop()
-                if self.callers and now >= self._due:
-                    return []
-                due = min(self._due, self._earliest if ready else math.inf)
-                self._wake.wait(due - now if self.callers and due < math.inf else None)
-        return None
-
-    def left(self) -> list[Submission]:
-        return [*self._queue, *self._waiting]
-
     def waiting(self) -> int:
         """How many entries are not published yet."""
-        return self._weight + sum(submission.weight() for submission in self._waiting if not submission.done.done())
-
-    def process(self, batch: list[Submission]) -> None:
-        start = time.monotonic()
-        if batch:
-            self._append(batch)
-            self._waiting += batch
-        if self.callers:
-            self._ask_witnesses()
-        if batch and not self.trouble:
-            self.publishing.add(time.monotonic() - start, sum(submission.weight() for submission in batch))
-        self._waiting = [submission for submission in self._waiting if not submission.done.done()]
-        if published := self._published:
-            self._answer([s for s in self._waiting if s.size() <= published.tree.size], published)
-            self._waiting = [s for s in self._waiting if s.size() > published.tree.size]
-        self.store.database.tidy()
-
-    def _answer(self, done: list[Submission], published: Published) -> None:
-        prove = [submission for submission in done if submission.prove]
-        proofs = self.proofs(published, (i for s in prove for i in s.outcomes if isinstance(i, int)))
-        for submission in done:
-            submission.published = published
-            submission.proofs = proofs if submission.prove else {}
-        self.settle(done)
-
-    def _ask_witnesses(self) -> None:
-        """Has all witnesses asked at once for the signed checkpoint, and publishes it as soon as the quorum is met."""
-        start = time.monotonic()
-        round_ = Round(self.signed.note, split_note(self.signed.note)[0], self.signed.tree)
-        for caller in self.callers:
-            caller.call(round_)
-
-        def over() -> bool:
-            met = self._policy.quorum.met(round_.lines)
-            # At a start all of them are heard: one of them may have seen what this log has lost.
-            return self._stopping or len(round_.answered) == len(self.callers) or (met and self._agreed)
-
         with self._wake:
-            self._wake.wait_for(over, self.options.witness_timeout + 0.5)
-            lines = [round_.lines[key] for key in self._policy.witnesses if key in round_.lines]
-            met = self._policy.quorum.met(round_.lines)
-            self._agreed = self._agreed or met
-        if self._halted or not met:
-            self._missed()
-            return
-        published = Published.of(round_.note + "".join(lines).encode())
+            return self.sequencer.weight + sum(len(submission.entries) for submission in self.sequencer.unpublished)
+
+    async def submit(self, submission: Submission, timeout: float | None = None) -> Submission:
+        """Has entries logged; raises Unavailable if they are not published within `timeout` seconds."""
+        timeout = timeout or self.options.add_timeout
+        waiter = submission.waiter = asyncio.get_running_loop().create_future()
+        self.tell(Sequencer.submit, submission)
         try:
-            self.store.publish(published.note, dict.fromkeys(round_.lines, round_.tree.size))
-        except CommitFailed:
-            raise
-        except Unavailable as error:
-            self._missed(str(error))
-            return
-        logger.debug("published size %d, cosigned by %d witnesses", published.tree.size, len(lines))
-        # Under load, those who were answered now come again: to wait for them, as long as a round takes, makes batches
-        # grow. Who comes alone waits for nobody.
-        end = time.monotonic()
-        self._earliest = end + min(self.options.checkpoint_interval, end - start)
+            await asyncio.wait_for(waiter, timeout)
+        except TimeoutError:
+            self.tell(Sequencer.give_up, submission)
+            raise Unavailable(f"not done in {timeout:g} s: {self.trouble or 'too busy'}; try again") from None
+        if submission.error:
+            raise Unavailable(submission.error)
+        return submission
+
+    def tell(self, event: Callable[..., None], *what: Any) -> None:
+        """Tells the sequencer of an event, which is one of its methods; any thread may."""
         with self._wake:
-            self._published, self.trouble, self._backoff = published, self.trouble if self._halted else "", 0.1
-        idle = max(self.options.republish_interval, self.options.checkpoint_interval)
-        self._due = time.monotonic() + idle if self.options.republish_interval else math.inf
+            event(self.sequencer, *what)
+            self._wake.notify()
 
-    def _missed(self, why: str = "") -> None:
-        """A round was in vain: what is sequenced stays, and the witnesses are asked again."""
-        dark = ", ".join(f"{c.key.name} since {utc(c.dark_since)} ({c.error})" for c in self.callers if c.dark_since)
-        if not self._halted:
-            trouble = why or f"the quorum of witnesses is missed; dark: {dark or 'none, but slow'}"
-            if not self.trouble:
-                logger.error("%s", trouble)
-            self.trouble = trouble
-        self._due = time.monotonic() + self._backoff
-        self._backoff = min(2 * self._backoff, 2.0)
+    def start(self) -> None:
+        self._thread.start()
 
-    def _append(self, batch: list[Submission]) -> None:
-        """Logs what is new in `batch`: in one transaction, and without witnesses publishing it as well."""
+    def quit(self) -> None:
+        """Ends it, once it has finished what it is at."""
+        self.tell(Sequencer.stop)
+
+    def stop(self) -> None:
+        self.quit()
+        if self._thread.is_alive():
+            self._thread.join(WORKER_TIMEOUT)
+
+    def _run(self) -> None:
+        while action := self._next():
+            try:
+                signed = self._do(action)
+            except (Corrupt, CommitFailed, BadProof) as error:
+                self._not_done(action, f"stopped: {error}", lost=True)
+            except Unavailable as error:
+                self._not_done(action, str(error), lost=False)
+            except Exception:
+                logger.exception("internal error")
+                self._not_done(action, "stopped by an internal error", lost=True)
+            else:
+                if isinstance(action, (Commit, Publish, Probe)):
+                    self.tell(Sequencer.done, time.monotonic(), signed)
+
+    def _next(self) -> Action | None:
+        """Waits for the next thing to do; None at the end."""
+        with self._wake:
+            while not (action := self.sequencer.next(time.monotonic())) and not self.sequencer.over:
+                if self.trouble and not self._told and not self.sequencer.stopping:
+                    logger.error("%s; trying again", self.trouble)
+                self._told = self.trouble
+                wait = self.sequencer.wake_at() - time.monotonic()
+                self._wake.wait(None if wait == math.inf else max(wait, 0))
+        return action
+
+    def _do(self, action: Action) -> Published | None:
+        """Does it; of a Commit, returns the checkpoint that was signed. Raises what the store does."""
+        match action:
+            case Commit(batch):
+                self._begun = time.monotonic()
+                return self._append(batch)
+            case Ask(round_):
+                for witness in self.witnesses:
+                    witness.ask(round_)
+            case Publish(checkpoint, sizes):
+                self.store.publish(checkpoint.note, sizes)
+                logger.debug("published size %d, cosigned by %d witnesses", checkpoint.tree.size, len(sizes))
+            case Answer(submissions, error):
+                self._answer(submissions, error)
+            case Probe():
+                self.store.database.probe()
+            case Halt(message, fatal):
+                logger.critical("%s", message)
+                if fatal:
+                    self.failed.set()
+        return None
+
+    def _not_done(self, action: Action, error: str, lost: bool) -> None:
+        if isinstance(action, Answer):
+            self._settle(action.submissions, error)
+        if lost:
+            self.tell(Sequencer.lost, error)
+        else:
+            self.tell(Sequencer.refused, time.monotonic(), error)
+
+    def _append(self, batch: list[Submission]) -> Published | None:
+        """Logs what is new in `batch`; returns the checkpoint that was signed for it, if there was something."""
         sealed: list[bytes] = []
 
         def seal(tree: Tree) -> bytes:
@@ -3947,14 +4010,41 @@ class Log(Worker[Submission]):
 
         entries = [entry for submission in batch for entry in submission.entries]
         outcomes = iter(self.store.append(
-            entries, seal, not self.callers, replace=self.options.replace, cache=self._cache
+            entries, seal, not self.witnesses, replace=self.options.replace, cache=self._cache
         ))
         for submission in batch:
             submission.outcomes = [next(outcomes) for _ in submission.entries]
-        if sealed:
-            self.signed = Published.of(sealed[0])
-        if not self.callers:
-            self._published, self.trouble = self.signed, ""
+        return Published.of(sealed[0]) if sealed else None
+
+    def _answer(self, submissions: list[Submission], error: str) -> None:
+        if not error:
+            published = self.published
+            prove = [submission for submission in submissions if submission.prove]
+            proofs = self.proofs(published, (i for s in prove for i in s.outcomes if isinstance(i, int)))
+            for submission in submissions:
+                submission.published, submission.proofs = published, proofs if submission.prove else {}
+            entries = sum(len(submission.entries) for submission in submissions)
+            self.publishing.add(time.monotonic() - self._begun, entries)
+        self._settle(submissions, error)
+        self.store.database.tidy()
+
+    @staticmethod
+    def _settle(submissions: list[Submission], error: str = "") -> None:
+        """Tells those who wait; one call into each loop, however many they are."""
+
+        def settle(waiters: list[asyncio.Future[None]]) -> None:
+            for waiter in waiters:
+                if not waiter.done():
+                    waiter.set_result(None)
+
+        waiters = list[asyncio.Future[None]]()
+        for submission in submissions:
+            submission.error = error
+            if submission.waiter:
+                waiters.append(submission.waiter)
+        for loop in {waiter.get_loop() for waiter in waiters}:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(settle, [waiter for waiter in waiters if waiter.get_loop() is loop])
 
 
 # --- The log: its page ---------------------------------------------------------------------------------------
@@ -4712,7 +4802,7 @@ class LogServer:
         return Response(PAGE.encode(), "text/html; charset=utf-8", headers={"Content-Security-Policy": PAGE_POLICY})
 
     def _get_metrics(self, request: Request) -> Response:
-        log, callers = self.log, self.log.callers
+        log, witnesses = self.log, self.log.witnesses
         sizes: list[Sample] = [("", {"tree": "signed"}, log.signed.tree.size)]
         ages: list[Sample] = []
         with contextlib.suppress(Unavailable):
@@ -4720,9 +4810,9 @@ class LogServer:
             cosigned = [seconds for _, seconds in cosignature_times(log.published.note)]
             ages = [("", {}, max(time.time() - max(cosigned), 0.0))] if cosigned else []
         names = ("logged", "conflict", "refused", "unavailable", "failed")
-        failures: list[Sample] = [("", {"witness": c.key.name}, c.latency.failures) for c in callers]
-        dark: list[Sample] = [("", {"witness": c.key.name}, float(bool(c.dark_since))) for c in callers]
-        witnesses = itertools.chain(*(caller.latency.samples(witness=caller.key.name) for caller in callers))
+        failures: list[Sample] = [("", {"witness": w.key.name}, w.latency.failures) for w in witnesses]
+        dark: list[Sample] = [("", {"witness": w.key.name}, float(bool(w.dark_since))) for w in witnesses]
+        times = itertools.chain(*(w.latency.samples(witness=w.key.name) for w in witnesses))
         return Response("".join([
             metric("btlog_entries_total", "counter", "Entries that were asked to be logged, by what became of them.",
                    [("", {"result": name}, self.results[name]) for name in names]),
@@ -4730,7 +4820,7 @@ class LogServer:
             metric("btlog_bulk_seconds", "histogram", "Time of bulks that were answered.", self.bulks.samples()),
             metric("btlog_publish_seconds", "histogram", "Time from a batch to its published checkpoint.",
                    log.publishing.samples()),
-            metric("btlog_witness_seconds", "histogram", "Time of cosignatures, by witness.", witnesses),
+            metric("btlog_witness_seconds", "histogram", "Time of cosignatures, by witness.", times),
             metric("btlog_witness_failures_total", "counter", "Requests that a witness did not cosign.", failures),
             metric("btlog_witness_dark", "gauge", "1 while a witness does not cosign.", dark),
             metric("btlog_tree_size", "gauge", "Entries of the tree.", sizes),
@@ -4746,8 +4836,8 @@ class LogServer:
             "origin": self.log.key.name,
             "entry_type": "pypi-transparency/v1",
             "storage_dir": str(folder),
-            "witness_configured": bool(self.log.callers),
-            "witnesses": [caller.status() for caller in self.log.callers] or self._cosigned(),
+            "witness_configured": bool(self.log.witnesses),
+            "witnesses": [witness.status() for witness in self.log.witnesses] or self._cosigned(),
             "generated_at": utc(time.time()),
             "checkpoint": self._checkpoint_status(),
             "latency": self.adds.json(),
@@ -4783,7 +4873,7 @@ class LogServer:
     def _get_health(self, request: Request) -> Response:
         if self.log.trouble:
             raise Unavailable(f"the log can't publish: {self.log.trouble}")
-        witnesses = [caller.status() for caller in self.log.callers]
+        witnesses = [witness.status() for witness in self.log.witnesses]
         return Response.json({"status": "ok", "tree_size": self.log.published.tree.size, "witnesses": witnesses}, OPEN)
 
 

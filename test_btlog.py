@@ -2687,7 +2687,7 @@ def test_status_and_health(log: LocalLog) -> None:
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", status["generated_at"])
     assert "XBV0uM3" not in json.dumps(status)
     assert ask(log.url, "/healthz")[0] == 200
-    log.log.trouble = "no room"
+    log.log.sequencer._full = "no room"
     answer = ask(log.url, "/healthz")
     assert (answer[0], "retry-after" in answer[1]) == (503, True)
     assert ask(log.url, "/.well-known/public-key")[2] == f"{LOG_VKEY}\n".encode()
@@ -3639,7 +3639,7 @@ def test_numbers_that_are_none(tmp_path: Path, args: list[str]) -> None:
 def test_health_as_a_command(log: LocalLog) -> None:
     assert run_btlog("health", log.url).returncode == 0
     assert run_btlog("health", "http://127.0.0.1:1", log.url).returncode == 0
-    log.log.trouble = "x"
+    log.log.sequencer._halted = "x"
     done = run_btlog("health", log.url, "http://127.0.0.1:1")
     assert (done.returncode, done.stderr.count("\n")) == (3, 1)
 
@@ -4260,7 +4260,7 @@ def test_a_log_publishes_what_its_quorum_has_cosigned(tmp_path: Path) -> None:
         with contextlib.closing(LocalLog(tmp_path / "log", policy=policy)) as log:
             assert published(log.url, policy)
             assert add(log.url, entry(600))[0] == 200
-            assert all(caller.size == 601 for caller in log.log.callers)
+            assert all(caller.size == 601 for caller in log.log.witnesses)
 
 
 def test_the_quorum_is_missed_and_met_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -4403,7 +4403,7 @@ def test_T26_T36_witnesses_that_answer_oddly(
                 assert status == 200
                 opened = open_checkpoint(base64.b64decode(got["checkpoint"]), policy)
                 assert [key.name for key, _ in opened.cosigned] == ["w0.example"]
-            eventually(lambda: log.log.callers[1].dark_since)
+            eventually(lambda: log.log.witnesses[1].dark_since)
             assert len(btlog.split_note(base64.b64decode(got["checkpoint"]))[1]) == 2
             assert 1 <= len(odd.asked) <= 12
 
@@ -4460,7 +4460,7 @@ def test_T36_T67_a_slow_witness_delays_nobody(tmp_path: Path, monkeypatch: pytes
                 assert add(log.url, entry(i))[0] == 200
             assert time.monotonic() - begun < 5
             assert threading.active_count() <= threads + 5  # nothing piles up
-            eventually(lambda: log.log.callers[2].dark_since)
+            eventually(lambda: log.log.witnesses[2].dark_since)
             begun = time.monotonic()
         assert time.monotonic() - begun < 10
 
@@ -4514,7 +4514,7 @@ def test_claims_without_a_signature_pass(tmp_path: Path) -> None:
             policy = Policy((LOG,), keys, Quorum(1, keys), ((keys[0], good.url), (keys[1], odd.url)))
             with contextlib.closing(LocalLog(folder / "log", policy=policy, timeout=0.7)) as log:
                 assert add(log.url, entry(0))[0] == 200
-                eventually(lambda: "it does not show that" in log.log.callers[1].error)
+                eventually(lambda: "it does not show that" in log.log.witnesses[1].error)
                 lies = False
                 eventually(lambda: ask(log.url, "/healthz")[0] == 200)
                 assert add(log.url, entry(0))[0] == 200
@@ -4535,7 +4535,7 @@ def test_a_witness_can_t_fill_the_log_s_memory(tmp_path: Path) -> None:
         before = memory()
         with contextlib.closing(LocalLog(tmp_path / "log", policy=policy)) as log:
             assert add(log.url, entry(0))[0] == 200
-            eventually(lambda: "larger than" in log.log.callers[1].error)
+            eventually(lambda: "larger than" in log.log.witnesses[1].error)
         assert memory() - before < 60
 
 
@@ -4588,8 +4588,8 @@ def test_requests_that_are_given_up_leave_nothing(tmp_path: Path) -> None:
     with contextlib.closing(LocalLog(tmp_path / "log", policy=policy, timeout=0.2)) as log:
         for _ in range(3):
             assert bulk(log.url, b"".join(as_line(entry(i)) for i in range(100)))[0] == 503
-        eventually(lambda: not log.log._queue)
-        assert (log.log._weight, log.log._waiting) == (0, [])
+        eventually(lambda: not log.log.sequencer.queue)
+        assert (log.log.sequencer.weight, log.log.sequencer.unpublished) == (0, [])
 
 
 def test_health_comes_back_by_itself(tmp_path: Path) -> None:
@@ -8615,7 +8615,7 @@ def test_T8_T9_two_that_run_from_one_copy_make_no_two_histories(tmp_path: Path) 
             for name in ("log", "copy")
         ]
         for log in logs:
-            eventually(lambda: log.log._agreed)  # noqa: B023
+            eventually(lambda: log.log.sequencer.agreed)  # noqa: B023
         statuses = [observer.add(log.url, entry(0, f"{i}-")) for i, log in enumerate(logs)]
         assert statuses == [200, 503]
         assert "It signs nothing more" in logs[1].log.trouble
