@@ -619,6 +619,7 @@ import gzip
 import hmac
 import html.parser
 import http.client
+import http.server
 import io
 import ipaddress
 import itertools
@@ -644,7 +645,7 @@ import urllib.parse
 import zlib
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Coroutine, Iterator
-from typing import Any, NoReturn, TypeVar, cast
+from typing import Any, ClassVar, NoReturn, Self, TypeVar, cast
 
 if sys.platform != "win32":
     import fcntl
@@ -2544,32 +2545,6 @@ class Body:
         return data
 
 
-@dataclass(frozen=True)
-class Request:
-    """The head of a request; the names of `headers` are in lowercase."""
-    method: str
-    target: str
-    headers: dict[str, str]
-    length: int
-    keep: bool  # the client keeps the connection
-    old: bool = False  # HTTP/1.0
-
-    @functools.cached_property
-    def path(self) -> str:
-        return self.target.partition("?")[0]
-
-    def query(self) -> dict[str, str]:
-        """The query's parameters. A plus sign is a plus sign here: filenames with local versions have them."""
-        pairs = [part.partition("=") for part in self.target.partition("?")[2].split("&") if part]
-        try:
-            values = {name: urllib.parse.unquote(value, errors="strict") for name, _, value in pairs}
-        except UnicodeDecodeError:
-            raise Malformed("a query that is not UTF-8") from None
-        if len(values) < len(pairs):
-            raise Malformed("a query with the same parameter twice")
-        return values
-
-
 @dataclass
 class Response:
     """An answer; a `body` that is an iterator is sent in chunks as it comes, each of several pieces."""
@@ -2577,6 +2552,7 @@ class Response:
     kind: str = "application/json"
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
+    head: tuple[str, bool, bytes] = ("", False, b"")  # the last one for it: its date, whether to keep, its bytes
 
     @classmethod
     def json(cls, value: Any, headers: dict[str, str], status: int = 200) -> Response:
@@ -2592,77 +2568,157 @@ class Response:
         index = {"index": error.index} if isinstance(error, Conflict) else {}
         return cls.json({"error": message, **index}, headers, error.status)
 
-    @functools.cached_property
-    def head(self) -> bytes:
-        """All of the head but what differs from time to time."""
-        length = {"Content-Length": len(self.body)} if isinstance(self.body, bytes) else {}
-        fields = {"Content-Type": self.kind, **length, **self.headers}
-        status = f"HTTP/1.1 {self.status} {http.client.responses.get(self.status, '')}\r\n"
-        return (status + "".join(f"{name}: {value}\r\n" for name, value in fields.items())).encode("latin-1")
+
+_REQUEST_LINE = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+ [\x21-\x7e]+ HTTP/[0-9]\.[0-9]\r\n")
+_HEADERS = re.compile(rb"(?:[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t\x20-\x7e\x80-\xff]*\r\n)*\r\n")
+_ONCE = "content-length", "host", "content-type", "authorization", "origin", "expect"
+_http_date = functools.lru_cache(1)(lambda second: email.utils.formatdate(second, usegmt=True))
 
 
-Handle = Callable[[Request, Body], "Response | Coroutine[Any, Any, Response]"]  # may raise an Error
+class Handler(http.server.BaseHTTPRequestHandler):
+    """A request, which http.server parses, and the heads of its answers, which http.server writes.
 
-_REQUEST_LINE = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+) ([\x21-\x7e]+) HTTP/([0-9])\.([0-9])")
-_HEADER = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):([\t\x20-\x7e\x80-\xff]*)")
-_ONCE = {"content-length", "transfer-encoding", "host", "content-type", "authorization", "origin", "expect"}
-
-
-def parse_head(head: bytes) -> Request:
-    """The request whose head, up to the empty line, is `head`; raises HttpError.
-
-    Strict where RFC 9112 lets a server be: what two parsers may read in two ways, such as a bare newline, a folded
-    header or two lengths, is refused.
+    It has no socket: `Connection` carries the bytes. A subclass has do_GET, and do_POST, which gets the body. They
+    return a Response, or a coroutine that does, or raise an Error.
     """
-    first, *lines = head.decode("latin-1").split("\r\n")[:-2]
-    if not (match := _REQUEST_LINE.fullmatch(first)):
-        raise HttpError(400, "not a request line of HTTP/1.1")
-    method, target, major, minor = match.groups()
-    if major != "1":
-        raise HttpError(505, "this is an HTTP/1.1 server")
-    if len(lines) > 100:
-        raise HttpError(431, "more than 100 headers")
-    headers: dict[str, str] = {}
-    for line in lines:
-        if not (match := _HEADER.fullmatch(line)):
+    protocol_version = "HTTP/1.1"
+    request_version, command, close_connection = "HTTP/1.1", "", True  # until a head is read
+    length, expects = 0, False
+
+    app: Any  # what all requests are about
+
+    def __init__(self) -> None:
+        """A request that has not been read."""
+
+    @classmethod
+    def of(cls, app: Any) -> type[Self]:
+        """The class of handlers that answer for `app`."""
+        return type(cls.__name__, (cls,), {"app": app})
+
+    def read(self, head: bytes) -> None:
+        """Reads the head of a request, up to its empty line; raises HttpError."""
+        known: Handler | None = _heads.get(head)
+        if known is None:
+            known = Handler()
+            known._parse(head)
+            if len(head) < 2048:
+                _heads.put(head, known)
+        vars(self).update(vars(known))
+
+    def _parse(self, head: bytes) -> None:
+        """Strict where RFC 9112 lets a server be: what two parsers may read in two ways is refused before it is read,
+        such as a bare newline, a folded header or two lengths.
+        """
+        if not (line := _REQUEST_LINE.match(head)):
+            raise HttpError(400, "not a request line of HTTP/1.1")
+        if not _HEADERS.fullmatch(head, line.end()):
             raise HttpError(400, "not a header line")
-        name = match[1].lower()
-        if name in headers and name in _ONCE:
-            raise HttpError(400, f"two {name} headers")
-        value = match[2].strip(" \t")
-        headers[name] = f"{headers[name]}, {value}" if name in headers else value
-    tokens = headers.get("connection", "").lower().replace(" ", "").split(",")
-    old = minor == "0"
-    return Request(method, target, headers, _body_length(method, headers), not old and "close" not in tokens, old)
+        self.raw_requestline, self.rfile = line[0], io.BytesIO(head[line.end() :])
+        self.parse_request()  # which calls send_error for what it refuses
+        if not self.request_version.startswith("HTTP/1."):
+            raise HttpError(505, "this is an HTTP/1.1 server")
+        if twice := [name for name in _ONCE if len(self.headers.get_all(name, ())) > 1]:
+            raise HttpError(400, f"two {twice[0]} headers")
+        if b" //" in line[0]:  # http.server makes one slash of them
+            raise HttpError(404, "there is nothing here")
+        self.close_connection |= self.request_version == "HTTP/1.0"
+        self.route = self.path.partition("?")[0]
+        self.length = self._length()
+
+    def _length(self) -> int:
+        """The bytes of the body."""
+        if "transfer-encoding" in self.headers:
+            raise HttpError(411, "send the body with a Content-Length, not in chunks")
+        if (length := self.headers["content-length"]) is None:
+            if self.command in ("POST", "PUT", "PATCH"):
+                raise HttpError(411, "the request has no Content-Length")
+            return 0
+        try:
+            return parse_decimal(length.strip(" \t"))
+        except Malformed:
+            raise HttpError(400, "not a Content-Length") from None
+
+    # What http.server calls
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        raise HttpError(code, message or http.client.responses[code])
+
+    def handle_expect_100(self) -> bool:
+        self.expects = True
+        return True
+
+    def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
+        pass
+
+    def version_string(self) -> str:
+        return "btlog"
+
+    def date_time_string(self, timestamp: float | None = None) -> str:
+        return _http_date(int(time.time()))
+
+    # What `Connection` calls
+
+    def answer(self, body: Body) -> Response | Coroutine[Any, Any, Response]:
+        """What to answer; may raise an Error."""
+        if self.command not in (allowed := self.allowed()):
+            raise HttpError(405, f"{self.route[:80]} takes {' and '.join(allowed)}", Allow=", ".join(allowed))
+        if self.command == "POST":
+            return self.do_POST(body)
+        return self.do_HEAD() if self.command == "HEAD" else self.do_GET()
+
+    def head(self, response: Response, keep: bool) -> bytes:
+        """The head of an answer; `keep` if the connection is kept."""
+        date = self.date_time_string()
+        if response.head[:2] == (date, keep) and self.request_version == "HTTP/1.1":
+            return response.head[2]
+        self.wfile = written = io.BytesIO()
+        self.send_response(response.status)
+        self.send_header("Content-Type", response.kind)
+        if isinstance(response.body, bytes):
+            self.send_header("Content-Length", str(len(response.body)))
+        elif self.request_version != "HTTP/1.0":  # which knows no chunks, and reads until the connection is closed
+            self.send_header("Transfer-Encoding", "chunked")
+        for name, value in response.headers.items():
+            self.send_header(name, value)
+        if not keep:
+            self.send_header("Connection", "close")
+        self.end_headers()
+        response.head = date, keep, written.getvalue()
+        return written.getvalue()
+
+    # What a subclass has
+
+    def allowed(self) -> tuple[str, ...]:
+        """The methods that its path takes; raises HttpError where there is nothing."""
+        raise NotImplementedError
+
+    def do_GET(self) -> Response:
+        raise NotImplementedError
+
+    def do_HEAD(self) -> Response:
+        return self.do_GET()
+
+    def do_POST(self, body: Body) -> Coroutine[Any, Any, Response]:
+        raise NotImplementedError
+
+    def query(self) -> dict[str, str]:
+        """The query's parameters. A plus sign is a plus sign here: filenames with local versions have them."""
+        pairs = [part.partition("=") for part in self.path.partition("?")[2].split("&") if part]
+        try:
+            values = {name: urllib.parse.unquote(value, errors="strict") for name, _, value in pairs}
+        except UnicodeDecodeError:
+            raise Malformed("a query that is not UTF-8") from None
+        if len(values) < len(pairs):
+            raise Malformed("a query with the same parameter twice")
+        return values
 
 
-def _weigh(request: Request) -> int:
-    """About how many bytes of memory a request keeps, with the head that it was made of."""
-    return 1000 + 3 * len(request.target) + sum(250 + 3 * (len(n) + len(v)) for n, v in request.headers.items())
+def _weigh(handler: Handler) -> int:
+    """About how many bytes of memory a head that was read takes."""
+    return 3000 + 3 * len(handler.path) + sum(400 + 3 * (len(n) + len(v)) for n, v in handler.headers.items())
 
 
 _heads = Cache(1 << 22, _weigh)  # clients repeat themselves
-
-
-def parse_small_head(head: bytes) -> Request:
-    """parse_head, but what it returned for the same bytes before, where that is remembered."""
-    request: Request | None = _heads.get(head)
-    if request is None:
-        _heads.put(head, request := parse_head(head))
-    return request
-
-
-def _body_length(method: str, headers: dict[str, str]) -> int:
-    if "transfer-encoding" in headers:
-        raise HttpError(411, "send the body with a Content-Length, not in chunks")
-    if "content-length" not in headers:
-        if method in ("POST", "PUT", "PATCH"):
-            raise HttpError(411, "the request has no Content-Length")
-        return 0
-    try:
-        return parse_decimal(headers["content-length"])
-    except Malformed:
-        raise HttpError(400, "not a Content-Length") from None
 
 
 class Connection(asyncio.Protocol):
@@ -2762,9 +2818,10 @@ class Connection(asyncio.Protocol):
         end = self._buffer.find(b"\r\n\r\n", 0, MAX_HEAD) + 4
         try:
             if end >= 4:
-                head = bytes(self._buffer[:end])
+                handler, head = self._server.handler(), bytes(self._buffer[:end])
                 del self._buffer[:end]
-                self._begin(parse_small_head(head) if end < 2048 else parse_head(head))
+                handler.read(head)
+                self._begin(handler)
             elif len(self._buffer) >= MAX_HEAD:
                 status = 431 if b"\r\n" in self._buffer[:MAX_HEAD] else 414
                 raise HttpError(status, "the head of the request is too long")
@@ -2780,60 +2837,57 @@ class Connection(asyncio.Protocol):
             self._refuse(error)
         self._regulate()
 
-    def _begin(self, request: Request) -> None:
-        self._body = body = Body(request.length, self._regulate)
-        if request.length:
-            self._wait(HEAD_TIMEOUT + request.length / MIN_RATE)
+    def _begin(self, handler: Handler) -> None:
+        self._body = body = Body(handler.length, self._regulate)
+        if handler.length:
+            self._wait(HEAD_TIMEOUT + handler.length / MIN_RATE)
             self._buffer = bytearray(body.feed(bytes(self._buffer)))
             if body.missing and self._eof:
                 body.end(HttpError(400, "the body ended early"))
-            elif body.missing and request.headers.get("expect", "").lower() == "100-continue":
+            elif body.missing and handler.expects:
                 self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         try:
-            response = self._server.answer(request, body)
+            response = handler.answer(body)
         except Exception as error:
-            response = self._trouble(request, error)
+            response = self._trouble(handler, error)
         if isinstance(response, Response) and isinstance(response.body, bytes):
-            self._write(request, response, response.body)
+            self._write(handler, response, response.body)
         else:
-            self._task = self._server.loop.create_task(self._finish(request, response))
+            self._task = self._server.loop.create_task(self._finish(handler, response))
 
-    async def _finish(self, request: Request, response: Response | Coroutine[Any, Any, Response]) -> None:
+    async def _finish(self, handler: Handler, response: Response | Coroutine[Any, Any, Response]) -> None:
         """Waits for an answer that takes its time."""
         try:
             if not isinstance(response, Response):
                 response = await response
         except Exception as error:
-            response = self._trouble(request, error)
+            response = self._trouble(handler, error)
         if isinstance(response.body, bytes):
-            self._write(request, response, response.body)
+            self._write(handler, response, response.body)
         else:
-            await self._stream(request, response, response.body)
+            await self._stream(handler, response, response.body)
 
-    def _trouble(self, request: Request, error: Exception) -> Response:
+    def _trouble(self, handler: Handler, error: Exception) -> Response:
         if isinstance(error, Error) and error.status < 500:
-            logger.debug("%s %s: %d: %s", request.method, request.target[:200], error.status, error)
+            logger.debug("%s %s: %d: %s", handler.command, handler.path[:200], error.status, error)
         if not isinstance(error, Error) or error.status == 500:
             traceback = None if isinstance(error, Error) else error
-            logger.error("%s %s: %s", request.method, request.target[:200], error, exc_info=traceback)
+            logger.error("%s %s: %s", handler.command, handler.path[:200], error, exc_info=traceback)
         return Response.error(error if isinstance(error, Error) else Error())
 
-    def _write(self, request: Request, response: Response, body: bytes) -> None:
-        keep = request.keep and not self._server.stopping and not (self._body and self._body.missing)
-        end = b"\r\n" if keep else b"Connection: close\r\n\r\n"
-        self._send(response.head + self._server.date + end + (body if request.method != "HEAD" else b""))
+    def _write(self, handler: Handler, response: Response, body: bytes) -> None:
+        keep = not (handler.close_connection or self._server.stopping or (self._body and self._body.missing))
+        self._send(handler.head(response, keep) + (body if handler.command != "HEAD" else b""))
         self._next(keep)
 
-    async def _stream(self, request: Request, response: Response, body: Iterator[list[bytes]]) -> None:
-        # A client of HTTP/1.0 knows no chunks: it reads until the connection is closed.
-        keep = request.keep and not self._server.stopping
-        mode = b"" if request.old else b"Transfer-Encoding: chunked\r\n"
-        self._send(response.head + self._server.date + mode + (b"\r\n" if keep else b"Connection: close\r\n\r\n"))
+    async def _stream(self, handler: Handler, response: Response, body: Iterator[list[bytes]]) -> None:
+        keep, chunked = not (handler.close_connection or self._server.stopping), handler.request_version != "HTTP/1.0"
+        self._send(handler.head(response, keep))
         self._transport.set_write_buffer_limits(MAX_STREAM)  # so that the next part is made while this one is sent
         try:
             for pieces in body:
                 length = sum(map(len, pieces))
-                self._send(b"".join(pieces if request.old else [b"%x\r\n" % length, *pieces, b"\r\n"]))
+                self._send(b"".join([b"%x\r\n" % length, *pieces, b"\r\n"] if chunked else pieces))
                 if self._paused:
                     self._writable = self._server.loop.create_future()
                     await self._writable
@@ -2842,10 +2896,10 @@ class Connection(asyncio.Protocol):
                     return
         except Exception as error:
             # The status is sent already; that the last chunk does not come says that the answer is not whole.
-            self._trouble(request, error)
+            self._trouble(handler, error)
             self._transport.abort()
             return
-        self._send(b"" if request.old else b"0\r\n\r\n")
+        self._send(b"0\r\n\r\n" if chunked else b"")
         self._transport.set_write_buffer_limits()
         self._next(keep)
 
@@ -2867,7 +2921,7 @@ class Connection(asyncio.Protocol):
 
     def _refuse(self, error: HttpError) -> None:
         response = Response.error(error)
-        self._send(response.head + self._server.date + b"Connection: close\r\n\r\n" + cast(bytes, response.body))
+        self._send(Handler().head(response, keep=False) + cast(bytes, response.body))
         self._end()
 
     def _end(self) -> None:
@@ -2882,16 +2936,11 @@ class Connection(asyncio.Protocol):
 
 
 class Server:
-    """Listens on host and port, and answers requests by `answer` until it is stopped."""
+    """Listens on host and port, and answers requests by a `handler` for each until it is stopped."""
 
-    answer: Handle
-
-    def __init__(self, host: str, port: int, answer: Handle | None = None, share_port: bool = False) -> None:
-        if answer:
-            self.answer = answer
-        self.stopping = False
+    def __init__(self, host: str, port: int, handler: type[Handler] = Handler, share_port: bool = False) -> None:
+        self.handler, self.stopping = handler, False
         self.connections: dict[Connection, None] = {}  # those that were idle longest come first
-        self.date = b""
         self.loop: asyncio.AbstractEventLoop
         self.over: asyncio.Event
         self._bound = min(MAX_CONNECTIONS, _open_files() - 64)
@@ -2949,7 +2998,6 @@ class Server:
         self._socket.close()
 
     def _tick(self) -> None:
-        self.date = f"Date: {email.utils.formatdate(usegmt=True)}\r\n".encode()
         now = self.loop.time()
         for connection in [c for c in self.connections if c.deadline < now]:
             connection.expire()
@@ -4607,67 +4655,67 @@ class LogServer:
     """The routes of the log. GET also answers HEAD, and reads are open to any web page."""
 
     def __init__(self, log: Log, token: str | None = None, max_bulk: int = 50_000, read_only: bool = False) -> None:
-        self.log, self._token, self._max_bulk, self._read_only = log, token, max_bulk, read_only
+        self.log, self.token, self.max_bulk, self.read_only = log, token, max_bulk, read_only
         self.adds, self.bulks, self.results = Latency(), Latency(), Counter[str]()
         self.bulk_timeout: float | None = None  # seconds, if not those of an add
-        self._cache = Cache(32 << 20, lambda response: len(response.body) + 600)
-        self._gets: dict[str, Callable[[Request], Response]] = {
-            "/checkpoint": self._get_checkpoint,
-            "/.well-known/public-key": self._get_key,
-            "/entries": self._get_entries,
-            "/status.json": self._get_status,
-            "/healthz": self._get_health,
-            "/metrics": self._get_metrics,
-            "/": self._get_page,
-        }
-        self._posts: dict[str, Callable[[Request, Body], Coroutine[Any, Any, Response]]] = {
-            "/add": self._post_add,
-            "/admin/bulk/append": self._post_bulk,
-        }
+        self.checkpoint = Response(b"")  # the last answer, with its head
+        self.cache = Cache(32 << 20, lambda response: len(response.body) + 600)
 
-    def answer(self, request: Request, body: Body) -> Response | Coroutine[Any, Any, Response]:
-        path = request.path
-        if post := self._posts.get(path):
-            if request.method != "POST":
-                raise HttpError(405, f"{path} takes POST", Allow="POST")
-            self._admit(request)
-            return post(request, body)
-        get = self._get_tile if path.startswith("/tile/") else self._gets.get(path)
-        if get is None:
-            if not path.startswith("/entry/"):
-                raise HttpError(404, "there is nothing here")
-            get = self._get_entry
-        if request.method not in ("GET", "HEAD"):
-            raise HttpError(405, f"{path} takes GET and HEAD", Allow="GET, HEAD")
-        return get(request)
+    def count(self, error: Error, entries: int = 1) -> None:
+        known = {409: "conflict", 503: "unavailable"}
+        self.results[known.get(error.status, "refused" if error.status < 500 else "failed")] += entries
 
-    def _admit(self, request: Request) -> None:
+
+class LogHandler(Handler):
+    """The routes of the log. Reads are open to any web page."""
+
+    app: LogServer
+
+    def allowed(self) -> tuple[str, ...]:
+        if self.route in ("/add", "/admin/bulk/append"):
+            return ("POST",)
+        if self.route not in self.PAGES and not self.route.startswith(("/tile/", "/entry/")):
+            raise HttpError(404, "there is nothing here")
+        return "GET", "HEAD"
+
+    def do_GET(self) -> Response:
+        if self.route.startswith("/tile/"):
+            return self._tile()
+        return self._entry() if self.route.startswith("/entry/") else self.PAGES[self.route](self)
+
+    def do_POST(self, body: Body) -> Coroutine[Any, Any, Response]:
+        self._admit()
+        return self._add(body) if self.route == "/add" else self._bulk(body)
+
+    def _admit(self) -> None:
         """Raises HttpError where this request may not write."""
         # A web page can have a browser send this; what the page can't do is to make it look as if nobody had asked.
-        origin, site = request.headers.get("origin"), request.headers.get("sec-fetch-site", "none")
-        host = request.headers.get("host", "")
+        origin, site = self.headers.get("origin"), self.headers.get("sec-fetch-site", "none")
+        host = self.headers.get("host", "")
         own = origin is None or (origin.partition("://")[2] == host and is_address(host))  # a name could be anybody's
         if site not in ("none", "same-origin") or not own:
             raise HttpError(403, "a web page of another site can't write here")
-        if self._read_only:
+        if self.app.read_only:
             raise HttpError(405, "this server is read-only", Allow="GET")
-        if self._token is not None:
-            scheme, _, token = request.headers.get("authorization", "").partition(" ")
-            if scheme.lower() != "bearer" or not hmac.compare_digest(token.strip().encode(), self._token.encode()):
+        if self.app.token is not None:
+            scheme, _, token = self.headers.get("authorization", "").partition(" ")
+            if scheme.lower() != "bearer" or not hmac.compare_digest(token.strip().encode(), self.app.token.encode()):
                 raise HttpError(401, "writing needs the write token", WWW_Authenticate="Bearer")
 
-    def _get_checkpoint(self, request: Request) -> Response:
-        return Response(self.log.published.note, TEXT, headers={**OPEN, "Cache-Control": "no-cache"})
+    def _checkpoint(self) -> Response:
+        if (note := self.app.log.published.note) != self.app.checkpoint.body:
+            self.app.checkpoint = Response(note, TEXT, headers={**OPEN, "Cache-Control": "no-cache"})
+        return self.app.checkpoint
 
-    def _get_key(self, request: Request) -> Response:
-        return Response(f"{encode_vkey(self.log.key)}\n".encode(), TEXT, headers=OPEN)
+    def _key(self) -> Response:
+        return Response(f"{encode_vkey(self.app.log.key)}\n".encode(), TEXT, headers=OPEN)
 
-    def _get_tile(self, request: Request) -> Response:
-        zipped = request.target.startswith("/tile/entries/") and takes_gzip(request.headers.get("accept-encoding", ""))
-        response: Response | None = self._cache.get((request.target, zipped))
+    def _tile(self) -> Response:
+        zipped = self.path.startswith("/tile/entries/") and takes_gzip(self.headers.get("accept-encoding", ""))
+        response: Response | None = self.app.cache.get((self.path, zipped))
         if response is None:
-            response = self._make_tile(request.target[1:], zipped)
-            self._cache.put((request.target, zipped), response)
+            response = self._make_tile(self.path[1:], zipped)
+            self.app.cache.put((self.path, zipped), response)
         return response
 
     def _make_tile(self, path: str, zipped: bool) -> Response:
@@ -4676,9 +4724,9 @@ class LogServer:
         except Malformed as error:
             raise HttpError(404, str(error)) from None
         # What the published checkpoint does not imply is not there, even if it is stored already.
-        if self.log.published.tree.size >> 8 * (level or 0) < 256 * index + width:
+        if self.app.log.published.tree.size >> 8 * (level or 0) < 256 * index + width:
             raise HttpError(404, f"the published tree has no {path}")
-        store, headers = self.log.store, {**OPEN, "Cache-Control": "public, max-age=31536000, immutable"}
+        store, headers = self.app.log.store, {**OPEN, "Cache-Control": "public, max-age=31536000, immutable"}
         if level is not None:
             return Response(store.tile(level, index, width), OCTETS, headers=headers)
         data, headers["Vary"] = store.bundle(index, width), "Accept-Encoding"
@@ -4686,38 +4734,38 @@ class LogServer:
             data, headers["Content-Encoding"] = gzip.compress(data, 6, mtime=0), "gzip"
         return Response(data, OCTETS, headers=headers)
 
-    async def _post_add(self, request: Request, body: Body) -> Response:
+    async def _add(self, body: Body) -> Response:
         start = time.monotonic()
         try:
             entry = entry_from_json(parse_json(await body.all(MAX_ADD)))
-            submission = await self.log.submit(Submission([entry], prove=True))
+            submission = await self.app.log.submit(Submission([entry], prove=True))
             if isinstance(outcome := submission.outcomes[0], Conflict):
                 raise outcome
         except Error as error:
-            self.adds.add(0, 0, 1)
-            self._count(error)
+            self.app.adds.add(0, 0, 1)
+            self.app.count(error)
             raise
-        self.adds.add(time.monotonic() - start)
-        self.results["logged"] += 1
+        self.app.adds.add(time.monotonic() - start)
+        self.app.results["logged"] += 1
         answer = b'{"index":%d,"checkpoint":%b,"inclusionProof":[%b]%b}\n'
         proof = submission.proofs[outcome]
         return Response(answer % (outcome, submission.published.json, proof, _publisher_field(outcome)))
 
-    async def _post_bulk(self, request: Request, body: Body) -> Response:
-        if request.headers.get("content-type", "").partition(";")[0].strip().lower() != NDJSON:
+    async def _bulk(self, body: Body) -> Response:
+        if self.headers.get("content-type", "").partition(";")[0].strip().lower() != NDJSON:
             raise HttpError(415, f"Content-Type must be {NDJSON}")
         start = time.monotonic()
         parsed = await self._read_bulk(body)
         entries = [entry for entry in parsed if isinstance(entry, bytes)]
         outcomes = iter(list[Outcome]())
         if not entries:
-            published = self.log.published
+            published = self.app.log.published
         else:
             try:
-                submission = await self.log.submit(Submission(entries, prove=False), self.bulk_timeout)
+                submission = await self.app.log.submit(Submission(entries, prove=False), self.app.bulk_timeout)
             except Error as error:
-                self.bulks.add(0, 0, len(entries))
-                self._count(error, len(entries))
+                self.app.bulks.add(0, 0, len(entries))
+                self.app.count(error, len(entries))
                 raise
             published, outcomes = submission.published, iter(submission.outcomes)
         results: list[tuple[bytes, Outcome] | Refused] = (
@@ -4725,17 +4773,13 @@ class LogServer:
             else [(entry, next(outcomes)) if isinstance(entry, bytes) else entry for entry in parsed]
         )
         logged = sum(isinstance(result[1], int) for result in results)
-        self.bulks.add(time.monotonic() - start, logged, len(results) - logged)
-        self.results["logged"] += logged
+        self.app.bulks.add(time.monotonic() - start, logged, len(results) - logged)
+        self.app.results["logged"] += logged
         if logged < len(results):
             for result in results:
                 if not isinstance(result[1], int):
-                    self._count(result[1])
+                    self.app.count(result[1])
         return Response(self._bulk_answer(published, results), NDJSON)
-
-    def _count(self, error: Error, entries: int = 1) -> None:
-        known = {409: "conflict", 503: "unavailable"}
-        self.results[known.get(error.status, "refused" if error.status < 500 else "failed")] += entries
 
     async def _read_bulk(self, body: Body) -> list[bytes | Refused]:
         """The entries of the lines of a body, which is read as it comes."""
@@ -4747,16 +4791,16 @@ class LogServer:
             block, _, rest = (rest + data).rpartition(b"\n")
             for lines in slices(block):
                 parsed += parse_lines(lines)
-                if len(parsed) > self._max_bulk:
+                if len(parsed) > self.app.max_bulk:
                     break
                 await asyncio.sleep(0)  # others have a turn
-            if len(rest) > MAX_ADD or len(parsed) > self._max_bulk:
+            if len(rest) > MAX_ADD or len(parsed) > self.app.max_bulk:
                 break
         if len(rest) > MAX_ADD:
             raise HttpError(413, f"a line has more than {MAX_ADD} bytes")
-        parsed += parse_lines(rest) if len(parsed) <= self._max_bulk else []
-        if len(parsed) > self._max_bulk:
-            raise HttpError(413, f"at most {self._max_bulk} entries can be appended at once")
+        parsed += parse_lines(rest) if len(parsed) <= self.app.max_bulk else []
+        if len(parsed) > self.app.max_bulk:
+            raise HttpError(413, f"at most {self.app.max_bulk} entries can be appended at once")
         return parsed
 
     def _bulk_answer(
@@ -4766,17 +4810,17 @@ class LogServer:
         yield [head % (published.json, published.tree.size)]
         for at in range(0, len(results), 256):
             part = results[at : at + 256]
-            proofs = self.log.proofs(published, [result[1] for result in part if isinstance(result[1], int)])
+            proofs = self.app.log.proofs(published, [result[1] for result in part if isinstance(result[1], int)])
             yield [_bulk_result(entry, outcome, proofs) for entry, outcome in part]
         yield [b'{"type":"complete","count":%d}\n' % len(results)]
 
-    def _get_entries(self, request: Request) -> Response:
-        query = request.query()
+    def _entries(self) -> Response:
+        query = self.query()
         if len(query) != 1 or not query.keys() <= {"filename", "checksum"} or "" in query.values():
             raise Malformed("ask for /entries?filename=F or /entries?checksum=C")
         [(name, value)] = query.items()
         kind = FILENAME if name == "filename" else CHECKSUM
-        found = self.log.store.look_up(kind, value.encode(), self.log.published.tree.size)
+        found = self.app.log.store.look_up(kind, value.encode(), self.app.log.published.tree.size)
         entries = []
         for index, data in found:
             with contextlib.suppress(Malformed):  # a mirror keeps also what is no entry; nobody can look that up
@@ -4784,25 +4828,25 @@ class LogServer:
                     entries.append(entry_to_json(index, entry))
         return Response.json({"entries": entries}, OPEN)
 
-    def _get_entry(self, request: Request) -> Response:
-        index, _, rest = request.target.removeprefix("/entry/").partition("/")
-        published = self.log.published
+    def _entry(self) -> Response:
+        index, _, rest = self.path.removeprefix("/entry/").partition("/")
+        published = self.app.log.published
         try:
             number = parse_decimal(index)
         except Malformed as error:
             raise HttpError(404, str(error)) from None
-        if number >= published.tree.size or rest not in ("", "proof") or request.target.endswith("/"):
-            raise HttpError(404, f"there is no {request.target[:80]}: the published size is {published.tree.size}")
+        if number >= published.tree.size or rest not in ("", "proof") or self.path.endswith("/"):
+            raise HttpError(404, f"there is no {self.path[:80]}: the published size is {published.tree.size}")
         if rest:
-            proof = self.log.store.proof(number, published.note, self.log.tiles(published.tree))
+            proof = self.app.log.store.proof(number, published.note, self.app.log.tiles(published.tree))
             return Response(proof, TEXT, headers=OPEN)
-        return Response.json(entry_to_json(number, Entry.parse(self.log.store.entry(number))), OPEN)
+        return Response.json(entry_to_json(number, Entry.parse(self.app.log.store.entry(number))), OPEN)
 
-    def _get_page(self, request: Request) -> Response:
+    def _page(self) -> Response:
         return Response(PAGE.encode(), "text/html; charset=utf-8", headers={"Content-Security-Policy": PAGE_POLICY})
 
-    def _get_metrics(self, request: Request) -> Response:
-        log, witnesses = self.log, self.log.witnesses
+    def _metrics(self) -> Response:
+        log, witnesses = self.app.log, self.app.log.witnesses
         sizes: list[Sample] = [("", {"tree": "signed"}, log.signed.tree.size)]
         ages: list[Sample] = []
         with contextlib.suppress(Unavailable):
@@ -4815,9 +4859,9 @@ class LogServer:
         times = itertools.chain(*(w.latency.samples(witness=w.key.name) for w in witnesses))
         return Response("".join([
             metric("btlog_entries_total", "counter", "Entries that were asked to be logged, by what became of them.",
-                   [("", {"result": name}, self.results[name]) for name in names]),
-            metric("btlog_add_seconds", "histogram", "Time of adds that were answered.", self.adds.samples()),
-            metric("btlog_bulk_seconds", "histogram", "Time of bulks that were answered.", self.bulks.samples()),
+                   [("", {"result": name}, self.app.results[name]) for name in names]),
+            metric("btlog_add_seconds", "histogram", "Time of adds that were answered.", self.app.adds.samples()),
+            metric("btlog_bulk_seconds", "histogram", "Time of bulks that were answered.", self.app.bulks.samples()),
             metric("btlog_publish_seconds", "histogram", "Time from a batch to its published checkpoint.",
                    log.publishing.samples()),
             metric("btlog_witness_seconds", "histogram", "Time of cosignatures, by witness.", times),
@@ -4829,29 +4873,29 @@ class LogServer:
             metric("btlog_trouble", "gauge", "1 while it can't publish.", [("", {}, float(bool(log.trouble)))]),
         ]).encode(), METRICS)
 
-    def _get_status(self, request: Request) -> Response:
-        folder = self.log.store.folder
+    def _status(self) -> Response:
+        folder = self.app.log.store.folder
         files = [path.stat().st_size for path in folder.iterdir() if path.is_file()]
         return Response.json({
-            "origin": self.log.key.name,
+            "origin": self.app.log.key.name,
             "entry_type": "pypi-transparency/v1",
             "storage_dir": str(folder),
-            "witness_configured": bool(self.log.witnesses),
-            "witnesses": [witness.status() for witness in self.log.witnesses] or self._cosigned(),
+            "witness_configured": bool(self.app.log.witnesses),
+            "witnesses": [witness.status() for witness in self.app.log.witnesses] or self._cosigned(),
             "generated_at": utc(time.time()),
             "checkpoint": self._checkpoint_status(),
-            "latency": self.adds.json(),
-            "bulk_latency": self.bulks.json(),
+            "latency": self.app.adds.json(),
+            "bulk_latency": self.app.bulks.json(),
             "disk": {"bytes": sum(files), "files": len(files)},
-            "vkey": encode_vkey(self.log.key),
-            "read_only": self._read_only,
-            "trouble": self.log.trouble,
+            "vkey": encode_vkey(self.app.log.key),
+            "read_only": self.app.read_only,
+            "trouble": self.app.log.trouble,
         }, OPEN)
 
     def _cosigned(self) -> list[dict[str, Any]]:
         """For a process that asks no witness: who cosigned what is published."""
         try:
-            published = self.log.published
+            published = self.app.log.published
         except Unavailable:
             return []
         fixed = {"url": "", "size": published.tree.size, "dark_since": None, "error": ""}
@@ -4860,7 +4904,7 @@ class LogServer:
 
     def _checkpoint_status(self) -> dict[str, Any]:
         try:
-            published = self.log.published
+            published = self.app.log.published
         except Unavailable as error:
             return {"available": False, "error": str(error)}
         return {
@@ -4870,11 +4914,21 @@ class LogServer:
             "raw_checkpoint": published.note.decode(),
         }
 
-    def _get_health(self, request: Request) -> Response:
-        if self.log.trouble:
-            raise Unavailable(f"the log can't publish: {self.log.trouble}")
-        witnesses = [witness.status() for witness in self.log.witnesses]
-        return Response.json({"status": "ok", "tree_size": self.log.published.tree.size, "witnesses": witnesses}, OPEN)
+    def _health(self) -> Response:
+        if self.app.log.trouble:
+            raise Unavailable(f"the log can't publish: {self.app.log.trouble}")
+        witnesses, size = [witness.status() for witness in self.app.log.witnesses], self.app.log.published.tree.size
+        return Response.json({"status": "ok", "tree_size": size, "witnesses": witnesses}, OPEN)
+
+    PAGES: ClassVar[dict[str, Callable[[LogHandler], Response]]] = {
+        "/": _page,
+        "/checkpoint": _checkpoint,
+        "/.well-known/public-key": _key,
+        "/entries": _entries,
+        "/status.json": _status,
+        "/healthz": _health,
+        "/metrics": _metrics,
+    }
 
 
 def _publisher_field(outcome: int) -> bytes:
@@ -5024,61 +5078,59 @@ class Witness:
             logger.log(level, "the log %s: %s; cosigned, and offered: %s", job.origin, reason, notes)
 
 
-class WitnessServer:
+class WitnessHandler(Handler):
     """The routes of the witness."""
 
-    def __init__(self, witness: Witness) -> None:
-        self.witness = witness
+    app: Witness
 
-    def answer(self, request: Request, body: Body) -> Response | Coroutine[Any, Any, Response]:
-        if request.target == "/add-checkpoint":
-            if request.method != "POST":
-                raise HttpError(405, "/add-checkpoint takes POST", Allow="POST")
-            return self._measured(body)
-        get = {"/healthz": self._get_health, "/metrics": self._get_metrics}.get(request.target, self._get_checkpoint)
-        if request.method not in ("GET", "HEAD"):
-            raise HttpError(405, f"{request.path[:80]} takes GET and HEAD", Allow="GET, HEAD")
-        return get(request)
+    def allowed(self) -> tuple[str, ...]:
+        return ("POST",) if self.path == "/add-checkpoint" else ("GET", "HEAD")
+
+    def do_GET(self) -> Response:
+        return {"/healthz": self._health, "/metrics": self._metrics}.get(self.path, self._checkpoint)()
+
+    def do_POST(self, body: Body) -> Coroutine[Any, Any, Response]:
+        return self._measured(body)
 
     async def _measured(self, body: Body) -> Response:
         start = time.monotonic()
         try:
             response = await self._add_checkpoint(body)
         except Error as error:
-            self.witness.refused[error.status] += 1
+            self.app.refused[error.status] += 1
             raise
         if response.status == 200:
-            self.witness.latency.add(time.monotonic() - start)
+            self.app.latency.add(time.monotonic() - start)
         else:
-            self.witness.refused[response.status] += 1
+            self.app.refused[response.status] += 1
         return response
 
     async def _add_checkpoint(self, body: Body) -> Response:
         request = AddCheckpoint.parse(await body.all(MAX_ADD_CHECKPOINT))
         origin = parse_text(request.note).partition("\n")[0]
         # "If the checkpoint origin is unknown, the witness MUST respond with a "404 Not Found" HTTP status code."
-        if origin not in self.witness.logs:
+        if origin not in self.app.logs:
             text = split_note(request.note)[0]
             Checkpoint.parse("any" * bool(origin) + text[len(origin) :])  # unknown it may be, and not malformed
             raise HttpError(404, f"the log {origin} is not known here")
         try:
-            line = await self.witness.cosign(origin, request)
+            line = await self.app.cosign(origin, request)
         except Stale as error:
             # "the tree size … in decimal, followed by a newline … a `Content-Type` of `text/x.tlog.size`"
             return Response(f"{error.size}\n".encode(), "text/x.tlog.size", 409)
         return Response(line.encode(), TEXT)
 
-    def _get_checkpoint(self, request: Request) -> Response:
+    def _checkpoint(self) -> Response:
         """The last cosigned checkpoint of a log, under the SHA-256 of its origin in hex."""
-        name, _, rest = request.target[1:].partition("/")
-        origin = self.witness.origins.get(name) if rest == "checkpoint" else None
-        last = self.witness.store.last(origin) if origin else None
+        name, _, rest = self.path[1:].partition("/")
+        origin = self.app.origins.get(name) if rest == "checkpoint" else None
+        last = self.app.store.last(origin) if origin else None
         if last is None or not last.note:  # of what was taken over there is no note
             raise HttpError(404, "there is nothing here, or not yet")
         return Response(last.note, TEXT, headers={**OPEN, "Cache-Control": "no-cache"})
 
-    def _get_metrics(self, request: Request) -> Response:
-        witness = self.witness
+    def _metrics(self) -> Response:
+        witness = self.app
         refused: list[Sample] = [("", {"status": str(n)}, count) for n, count in sorted(witness.refused.items())]
         lasts = {origin: witness.store.last(origin) for origin in witness.logs}
         known = {origin: last for origin, last in lasts.items() if last}
@@ -5096,9 +5148,9 @@ class WitnessServer:
             metric("btlog_trouble", "gauge", "1 while it can't cosign.", [("", {}, float(bool(witness.trouble)))]),
         ]).encode(), METRICS)
 
-    def _get_health(self, request: Request) -> Response:
-        self.witness.check()
-        return Response.json({"status": "ok", "logs": len(self.witness.logs)}, OPEN)
+    def _health(self) -> Response:
+        self.app.check()
+        return Response.json({"status": "ok", "logs": len(self.app.logs)}, OPEN)
 
 
 # --- An index: the simple repository API, in JSON (PEP 691) or HTML (PEP 503) ----------------------------------
@@ -5926,6 +5978,12 @@ def cmd_vkey(args: argparse.Namespace) -> int:
     return 0
 
 
+def cmd_core(args: argparse.Namespace) -> int:
+    text = Path(__file__).read_text(encoding="utf-8")
+    print(text[text.index("\n# === Part I:") : text.index("\n# === Part II:")].strip())
+    return 0
+
+
 # --- Servers -----------------------------------------------------------------------------------------------
 
 def cmd_serve(args: argparse.Namespace) -> int:
@@ -5949,7 +6007,7 @@ def cmd_serve(args: argparse.Namespace) -> int:
         log = Log(store, signer, policy, options)
         routes = LogServer(log, token, args.bulk_append_max_entries, args.read_only)
         routes.bulk_timeout = args.bulk_append_publish_timeout
-        server.answer = routes.answer
+        server.handler = LogHandler.of(routes)
         if signer:
             if store.recovered:
                 sizes = log.signed.tree.size, store.tree("published").size
@@ -6080,7 +6138,7 @@ def cmd_witness(args: argparse.Namespace) -> int:
             except Error as error:
                 logger.error("SIGHUP: %s", error)
 
-        server.answer = WitnessServer(witness).answer
+        server.handler = WitnessHandler.of(witness)
         what = f"serves the witness {encode_vkey(signer.key)} of {len(witness.logs)} logs"
         return run_server(server, what, witness.failed, hangup=register)
 
@@ -7833,6 +7891,8 @@ def _key_commands(command: Command) -> None:
     add = command(cmd_vkey, "print the vkey of an Ed25519 public key", example)
     add("--origin", required=True, metavar="NAME", help="the name that the key signs under")
     add("--public-key-path", required=True, metavar="F", help="the key, in PEM or base64 DER")
+
+    command(cmd_core, "print Part I of this file, which verifies alone, without PyNaCl", "> core.py")
 
 
 def _log_command(command: Command) -> None:
