@@ -1169,6 +1169,29 @@ class Found(Error):
         self.finding = Finding(kind, text, (), evidence)
 
 
+def monitor_step(
+    earlier: Iterable[bytes], note: bytes, tree: Tree, prefix: Callable[[int], bytes]
+) -> None:
+    """Returns if the tree of a new checkpoint continues those of all `earlier` ones that are not larger.
+
+    `prefix(size)` is the 32-byte root that the new tree had at that size. Raises Found.
+    """
+    for known in earlier:
+        past = Checkpoint.parse(split_note(known)[0]).tree
+        if past.size <= tree.size and prefix(past.size) != past.root:
+            sizes = f"that of size {tree.size} does not begin with that of size {past.size}"
+            raise Found("fork", f"the log has signed two histories: {sizes}",
+                        {"earlier-checkpoint": known, "checkpoint": note})
+
+
+def went_back(before: Tree, tree: Tree, is_prefix: bool, evidence: dict[str, bytes]) -> Found:
+    """What it is that a log shows, after the tree `before`, another one that is not larger."""
+    sizes = f"its last checkpoint was of size {before.size}, and now of {tree.size}"
+    if is_prefix:
+        return Found("rollback", f"the log has gone back: {sizes}", evidence)
+    return Found("fork", f"the log has signed two histories: {sizes}, which does not go with it", evidence)
+
+
 # What installers take: the extensions of pip and of uv, and eggs.
 DISTRIBUTIONS = (".whl", ".zip", ".tar.gz", ".tgz", ".tar", ".tar.bz2", ".tbz", ".tar.xz", ".txz", ".tlz", ".tar.lz",
                  ".tar.lzma", ".tar.zst", ".tzst", ".egg")
@@ -3269,8 +3292,8 @@ ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
 
 
-class Source:
-    """What a log or an index serves at `url`, read by several threads, each over a connection that it keeps."""
+class Fetcher:
+    """Fetches what a log or an index serves at `url`, in several threads. Each keeps its connection."""
 
     THREADS, WINDOW = 8, 16
 
@@ -3360,29 +3383,6 @@ class Source:
             raise Unavailable(f"{self.url}{path} is not there")
         return found[1]
 
-    def tile(self, level: int | None, index: int, width: int, limit: int = MAX_BUNDLE) -> tuple[bytes, bool]:
-        """A tile, or with level None an entry bundle; and whether it is the full one, in the place of a partial one."""
-        limit = limit if level is None else MAX_HEAD  # room for the page of an error, too
-        # object stores may say 403 of what is not there
-        if width < 256 and (found := self.fetch(f"/{tile_path(level, index, width)}", None, limit, (403,))):
-            return found[1], False
-        # "MAY fetch the full tile … as a fallback in case the partial tile is not available anymore"
-        return self.get(f"/{tile_path(level, index)}", limit), width < 256
-
-    def hashes(self, level: int, index: int, width: int) -> bytes:
-        """The bytes of a tile, not checked yet."""
-        data, full = self.tile(level, index, width)
-        return data[: 32 * width] if full else data
-
-    def entries(self, index: int, width: int, limit: int = MAX_BUNDLE) -> tuple[bytes, list[bytes] | None]:
-        """A bundle as it was served, and its first `width` entries, None where it is not one of as many."""
-        data, full = self.tile(None, index, width, limit)
-        with contextlib.suppress(Malformed):
-            entries = split_bundle(data)
-            if len(entries) == (256 if full else width):
-                return data, entries[:width]
-        return data, None
-
     def each(self, do: Callable[[ItemT], ResultT], items: Iterable[ItemT]) -> Iterator[ResultT]:
         """What `do` returns for each of the items, in order; some are on their way while others are used."""
         waiting: deque[concurrent.futures.Future[ResultT]] = deque()
@@ -3406,6 +3406,33 @@ class Source:
         self._pool.shutdown()
         for client in self._clients:
             client.close()
+
+
+class LogReader(Fetcher):
+    """Reads the tiles and entry bundles of a log; nothing of it is checked yet."""
+
+    def tile(self, level: int | None, index: int, width: int, limit: int = MAX_BUNDLE) -> tuple[bytes, bool]:
+        """A tile, or with level None an entry bundle; and whether it is the full one, in the place of a partial one."""
+        limit = limit if level is None else MAX_HEAD  # room for the page of an error, too
+        # object stores may say 403 of what is not there
+        if width < 256 and (found := self.fetch(f"/{tile_path(level, index, width)}", None, limit, (403,))):
+            return found[1], False
+        # "MAY fetch the full tile … as a fallback in case the partial tile is not available anymore"
+        return self.get(f"/{tile_path(level, index)}", limit), width < 256
+
+    def hashes(self, level: int, index: int, width: int) -> bytes:
+        """The bytes of a tile, not checked yet."""
+        data, full = self.tile(level, index, width)
+        return data[: 32 * width] if full else data
+
+    def entries(self, index: int, width: int, limit: int = MAX_BUNDLE) -> tuple[bytes, list[bytes] | None]:
+        """A bundle as it was served, and its first `width` entries, None where it is not one of as many."""
+        data, full = self.tile(None, index, width, limit)
+        with contextlib.suppress(Malformed):
+            entries = split_bundle(data)
+            if len(entries) == (256 if full else width):
+                return data, entries[:width]
+        return data, None
 
 
 # --- Measures ------------------------------------------------------------------------------------------------
@@ -5249,7 +5276,7 @@ class Index:
     """A package index, by the URL that pip takes as --index-url."""
 
     def __init__(self, url: str) -> None:
-        self.source = Source(url, give_up=8)
+        self.source = Fetcher(url, give_up=8)
 
     def projects(self) -> list[str]:
         """The names of all projects that the index lists; raises Unavailable."""
@@ -5456,7 +5483,7 @@ class Comparison:
 # --- The monitor -----------------------------------------------------------------------------------------------
 
 @dataclass(frozen=True)
-class Watch:
+class WatchList:
     """What a monitor looks for, beside what no log may do: these entries, and checkpoints older than `max_age`."""
     terms: tuple[WatchTerm, ...] = ()
     max_age: float | None = None
@@ -5530,7 +5557,7 @@ class Monitor:
 
     BATCH = 1 << 14  # entries that are stored together, up to borders whose roots few tiles tell
 
-    def __init__(self, store: MirrorStore, source: Source, policy: Policy, watch: Watch) -> None:
+    def __init__(self, store: MirrorStore, source: LogReader, policy: Policy, watch: WatchList) -> None:
         if len(policy.logs) != 1:
             raise Malformed(f"a monitor follows one log, and the policy names {len(policy.logs)}")
         self.store, self._source, self._policy, self._watch = store, source, policy, watch
@@ -5596,12 +5623,11 @@ class Monitor:
         except Unavailable:
             self.store.seen(note)  # it is signed, and what comes later has to continue it
             raise
-        for earlier in filter(None, (last, self.store.checkpoint("seen"))):
-            past = Checkpoint.parse(split_note(earlier)[0]).tree
-            if past.size <= tree.size and goal.prefix(past.size) != past.root:
-                sizes = f"that of size {tree.size} does not begin with that of size {past.size}"
-                raise Found("fork", f"the log has signed two histories: {sizes}",
-                            {"earlier-checkpoint": earlier, "checkpoint": note, **goal.served})
+        try:
+            monitor_step(filter(None, (last, self.store.checkpoint("seen"))), note, tree, goal.prefix)
+        except Found as found:
+            found.finding.evidence.update(goal.served)
+            raise
         if goal.prefix(stored.size) != stored.root:  # when it was stored it was proved to be the beginning of `before`
             raise Corrupt(f"{self.store.folder}: what is stored does not lead to a signed root")
         self._goal, size = goal, stored.size
@@ -5649,7 +5675,6 @@ class Monitor:
         go, or the log's; a log that has them no more has gone back at least.
         """
         notes = {"earlier-checkpoint": last, "checkpoint": note}
-        sizes = f"of size {before.size}, and now of {tree.size}"
         good, served, own = False, dict[str, bytes](), self.store.stored() == before
         if tree.size < before.size:
             try:
@@ -5659,10 +5684,7 @@ class Monitor:
                 if own:
                     raise Corrupt(f"{self.store.folder}: {error}") from None
                 good = True
-        if good:
-            return Found("rollback", f"the log has gone back: its last checkpoint was {sizes}", notes)
-        text = f"the log has signed two histories: its last checkpoint was {sizes}, which does not go with it"
-        return Found("fork", text, {**notes, **served})
+        return went_back(before, tree, good, {**notes, **({} if good else served)})
 
     def _read(self, goal: ServedTree, index: int) -> ServedBundle | None:
         """A bundle, ahead of its turn; None for one that is too large for that."""
@@ -6187,7 +6209,7 @@ def run_server(
 
 # --- Adding and verifying ------------------------------------------------------------------------------------
 
-class Writer:
+class LogWriter:
     """A log that is written to, held to the policy or, for want of one, to the key that it says is its own."""
 
     def __init__(self, args: argparse.Namespace) -> None:
@@ -6219,7 +6241,7 @@ class Writer:
 
 def cmd_add(args: argparse.Namespace) -> int:
     codes = {0}
-    with contextlib.closing(Writer(args)) as writer:
+    with contextlib.closing(LogWriter(args)) as writer:
         for path in map(Path, args.files):
             try:
                 proof = add_file(writer, path)
@@ -6236,7 +6258,7 @@ def log_url(policy: Policy) -> str | None:
     return next((url for key, url in policy.urls if key in policy.logs), None)
 
 
-def add_file(writer: Writer, path: Path) -> Proof:
+def add_file(writer: LogWriter, path: Path) -> Proof:
     """Has a file logged, and verifies the answer as if it came from anybody."""
     entry = Entry(path.name, checksum_of(path))
     body = json.dumps({"filename": entry.filename, "checksum": entry.checksum}).encode()
@@ -6961,7 +6983,7 @@ class StoredProofs(ProofSource):
 class LoggedProofs(ProofSource):
     """Proofs that a log has; where it serves its static tree only, all entries are read, once."""
 
-    def __init__(self, source: Source, policy: Policy, artifacts: Iterable[Artifact]) -> None:
+    def __init__(self, source: LogReader, policy: Policy, artifacts: Iterable[Artifact]) -> None:
         super().__init__()
         self._source, self._policy, self._artifacts = source, policy, artifacts
         self._lock = threading.Lock()
@@ -7132,7 +7154,7 @@ def cmd_verify(args: argparse.Namespace) -> int:
     with contextlib.ExitStack() as stack:
         source = proof_source(args, policy, [result.artifact for result in todo], stack)
         judge = functools.partial(verify_artifact, source, demands)
-        pool = stack.enter_context(concurrent.futures.ThreadPoolExecutor(Source.THREADS))
+        pool = stack.enter_context(concurrent.futures.ThreadPoolExecutor(LogReader.THREADS))
         progress, results = show_progress("artifacts"), list[Verified]()
         for result in pool.map(judge, todo):
             results.append(result)
@@ -7167,7 +7189,7 @@ def proof_source(
     other: ProofSource | None = None
     if url := args.log_url or log_url(policy):
         # Somebody waits for it.
-        source = Source(url, attempts=2, timeout=ANSWER_TIMEOUT, give_up=3, patience=args.timeout)
+        source = LogReader(url, attempts=2, timeout=ANSWER_TIMEOUT, give_up=3, patience=args.timeout)
         other = LoggedProofs(stack.enter_context(contextlib.closing(source)), policy, artifacts)
         if not args.quiet:
             word = threading.Timer(3, logger.info, ("asking %s …", source.url))
@@ -7330,9 +7352,9 @@ def cmd_monitor(args: argparse.Namespace) -> int:
     if args.max_age is not None and not policy.witnesses:
         raise Malformed("--max-age is about cosignatures, and the policy has no witnesses")
     make_folder(folder)
-    watch = Watch(watch_terms(args.filename_regex or (), args.checksum_regex or (), args.project or ()), args.max_age)
+    watch = WatchList(watch_terms(args.filename_regex or (), args.checksum_regex or (), args.project or ()), args.max_age)
     with contextlib.ExitStack() as stack:
-        source = Source(url)
+        source = LogReader(url)
         index = Index(args.index_url) if args.index_url else None
 
         def close() -> None:
@@ -7674,7 +7696,7 @@ class StaticTree:
 
 def cmd_ingest(args: argparse.Namespace) -> int:
     index, totals, lines = Index(args.index_url), Counter[str](), list[dict[str, str]]()
-    with contextlib.closing(Writer(args)) as writer, contextlib.closing(index.source):
+    with contextlib.closing(LogWriter(args)) as writer, contextlib.closing(index.source):
         size = open_checkpoint(writer.client.get("/checkpoint"), writer.policy).tree.size
         projects = list({normalize(name): name for name in args.projects}.values()) or index.projects()
         progress = show_progress("projects")
@@ -7729,7 +7751,7 @@ def project_lines(project: str, files: list[IndexFile] | None, totals: Counter[s
     return lines
 
 
-def log_lines(writer: Writer, lines: list[dict[str, str]], size: int) -> Counter[str]:
+def log_lines(writer: LogWriter, lines: list[dict[str, str]], size: int) -> Counter[str]:
     """Logs files in bulk, and verifies the answer; counts those that are "new" (behind `size`), and others."""
     body = "".join(f"{json.dumps(line)}\n" for line in lines).encode()
     data = writer.post("/admin/bulk/append", NDJSON, body)

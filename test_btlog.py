@@ -1077,14 +1077,14 @@ def test_ed25519_with_points_of_small_order_and_other_encodings() -> None:
     small = torsion()
     assert len({compress(point) for point in small}) == 8
     for (i, s), (j, t) in itertools.product(enumerate(small), repeat=2):
-        for a, r in (3, 5), (7, 0), (0, 9), (0, 0):
+        for a, r in ((3, 5), (7, 0), (0, 9)) if i == j or not i else ((3, 5),):
             key, first = compress(btlog._plus(times(a, base), s)), compress(btlog._plus(times(r, base), t))
             k = int.from_bytes(hashlib.sha512(first + key + message).digest(), "little") % GROUP
             for scalar in ((r + k * a) % GROUP, (r + k * a) % GROUP + GROUP):
                 good = both_verify(key, message, first + scalar.to_bytes(32, "little"))
                 counts[good] += 1
                 assert not good or (a and r and scalar < GROUP and (j + k * i) % 8 == 0)
-    assert counts[True] > 5
+    assert counts == {True: 11, False: 177}
     for y in (*range(FIELD, 2**255), 0, 1, FIELD - 1):  # not reduced, and the neutral element with a sign
         for sign in 0, 1 << 255:
             data = (y | sign).to_bytes(32, "little")
@@ -6223,13 +6223,13 @@ def call_btlog(*args: str) -> tuple[int, str, str]:
 
 def try_only(monkeypatch: pytest.MonkeyPatch, attempts: int) -> None:
     """Has what is not answered given up sooner."""
-    right = btlog.Source.__init__
+    right = btlog.LogReader.__init__
 
-    def start(self: btlog.Source, url: str, *args: Any, **more: Any) -> None:
+    def start(self: btlog.LogReader, url: str, *args: Any, **more: Any) -> None:
         right(self, url, *args, **more)
         self._attempts = attempts
 
-    monkeypatch.setattr(btlog.Source, "__init__", start)
+    monkeypatch.setattr(btlog.LogReader, "__init__", start)
 
 
 def key_file(folder: Path, vkey: str = LOG_VKEY) -> str:
@@ -7134,7 +7134,7 @@ EDGES = [255, 256, 257, 511, 512, 513]
 
 def test_T24_from_every_size_to_every_other(tmp_path: Path) -> None:
     with contextlib.closing(StaticLog(tmp_path / "static", *range(1, 13), *EDGES)) as log:
-        policy, watch, source = btlog.simple_policy([LOG]), btlog.Watch(), btlog.Source(log.web.url)
+        policy, watch, source = btlog.simple_policy([LOG]), btlog.WatchList(), btlog.LogReader(log.web.url)
 
         def follow(store: btlog.MirrorStore, size: int) -> None:
             note = seal(Tree(0, btlog.EMPTY_ROOT)) if size == 0 else log.notes[size]
@@ -7694,7 +7694,7 @@ def test_a_monitor_tries_again(tmp_path: Path, static: StaticLog, monkeypatch: p
         refused.add(path_)
         return next(codes), "text/plain", b"later"
 
-    monkeypatch.setattr(btlog.Source, "WINDOW", 8)
+    monkeypatch.setattr(btlog.LogReader, "WINDOW", 8)
     static.web.instead = refuse
     assert monitor(static.web.url, tmp_path / "mirror").code == 0
     mirrored(tmp_path / "mirror", static.entries)
@@ -14552,7 +14552,7 @@ def test_M7_an_index_that_dies_is_given_up(
         assert (seen.code, seen.kinds) == (1, ["not-on-index"]), seen
         assert "many0-" in seen.texts[0]
         assert seen.error.count("\n") == 1
-        assert len(index.asked) <= 30 + 8 + 2 * btlog.Source.WINDOW
+        assert len(index.asked) <= 30 + 8 + 2 * btlog.LogReader.WINDOW
         index.instead = right
         seen = monitor(static.web.url, tmp_path / "mirror", "--index-url", index.url)
         assert (seen.code, set(seen.kinds)) == (1, {"not-on-index"})  # many0 is due still, with the others of its batch
@@ -14567,7 +14567,7 @@ def test_M7_an_index_that_dies_finds_nothing(tmp_path: Path, static: StaticLog, 
         dying(index, 30)
         seen = monitor(static.web.url, tmp_path / "mirror", "--index-url", index.url)
         assert (seen.code, seen.kinds, seen.error.count("\n")) == (3, [], 1)
-        assert len(index.asked) <= 30 + 8 + 2 * btlog.Source.WINDOW
+        assert len(index.asked) <= 30 + 8 + 2 * btlog.LogReader.WINDOW
 
 
 def test_M7_single_failures_do_not_end_a_round(tmp_path: Path, static: StaticLog, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -14605,7 +14605,7 @@ def test_M7_ingest_from_an_index_that_dies(tmp_path: Path, log: LocalLog, monkey
         code, _, error = ingest(log.url, index, tmp_path)
         assert code == 3
         assert error.count("\n") <= 10
-        assert len(index.asked) <= 1 + 30 + 8 + 2 * btlog.Source.WINDOW
+        assert len(index.asked) <= 1 + 30 + 8 + 2 * btlog.LogReader.WINDOW
 
 
 def moved(status: int, to: str) -> HtmlOrJson:
