@@ -7352,7 +7352,8 @@ def cmd_monitor(args: argparse.Namespace) -> int:
     if args.max_age is not None and not policy.witnesses:
         raise Malformed("--max-age is about cosignatures, and the policy has no witnesses")
     make_folder(folder)
-    watch = WatchList(watch_terms(args.filename_regex or (), args.checksum_regex or (), args.project or ()), args.max_age)
+    terms = watch_terms(args.filename_regex or (), args.checksum_regex or (), args.project or ())
+    watch = WatchList(terms, args.max_age)
     with contextlib.ExitStack() as stack:
         source = LogReader(url)
         index = Index(args.index_url) if args.index_url else None

@@ -6223,13 +6223,13 @@ def call_btlog(*args: str) -> tuple[int, str, str]:
 
 def try_only(monkeypatch: pytest.MonkeyPatch, attempts: int) -> None:
     """Has what is not answered given up sooner."""
-    right = btlog.LogReader.__init__
+    right = btlog.Fetcher.__init__
 
-    def start(self: btlog.LogReader, url: str, *args: Any, **more: Any) -> None:
+    def start(self: btlog.Fetcher, url: str, *args: Any, **more: Any) -> None:
         right(self, url, *args, **more)
         self._attempts = attempts
 
-    monkeypatch.setattr(btlog.LogReader, "__init__", start)
+    monkeypatch.setattr(btlog.Fetcher, "__init__", start)
 
 
 def key_file(folder: Path, vkey: str = LOG_VKEY) -> str:
