@@ -1342,25 +1342,25 @@ def publishers(
 
 
 # === Part III: storage ==================================================================================
-# What always holds, whatever fails:
+# Invariants, whatever fails:
 #   - entries, tiles, look-up keys and the checkpoint signed over them are committed in one transaction;
 #   - a signature leaves the process only after that commit (WAL, synchronous FULL);
 #   - state is read inside the transaction that changes it, and there is one writer.
 
 class CommitFailed(Unavailable):
-    """The disk did not take a commit: nobody can say what is on it until it is read again."""
+    """A commit failed, and nobody knows whether it is on disk: the next start reads what is."""
 
 
-# What SQLite says where there is no room: before a commit takes effect, so that nothing of it has happened.
+# SQLite reports a full disk with these codes before a commit takes effect: nothing has happened then.
 NO_ROOM = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_SHMSIZE}
 
 
-Query = Callable[..., list[Any]]  # an SQL query and its values in, all of its rows out
-Outcome = int | Conflict  # of an entry to be logged: its index, or why it has none
+Query = Callable[..., list[Any]]  # takes an SQL query and its values, returns all rows
+Outcome = int | Conflict  # the index of a submitted entry, or why it is not logged
 
 
 class Earlier(int):
-    """The index of an entry of the same file that has a publisher, in the place of one that has none."""
+    """The index of an entry with a publisher. It answers an add of the same file without one."""
     entry: bytes
 
     @classmethod
@@ -1371,7 +1371,7 @@ class Earlier(int):
 
 
 class Database:
-    """A SQLite file of ours: one connection that writes, unless `read_only`, and one for all threads that read."""
+    """A SQLite file. One connection writes, unless `read_only`; another reads, for all threads."""
 
     def __init__(self, path: Path, application_id: int, read_only: bool = False) -> None:
         self.path, self.read_only = path, read_only
@@ -1389,7 +1389,7 @@ class Database:
 
     @staticmethod
     def create(path: Path, application_id: int, schema: str) -> None:
-        """Makes the file, whole or not at all: it is filled under another name."""
+        """Creates the file, whole or not at all: it is filled under another name, and then linked."""
         draft = path.with_name(f".{path.name}.{os.getpid()}.new")
         try:
             for left in path.parent.glob(f".{path.name}.*.new*"):  # by a start that was killed
@@ -1413,7 +1413,7 @@ class Database:
 
     @contextlib.contextmanager
     def _guarded(self) -> Iterator[None]:
-        """Turns what SQLite raises into errors of ours."""
+        """Turns the exceptions of SQLite into Unavailable and Corrupt."""
         try:
             yield
         except sqlite3.OperationalError as error:
@@ -1422,13 +1422,13 @@ class Database:
             raise Corrupt(f"{self.path.name} is corrupt: {error}") from error
 
     def read(self, sql: str, *values: Any) -> list[Any]:
-        """All rows of a query over what is committed."""
+        """All rows of a query. It sees what is committed."""
         with self._lock, self._guarded():
             return self._reader.execute(sql, values).fetchall()
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """All or nothing; raises CommitFailed where it can't be known which."""
+        """Commits all that is done inside, or nothing; raises CommitFailed if nobody knows which."""
         with self._writing, self._guarded():
             if self._writer.in_transaction:  # one that could not be rolled back then
                 self._writer.execute("ROLLBACK")
@@ -1456,7 +1456,7 @@ class Database:
 
     @contextlib.contextmanager
     def snapshot(self) -> Iterator[None]:
-        """Makes all that is read meanwhile be of one moment."""
+        """All that is read inside is of one moment."""
         with self._guarded():
             self._reader.execute("BEGIN")
             try:
@@ -1465,30 +1465,30 @@ class Database:
                 self._reader.execute("COMMIT")
 
     def probe(self) -> None:
-        """Returns if something can be written; raises Unavailable."""
+        """Returns if the disk takes a commit; raises Unavailable."""
         with self.transaction() as db:
             db.execute("PRAGMA user_version = 1")
 
     def tidy(self) -> None:
-        """Moves what is committed from the WAL to where it belongs, now and then, while nobody waits for it.
+        """Moves committed pages from the WAL into the database, now and then, while nobody waits.
 
-        A WAL that is written over, and does not grow, is the quickest to sync; one that has become large is emptied.
+        A WAL that is overwritten and does not grow is the quickest to sync. A large one is emptied.
         """
         with self._writing, self._guarded():
             self._untidy += 1
             large = os.stat(f"{self.path}-wal").st_size > MAX_WAL
             if large or self._untidy > 64:
                 self._untidy = 0
-                self._writer.execute("PRAGMA busy_timeout = 0")  # what a reader still needs stays until later
+                self._writer.execute("PRAGMA busy_timeout = 0")  # pages that a reader still needs stay in the WAL
                 try:
                     self._writer.execute(f"PRAGMA wal_checkpoint({'TRUNCATE' if large else 'PASSIVE'})")
-                except sqlite3.OperationalError as error:  # there is no room: all that is committed stays in the WAL
+                except sqlite3.OperationalError as error:  # the disk is full: committed pages stay in the WAL
                     logger.warning("%s: its journal can't be emptied now: %s", self.path.name, error)
                 self._writer.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT}")
 
 
 def _make_durable(connection: sqlite3.Connection) -> None:
-    """A commit is on disk when it returns. SQLite ignores settings that it does not know, so they are read back."""
+    """Makes a commit be on disk when it returns. The settings are read back: SQLite ignores those it does not know."""
     settings = {"journal_mode": "wal", "synchronous": 2, "busy_timeout": BUSY_TIMEOUT, "wal_autocheckpoint": 0}
     for name, wanted in settings.items():
         connection.execute(f"PRAGMA {name} = {wanted}")
@@ -1497,7 +1497,7 @@ def _make_durable(connection: sqlite3.Connection) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes the names in a folder durable."""
+    """Makes the names of the files in a folder durable."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -1518,9 +1518,9 @@ LOG_SCHEMA = """
     CREATE TABLE witness (vkey TEXT PRIMARY KEY, size INTEGER NOT NULL);
 """
 
-# A look-up key is an integer of 63 bits: which field (1 bit), which part of the log (13), a hash of the field's value
-# (31), and the entry's offset in its part (18). New keys fall into the last part, so that a batch touches few pages of
-# the file however large the log is. What is found by a hash is compared in full.
+# A look-up key is an integer of 63 bits: the field (1 bit), the part of the log (13 bits), a hash of the field's value
+# (31 bits), and the entry's offset in its part (18 bits). New keys all belong to the last part, so a batch touches few
+# pages of the file, however large the log is. An entry that is found by a hash is compared in full.
 CHECKSUM, FILENAME = 0, 1
 PART = 18
 INSERT_KEYS = "INSERT INTO lookup SELECT value FROM json_each(?) ORDER BY value"
@@ -1531,12 +1531,12 @@ LOOK_UP_FIRST = (
 
 
 def field_of(kind: int, entry: bytes) -> bytes:
-    """The checksum or the filename of an entry, by where encode_entry puts them."""
+    """The checksum or the filename of an entry, taken from where encode_entry puts it."""
     return entry[93:].partition(b"\n")[0] if kind == FILENAME else entry[21:92]
 
 
 def field_hashes(kind: int, values: Iterable[bytes]) -> list[int]:
-    """31 bits each. A filename is somebody's choice, and could be made to collide under anything cheaper."""
+    """A hash of 31 bits for each value. Filenames get SHA-256: an attacker could make them collide under a CRC."""
     if kind == CHECKSUM:
         return [zlib.crc32(value) >> 1 for value in values]
     sha256, from_bytes = hashlib.sha256, int.from_bytes
@@ -1554,7 +1554,7 @@ def key_index(key: int) -> int:
 
 
 def look_up_keys(first: int, entries: Sequence[bytes], name_hashes: Sequence[int]) -> list[int]:
-    """All look-up keys of entries that stand at `first` and behind it."""
+    """All look-up keys of `entries`, the first of which has the index `first`."""
     hashes = {CHECKSUM: field_hashes(CHECKSUM, [entry[21:92] for entry in entries]), FILENAME: name_hashes}
     keys: list[int] = []
     for part in range(first >> PART, (first + len(entries) >> PART) + 1):
@@ -1566,9 +1566,9 @@ def look_up_keys(first: int, entries: Sequence[bytes], name_hashes: Sequence[int
 
 
 class NameFilter:
-    """Which parts of the log may have a filename: a Bloom filter, so that of new names few are looked for on disk.
+    """A Bloom filter: which parts of the log may have a filename. It spares most new names a look at the disk.
 
-    A byte answers for eight parts: their bits are set in two places for each name. It forgets nothing.
+    Each byte has a bit for each of eight parts. A name sets its part's bit in two bytes. Bits are never cleared.
     """
 
     SLOTS = 1 << 23
@@ -1585,7 +1585,7 @@ class NameFilter:
             group[hash_ * 0x9E3779B1 >> 9 & last] |= bit
 
     def maybe(self, hashes: Iterable[int]) -> list[int]:
-        """The first keys of those hashes in those parts where there may be one."""
+        """The first look-up key of each hash, for each part that may have it."""
         last = self.SLOTS - 1
         found = [
             (8 * n, h, bits)
@@ -1597,13 +1597,13 @@ class NameFilter:
 
 
 class LogRows:
-    """What is stored of a log, seen through one connection: with or without what is not committed yet."""
+    """The stored state of a log, as one connection sees it: a writer sees its own uncommitted changes."""
 
     def __init__(self, query: Query) -> None:
         self.query = query
 
     def checkpoint(self, kind: str) -> bytes | None:
-        """The note of the checkpoint that was "signed" last or is "published", None where there is none yet."""
+        """The note of the last "signed" or "published" checkpoint; None if there is none yet."""
         return self._blob(f"{kind} checkpoint", "SELECT note FROM checkpoint WHERE kind = ?", kind)
 
     def tree(self, kind: str) -> Tree:
@@ -1615,7 +1615,7 @@ class LogRows:
         return rows[0][0] if rows else None
 
     def stored(self) -> Tree:
-        """All that is stored: a mirror may be on its way to the checkpoint that it will sign for."""
+        """The tree of all stored entries. A mirror may have fewer than the checkpoint that it is reading."""
         size = self.setting("stored")
         return self.tree("signed") if size is None else Tree(size, Tiles(size, self.tile).hash(0, size))
 
@@ -1658,7 +1658,7 @@ class LogRows:
         return self.bundled(index // 256, index % 256 + 1)[-1]
 
     def entries(self, keys: list[int], size: int) -> Iterator[tuple[int, bytes]]:
-        """Of the first `size` entries those, by index, that have look-up keys from these first ones on."""
+        """Of the first `size` entries those whose look-up keys begin with one of these, by index."""
         for _, part in itertools.groupby(sorted(keys), lambda key: key >> 31 + PART):
             rows = self.query(LOOK_UP, str(list(part)), (1 << PART) - 1)
             indices = sorted(index for index in {key_index(key) for key, in rows} if index < size)
@@ -1667,8 +1667,10 @@ class LogRows:
                 yield from ((index, entries[index % 256]) for index in group)
 
     def first_entries(self, keys: Iterable[int], names: set[bytes], size: int) -> Iterator[tuple[int, bytes]]:
-        """Of the first `size` entries the first with each of these names, whose first look-up keys in each part are
-        `keys`; and perhaps some more. A name that is logged over and over costs no more than one that is logged twice.
+        """Of the first `size` entries the first one with each of these names, and perhaps some more.
+
+        `keys` are the first look-up keys of the names in each part. A name that is logged very often costs no more than
+        one that is logged twice.
         """
         below, collided, seen = (1 << PART) - 1, list[int](), set[bytes]()
         shared = {hash_ for hash_, n in Counter(field_hashes(FILENAME, names)).items() if n > 1}
@@ -1679,7 +1681,7 @@ class LogRows:
             for index, key in group:
                 entry = entries[index % 256]
                 if key >> PART & (1 << 31) - 1 in shared or not self._is_one(entry, names):
-                    collided.append(key)  # another name, or what is no entry, has this hash, too
+                    collided.append(key)  # another name has this hash too, or it is not an entry
                 else:
                     yield index, entry
         for index, entry in self.entries(collided, size):
@@ -1692,7 +1694,7 @@ class LogRows:
         return field_of(FILENAME, entry) in names and match_entries([entry])[0] is not None
 
     def look_up_names(self, names: list[bytes], size: int) -> dict[bytes, dict[str, int]]:
-        """Of the first `size` entries those with one of these filenames: by name, indices by checksum."""
+        """For each of these filenames the checksums that the first `size` entries have for it, each with its index."""
         wanted, found = set(names), dict[bytes, dict[str, int]]()
         hashes = set(field_hashes(FILENAME, names))
         keys = [first_key(FILENAME, part, hash_) for part in range((size >> PART) + 1) for hash_ in hashes]
@@ -1702,7 +1704,7 @@ class LogRows:
         return found
 
     def look_up(self, kind: int, value: bytes, size: int) -> list[tuple[int, bytes]]:
-        """Of the first `size` entries the first MAX_FOUND, by index, whose checksum or filename is `value`."""
+        """The first MAX_FOUND of the first `size` entries whose checksum or filename is `value`."""
         [hash_] = field_hashes(kind, [value])
         keys = [first_key(kind, part, hash_) for part in range((size >> PART) + 1)]
         same = (found for found in self.entries(keys, size) if field_of(kind, found[1]) == value)
@@ -1710,13 +1712,13 @@ class LogRows:
 
 
 class LogStore(LogRows):
-    """A folder with a log: entries, tiles and checkpoints in its `log.sqlite3`, which one process may write.
+    """A folder with a log: entries, tiles and checkpoints in its `log.sqlite3`. One process at a time may write it.
 
-    Raises Unavailable where the folder can't be used so, Corrupt where what it holds contradicts itself.
+    Raises Unavailable if the folder can't be used, Corrupt if its contents contradict each other.
     """
 
     def __init__(self, folder: Path, read_only: bool = False) -> None:
-        """Opens the folder, which becomes that of a log if it is empty but for keys."""
+        """Opens the folder. A folder that is empty, or has only keys, gets an empty database."""
         self.folder, path = folder, folder / "log.sqlite3"
         self._lock = None if read_only else lock_folder(folder)
         try:
@@ -1735,11 +1737,11 @@ class LogStore(LogRows):
                 os.close(self._lock)
             raise
         self._filter: NameFilter | None = None
-        self._stems = set[bytes]()  # of a mirror: whose projects are stored already
+        self._stems = set[bytes]()  # of a mirror: beginnings of filenames whose projects are stored already
         super().__init__(self.database.read)
 
     def key(self) -> VerifierKey | None:
-        """The key of the log that this is; None while it is none."""
+        """The key of this log; None if the folder is not bound to one yet."""
         vkey = self.setting("vkey")
         try:
             return VerifierKey.parse(str(vkey)) if vkey is not None else None
@@ -1747,7 +1749,7 @@ class LogStore(LogRows):
             raise Corrupt(f"{self.folder} is corrupt: the stored key: {error}") from None
 
     def check_last_part(self) -> None:
-        """Raises Corrupt unless the last part has as many look-up keys as entries; fsck looks at all of them."""
+        """Raises Corrupt unless the last part has as many look-up keys as entries. fsck checks all parts."""
         size = self.stored().size
         part = max(size - 1, 0) >> PART
         last = size - (part << PART)
@@ -1758,14 +1760,14 @@ class LogStore(LogRows):
                 raise Corrupt(f"{self.folder} is corrupt: {count} look-up keys for the last {last} entries")
 
     def create_log(self, key: VerifierKey, note: bytes | None) -> None:
-        """Binds this empty folder to `key`, for good; `note` is its checkpoint of size 0, None where there is none."""
+        """Binds this empty folder to `key`. Cannot be undone. `note` is its checkpoint of size 0; a mirror has none."""
         with self.database.transaction() as db:
             db.execute("INSERT INTO setting VALUES ('vkey', ?)", (encode_vkey(key),))
             if note:
                 db.executemany("INSERT INTO checkpoint VALUES (?, ?)", [("signed", note), ("published", note)])
 
     def publish(self, note: bytes, sizes: dict[VerifierKey, int]) -> None:
-        """Makes `note` the published checkpoint, and keeps the size of the last one that each witness cosigned."""
+        """Stores `note` as the published checkpoint, and the size that each witness has cosigned."""
         rows = [(encode_vkey(key), size) for key, size in sizes.items()]
         with self.database.transaction() as db:
             db.execute("INSERT OR REPLACE INTO checkpoint VALUES ('published', ?)", (note,))
@@ -1778,11 +1780,11 @@ class LogStore(LogRows):
         self, entries: list[bytes], seal: Callable[[Tree], bytes], publish: bool, *, replace: bool = False,
         cache: Cache | None = None,
     ) -> list[Outcome]:
-        """Adds what is new of `entries`, at most MAX_ENTRY bytes each, and says for each of them where it is.
+        """Appends the new ones among `entries`, of at most MAX_ENTRY bytes each. Returns the outcome of each entry.
 
-        `seal` gets the new tree and returns the note to store as signed, and to `publish` where that is asked for;
-        it may raise, and then nothing has happened. An entry whose filename is logged with another checksum
-        is a Conflict, unless it may `replace`. `cache` gets the nodes of full tiles, once they are committed.
+        `seal` gets the new tree and returns the signed note to store; if it raises, nothing is changed. With `publish`,
+        the note is stored as published, too. An entry whose filename is logged with another checksum is a Conflict,
+        unless `replace`. `cache` gets the nodes of full tiles after the commit.
         """
         kinds = ("signed", "published") if publish else ("signed",)
 
@@ -1801,9 +1803,9 @@ class LogStore(LogRows):
         self, entries: list[bytes], choose: Callable[..., tuple[list[Outcome], list[bytes]]],
         finish: Callable[[sqlite3.Connection, Tree, list[Grown]], None], cache: Cache | None = None,
     ) -> list[Outcome]:
-        """One transaction: `choose` says what of `entries` is appended, and `finish` gets the tree and its new tiles.
+        """Appends in one transaction. `choose` selects the entries; `finish` gets the new tree and its changed tiles.
 
-        `choose` is called with the size, the entries, their names, and what `_known` finds for these.
+        `choose` is called with the size, the entries, their names, and the stored entries that `_known` finds for them.
         """
         full: dict[tuple[int, int, int], Any] = {}
         with self._forgetting(), self.database.transaction() as db:
@@ -1819,7 +1821,7 @@ class LogStore(LogRows):
                     hashes = field_hashes(FILENAME, [field_of(FILENAME, entry) for entry in fresh])
                 keys = str(look_up_keys(old.size, fresh, hashes))
                 edge = _Edge(rows, old.size)
-                # SQLite needs no interpreter for this: the entries are hashed meanwhile.
+                # SQLite works without the interpreter lock here: entries are hashed at the same time.
                 with _aside(len(fresh) > 256, db.execute, INSERT_KEYS, (keys,)):
                     grown = list(grow(old.size, edge.tile, leaf_hashes(fresh)))
                     bundles = edge.bundles(fresh)
@@ -1834,12 +1836,12 @@ class LogStore(LogRows):
         return outcomes
 
     def _known(self, rows: LogRows, keys: list[int], names: list[bytes], size: int) -> list[tuple[int, bytes]]:
-        """All stored entries that have one of these names, and perhaps some more."""
+        """All stored entries with one of these names, and perhaps some more."""
         return list(rows.entries(keys, size))
 
     @contextlib.contextmanager
     def _forgetting(self) -> Iterator[None]:
-        """What is remembered of the database does not outlive a transaction that fails."""
+        """Clears what is remembered of the database if the transaction fails."""
         try:
             yield
         except BaseException:
@@ -1847,14 +1849,14 @@ class LogStore(LogRows):
             raise
 
     def _where(self, rows: LogRows, size: int, hashes: list[int]) -> list[int]:
-        """The first look-up keys of filenames: in all parts, or for many where the filter does not rule them out."""
+        """The first look-up keys of filenames, for each part. If they are many, the filter rules out most parts."""
         if len(hashes) < 64:
             return [first_key(FILENAME, part, hash_) for part in range((size >> PART) + 1) for hash_ in hashes]
         self._filter = self._filter or _load_filter(rows, size)
         return self._filter.maybe(hashes)
 
     def _remember(self, rows: LogRows, db: sqlite3.Connection, size: int, hashes: list[int]) -> None:
-        """Adds the names behind those of `size` entries to the filter, and stores it with each part that is full."""
+        """Adds the names of new entries to the filter, and stores the filter whenever a part is full."""
         end = size + len(hashes)
         if self._filter is None and end >> PART == size >> PART:
             return
@@ -1869,7 +1871,7 @@ class LogStore(LogRows):
     def proof(self, index: int, note: bytes, tiles: Tiles, entry: bytes | None = None) -> bytes:
         """The .tlog-proof of an entry at the checkpoint `note`, whose tree is that of `tiles`."""
         data = self.entry(index) if entry is None else entry
-        # The entry goes with the proof where its file does not tell it.
+        # The entry goes into the proof if the file alone does not tell all of it.
         extra = data if b"\n" in data[93:] or not data.startswith(b"pypi-transparency/v1\n") else b""
         return encode_proof(Proof(index, tuple(prove_inclusion(tiles, index)), note, extra))
 
@@ -1880,7 +1882,7 @@ class LogStore(LogRows):
 
 
 def lock_folder(folder: Path) -> int:
-    """A descriptor that keeps other writers, also of this process, out of a folder until it is closed."""
+    """Locks a folder against other writers, in this process too, until the returned descriptor is closed."""
     if sys.platform == "win32":
         raise Unavailable("a log needs a system with POSIX file locks")
     try:
@@ -1900,9 +1902,9 @@ def lock_folder(folder: Path) -> int:
 def _deduplicate(
     size: int, entries: list[bytes], names: list[bytes], stored: list[tuple[int, bytes]], replace: bool
 ) -> tuple[list[Outcome], list[bytes]]:
-    """Where each entry is or will be in a log of `size`, or why it can't be; and those of them that are new.
+    """The outcome of each entry in a log of `size`, and the entries to append.
 
-    Of the entries with one of the names, all that are logged are among `stored`, with their indices.
+    `stored` has all logged entries with one of the names, each with its index.
     """
     known: dict[bytes, list[tuple[int, bytes]]] = {}
     for index, entry in stored:
@@ -1916,7 +1918,7 @@ def _deduplicate(
         same = next((index for index, other in same_name if other == entry), None)
         other = next((index for index, other in same_name if other[:93] != entry[:93]), None)
         published = None
-        if same is None and b"\n" not in entry[93:]:  # what is known with its publisher is not logged without one
+        if same is None and b"\n" not in entry[93:]:  # an entry with a publisher also stands for the file without one
             published = next((found for found in same_name if found[1].startswith(entry + b"\n")), None)
         if published:
             outcomes.append(Earlier.of(*published))
@@ -1935,7 +1937,7 @@ def _deduplicate(
 
 
 def _load_filter(rows: LogRows, size: int) -> NameFilter:
-    """The filter for all names of the first `size` entries: stored for full parts, out of look-up keys for the last."""
+    """The filter of the first `size` entries: stored for full parts, made from look-up keys for the last part."""
     filter_ = NameFilter()
     filter_.groups = [bytearray(data) for data, in rows.query("SELECT data FROM name_filter ORDER BY n")]
     filter_.add(size >> PART, _name_hashes(rows, size >> PART))
@@ -1949,7 +1951,7 @@ def _name_hashes(rows: LogRows, part: int) -> list[int]:
 
 
 class _Edge:
-    """What is partial at the right edge of a log: read at once, to go on from while the database is busy."""
+    """The partial tiles and the partial bundle at the right edge of a log, read before the database is busy."""
 
     def __init__(self, rows: LogRows, size: int) -> None:
         self.size = size
@@ -1961,7 +1963,7 @@ class _Edge:
         return self._tiles[level]
 
     def bundles(self, entries: list[bytes]) -> list[tuple[int, bytes]]:
-        """The bundles that entries behind the edge change or add, by index."""
+        """The bundles, by index, that new entries change or add."""
         first, width = divmod(self.size, 256)
         starts = range(256 - width, len(entries), 256)
         head = (first, self._bundle + encode_bundle(entries[: 256 - width]))
@@ -1970,7 +1972,7 @@ class _Edge:
 
 @contextlib.contextmanager
 def _aside(really: bool, do: Callable[..., Any], *args: Any) -> Iterator[None]:
-    """Does something in another thread while the block runs, if that is worth a thread; raises what it raises."""
+    """Calls `do` in another thread while the block runs, if `really`, or before it; raises what `do` raises."""
     if not really:
         do(*args)
         yield
@@ -1982,7 +1984,7 @@ def _aside(really: bool, do: Callable[..., Any], *args: Any) -> Iterator[None]:
 
 
 def _extend(db: sqlite3.Connection, old: Tree, tiles: Tiles, grown: list[Grown]) -> Tree:
-    """Stores what the tiles of tree `old` have grown to; returns the tree of `tiles`, proved to follow it."""
+    """Stores the changed tiles; returns the tree of `tiles`, which is proved to continue `old`."""
     rows = [(level << 56 | index, data) for level, index, data, _ in grown]
     db.executemany("INSERT OR REPLACE INTO tile VALUES (?, ?)", rows)
     tree = Tree(tiles.size, tiles.hash(0, tiles.size))
@@ -1991,7 +1993,7 @@ def _extend(db: sqlite3.Connection, old: Tree, tiles: Tiles, grown: list[Grown])
 
 
 def check_store(rows: LogRows, key: VerifierKey, progress: Callable[[int, int], None]) -> Iterator[str]:
-    """Recomputes everything that is stored and says, in a line each, what is not as it has to be."""
+    """Recomputes everything from the entries; yields a line for each stored thing that differs."""
     for line, in rows.query("PRAGMA integrity_check(20)"):
         if line != "ok":
             yield f"log.sqlite3: {line}"
@@ -2028,10 +2030,10 @@ def check_store(rows: LogRows, key: VerifierKey, progress: Callable[[int, int], 
 
 
 def rebuild(store: LogStore, key: VerifierKey, progress: Callable[[int, int], None]) -> Tree:
-    """Makes tiles, look-up keys and name filter anew out of the entries, if these lead to the signed root.
+    """Rebuilds tiles, look-up keys and name filter from the entries; returns the signed tree.
 
-    Raises BadProof where they do not, Corrupt where entries or the signed checkpoint can't be read: then nothing is
-    changed.
+    Raises BadProof if the entries do not lead to the signed root, Corrupt if entries or checkpoints can't be read. Then
+    nothing is changed.
     """
     with store.database.transaction() as db:
         rows = LogRows(lambda sql, *values: db.execute(sql, values).fetchall())
@@ -2048,7 +2050,7 @@ def rebuild(store: LogStore, key: VerifierKey, progress: Callable[[int, int], No
             end = min(first + (1 << 14), size)
             bundles = [(n, rows.bundled(n, min(256, size - 256 * n))) for n in range(first >> 8, end + 255 >> 8)]
             entries = [entry for _, bundle in bundles for entry in bundle]
-            packed = [(n, encode_bundle(bundle)) for n, bundle in bundles]  # what is behind the last entry goes
+            packed = [(n, encode_bundle(bundle)) for n, bundle in bundles]  # nothing is kept behind the last entry
             db.executemany("INSERT OR REPLACE INTO bundle VALUES (?, ?)", packed)
             hashes = field_hashes(FILENAME, [field_of(FILENAME, entry) for entry in entries])
             db.execute(INSERT_KEYS, (str(look_up_keys(first, entries, hashes)),))
@@ -2065,7 +2067,7 @@ def rebuild(store: LogStore, key: VerifierKey, progress: Callable[[int, int], No
 def _check_checkpoints(rows: LogRows, key: VerifierKey, trees: dict[str, Tree]) -> Iterator[str]:
     for kind in ("signed", "published"):
         note = rows.checkpoint(kind)
-        if note is not None or rows.setting("stored") is None:  # else a mirror on the way to its first checkpoint
+        if note is not None or rows.setting("stored") is None:  # a mirror may still read its first checkpoint
             try:
                 trees[kind] = open_checkpoint(note or b"", simple_policy([key])).tree
             except Error as error:
@@ -2073,7 +2075,7 @@ def _check_checkpoints(rows: LogRows, key: VerifierKey, trees: dict[str, Tree]) 
 
 
 def _check_bundle(rows: LogRows, index: int, width: int, keys: list[int]) -> tuple[list[bytes], list[str]]:
-    """The leaf hashes of a bundle's entries, and what is wrong with it; adds the entries' look-up keys to `keys`."""
+    """The leaf hashes of a bundle, and its defects; adds the look-up keys of its entries to `keys`."""
     try:
         entries = parse_bundle(rows.bundle(index, 256), width)
     except Error as error:
@@ -2093,7 +2095,7 @@ def _check_keys(rows: LogRows, part: int, keys: list[int]) -> Iterator[str]:
 
 
 def _check_filter(rows: LogRows, parts: int) -> Iterator[str]:
-    """Holds the stored filter against the look-up keys of all full parts."""
+    """Compares the stored filter with the look-up keys of all full parts."""
     stored = rows.query("SELECT n, data FROM name_filter ORDER BY n")
     if [n for n, _ in stored] != list(range((parts + 7) // 8)):
         yield "the name filter has other groups than a log of this size"
@@ -2103,7 +2105,7 @@ def _check_filter(rows: LogRows, parts: int) -> Iterator[str]:
 
 
 def _filter_group(rows: LogRows, n: int, parts: int) -> bytes:
-    """Group `n` of the name filter of that many full parts, out of their look-up keys."""
+    """Group `n` of the name filter, made from the look-up keys of its parts; the log has `parts` full ones."""
     fresh = NameFilter()
     for part in range(8 * n, min(8 * n + 8, parts)):
         fresh.add(part, _name_hashes(rows, part))
@@ -2111,7 +2113,7 @@ def _filter_group(rows: LogRows, n: int, parts: int) -> bytes:
 
 
 def _check_tiles(rows: LogRows, size: int, hashes: list[bytes]) -> Iterator[str]:
-    """Holds the stored tiles of all levels against the leaf hashes of `size` entries."""
+    """Compares the stored tiles of all levels with the leaf hashes of `size` entries."""
     level = 0
     while hashes:
         above = []
@@ -2147,9 +2149,9 @@ SET = "INSERT OR REPLACE INTO setting VALUES (?, ?)"
 
 
 class MirrorStore(LogStore):
-    """A log's store that is filled with what another log publishes, with all that a monitor has to remember of it.
+    """A copy of another log, in a log's store, and what a monitor remembers of that log.
 
-    Findings about entries are stored with the entries, and leave when they have been reported.
+    Findings about entries are stored in the transaction that stores the entries, and deleted once they are reported.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -2159,11 +2161,11 @@ class MirrorStore(LogStore):
                 db.execute(statement)
 
     def last(self) -> bytes | None:
-        """The note of the newest checkpoint that was accepted, whether all of its entries are here yet or not."""
+        """The note of the newest accepted checkpoint. Some of its entries may not be stored yet."""
         return self.checkpoint("target") or self.checkpoint("signed")
 
     def _known(self, rows: LogRows, keys: list[int], names: list[bytes], size: int) -> list[tuple[int, bytes]]:
-        """The first stored entry for each of these names, without its publisher, and perhaps some more."""
+        """The first stored entry with each of these names, without its publisher; and perhaps some more."""
         found = rows.first_entries(keys, set(names), size)
         return [(index, data[: 93 + MAX_FILENAME].partition(b"\npublisher ")[0]) for index, data in found]
 
@@ -2171,9 +2173,9 @@ class MirrorStore(LogStore):
         self, entries: list[bytes], target: tuple[Tree, bytes],
         check: Callable[[Tree, list[Grown]], Iterable[Finding]], wanted: Sequence[WatchTerm],
     ) -> None:
-        """Appends all of `entries`, on the way to a tree and its note, and what is found in them.
+        """Appends `entries` and the findings about them. `target` is the tree that is being read, and its note.
 
-        `check` gets the new tree and its tiles, and may raise: then nothing has happened.
+        `check` gets the new tree and its changed tiles; if it raises, nothing is changed.
         """
         findings: list[Finding] = []
 
@@ -2204,7 +2206,7 @@ class MirrorStore(LogStore):
             if tree == target[0]:
                 db.execute("DELETE FROM setting WHERE name = 'stored'")
                 db.execute("DELETE FROM checkpoint WHERE kind = 'target'")
-                if self.tree("seen").size <= tree.size:  # by now it is the beginning of this one
+                if self.tree("seen").size <= tree.size:  # this tree begins with it
                     db.execute("DELETE FROM checkpoint WHERE kind = 'seen'")
                 self._accept(db, target[1])
             else:
@@ -2223,13 +2225,13 @@ class MirrorStore(LogStore):
             db.execute("INSERT INTO finding (kind, text, indices, evidence) VALUES (?, ?, ?, ?)", row)
 
     def _searched(self, db: sqlite3.Connection, terms: Sequence[WatchTerm], size: int) -> None:
-        """Remembers that all entries up to `size` have been searched for these terms."""
+        """Stores that the first `size` entries have been searched for these terms."""
         if terms:
             known = json.loads(self.setting("searched") or "{}")
             db.execute(SET, ("searched", json.dumps({**known, **{term.key(): size for term in terms}})))
 
     def search(self, terms: Sequence[WatchTerm], progress: Callable[[int, int], None]) -> None:
-        """Searches what is stored for those terms that it has not been searched for yet, and keeps what it finds."""
+        """Searches the stored entries for terms that are new, and stores what it finds."""
         known, end = json.loads(self.setting("searched") or "{}"), self.stored().size
         first = min((known.get(term.key(), 0) for term in terms), default=end)
         for lo in range(first // 256 * 256, end, SEARCH_BATCH):
@@ -2239,7 +2241,7 @@ class MirrorStore(LogStore):
             due = [term for term in terms if known.get(term.key(), 0) < hi]
             findings = [
                 finding for finding in _matches(lo, matches, due)
-                # what a term that was searched for before has found, was told before
+                # an earlier term has found it already
                 if not any(term.matches(cast(re.Match[str], matches[finding.indices[0] - lo]))
                            for term in terms if known.get(term.key(), 0) > finding.indices[0])
             ]
@@ -2251,11 +2253,11 @@ class MirrorStore(LogStore):
     def _publishers(
         self, db: sqlite3.Connection, names: list[bytes], matches: Iterable[re.Match[str] | None]
     ) -> dict[str, dict[str, int]]:
-        """Adds the projects of new files; returns what `publishers` has to know of these projects.
+        """Stores the projects of new files; returns the known publishers of these projects, as `publishers` takes them.
 
-        That is the newest publisher of each, and those that the new files have as well.
+        That is the newest publisher of each project, and those that the new files have too.
         """
-        # The part of a name that tells the project, many times the same, is made a project once.
+        # Many filenames begin alike: each beginning is turned into a project name once.
         stems = {n.partition(b"-")[0] if n.endswith((b".whl", b".egg")) else n.rpartition(b"-")[0] for n in names}
         some = db.execute("SELECT 1 FROM publisher LIMIT 1").fetchall()
         projects = sorted({normalize(stem.decode()) for stem in (stems if some else stems - self._stems)} - {""})
@@ -2275,12 +2277,12 @@ class MirrorStore(LogStore):
         return known
 
     def seen(self, note: bytes) -> None:
-        """Keeps the first checkpoint that was signed, and whose tiles could not be read."""
+        """Stores the first signed checkpoint whose tiles could not be read."""
         with self.database.transaction() as db:
             db.execute("INSERT OR IGNORE INTO checkpoint VALUES ('seen', ?)", (note,))
 
     def renew(self, note: bytes) -> None:
-        """Keeps another note of the checkpoint that was reached."""
+        """Stores another note of the checkpoint that was reached."""
         with self.database.transaction() as db:
             self._accept(db, note)
 
@@ -2290,7 +2292,7 @@ class MirrorStore(LogStore):
         db.executemany("INSERT OR REPLACE INTO checkpoint VALUES (?, ?)", rows)
 
     def unreported(self, limit: int = 100) -> list[tuple[int, Finding]]:
-        """The first findings that were not told yet, each with its number."""
+        """The first findings that are not reported yet, each with its number."""
         found = []
         rows = self.query("SELECT * FROM finding ORDER BY n LIMIT ?", limit)
         for n, kind, text, indices, evidence in rows:
@@ -2303,7 +2305,7 @@ class MirrorStore(LogStore):
             db.executemany("DELETE FROM finding WHERE n = ?", [(n,) for n in numbers])
 
     def compared(self, size: int, projects: Iterable[str], turn: int) -> None:
-        """Keeps that entries up to `size`, and those `projects`, have been compared with the index in this turn."""
+        """Stores that the first `size` entries and these `projects` were compared with the index in this turn."""
         with self.database.transaction() as db:
             db.executemany(SET, [("compared", size), ("turn", turn)])
             db.executemany("UPDATE project SET compared = ? WHERE name = ?", [(turn, name) for name in projects])
@@ -2313,7 +2315,7 @@ SEARCH_BATCH = 1 << 14  # entries that are searched for new patterns in one tran
 
 
 def _matches(first: int, matches: Sequence[re.Match[str] | None], terms: Sequence[WatchTerm]) -> Iterator[Finding]:
-    """Of entries behind `first` those that any of the terms matches."""
+    """A finding for each entry that any of the terms matches. The first entry has the index `first`."""
     if terms:
         for at, match in enumerate(matches, first):
             if match and any(term.matches(match) for term in terms):
@@ -2321,9 +2323,9 @@ def _matches(first: int, matches: Sequence[re.Match[str] | None], terms: Sequenc
 
 
 def _bounded(findings: list[Finding]) -> list[Finding]:
-    """At most MAX_FINDINGS of a kind, and how many more there are: a hostile log could make millions.
+    """At most MAX_FINDINGS of each kind, and how many more there are: a hostile log could cause millions.
 
-    But all that somebody looks for.
+    Matches of watch terms are all kept.
     """
     bounded: list[Finding] = []
     for kind, group in itertools.groupby(sorted(findings, key=lambda f: f.kind), lambda f: f.kind):
@@ -2354,12 +2356,12 @@ WITNESS_SCHEMA = """
 
 
 def is_new(database: Path) -> bool:
-    """Whether there is no database yet: also an empty file is none."""
+    """True if there is no database yet, or only an empty file."""
     return not database.exists() or database.stat().st_size == 0
 
 
 class WitnessStore:
-    """The database of a witness: the logs that it knows, and the last checkpoint of each that it cosigned.
+    """The database of a witness: the logs that it knows, and the last checkpoint that it cosigned of each.
 
     A log is never forgotten, and its size never falls.
     """
@@ -2371,7 +2373,7 @@ class WitnessStore:
         self.path, self.database = path, Database(path, WITNESS_ID)
 
     def claim(self, key: VerifierKey) -> None:
-        """Makes this, for good, the database of the witness with that key; raises Malformed if it is another's."""
+        """Binds the database to the witness `key`. Cannot be undone. Raises Malformed if it is bound to another."""
         with self.database.transaction() as db:
             db.execute("INSERT OR IGNORE INTO setting VALUES ('vkey', ?)", (encode_vkey(key),))
             [(vkey,)] = db.execute("SELECT value FROM setting WHERE name = 'vkey'").fetchall()
@@ -2379,7 +2381,7 @@ class WitnessStore:
                 raise Malformed(f"{self.path} is the database of the witness {vkey}, not of {encode_vkey(key)}")
 
     def register(self, key: VerifierKey) -> bool:
-        """Adds a key of the log that it names; whether it is new."""
+        """Adds the key of a log; returns True if it is new."""
         with self.database.transaction() as db:
             row = (encode_vkey(key), key.name)
             return db.execute("INSERT OR IGNORE INTO key VALUES (?, ?)", row).rowcount == 1
@@ -2392,7 +2394,7 @@ class WitnessStore:
         return logs
 
     def last(self, origin: str, query: Query | None = None) -> Witnessed | None:
-        """What was cosigned last of a log; None if nothing was."""
+        """The last cosigned checkpoint of a log; None if there is none."""
         rows = (query or self.database.read)("SELECT size, root, seconds, note FROM log WHERE origin = ?", origin)
         return Witnessed(Tree(*rows[0][:2]), *rows[0][2:]) if rows else None
 
@@ -2413,9 +2415,9 @@ class WitnessStore:
             raise Stale(size)
 
     def adopt(self, logs: Iterable[tuple[VerifierKey, Tree]]) -> None:
-        """Takes over what another database of the same witness has cosigned: all of it, or nothing.
+        """Takes over the logs and sizes of another database of the same witness: all of them, or none.
 
-        Of two sizes the larger counts. Raises BadProof for two trees of one size.
+        The larger of two sizes counts. Raises BadProof for two trees of one size.
         """
         with self.database.transaction() as db:
             for key, tree in logs:
@@ -2429,7 +2431,7 @@ class WitnessStore:
     def accuse(
         self, db: sqlite3.Connection, origin: str, forked: bool, reason: str, notes: tuple[bytes, bytes]
     ) -> bool:
-        """Keeps two notes of a log that do not go together, MAX_EVIDENCE of a kind; whether they are new."""
+        """Stores two notes of a log that contradict each other, MAX_EVIDENCE of a kind; True if they are new."""
         where = (origin, forked)
         [(count,)] = db.execute("SELECT count(*) FROM evidence WHERE origin = ? AND forked = ?", where).fetchall()
         if count >= MAX_EVIDENCE:
