@@ -611,6 +611,7 @@ import bisect
 import codecs
 import concurrent.futures
 import contextlib
+import copy
 import difflib
 import email.utils
 import errno
@@ -642,9 +643,10 @@ import threading
 import time
 import tomllib
 import urllib.parse
+import urllib.request
 import zlib
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from typing import Any, ClassVar, NoReturn, Self, TypeVar, cast
 
 if sys.platform != "win32":
@@ -883,6 +885,13 @@ class Cache:
                 self._weight += self._weigh(value)
                 while self._weight > self._limit:
                     self._weight -= self._weigh(self._kept.popitem(last=False)[1])
+
+
+    def replace(self, key: Any, value: Any) -> None:
+        with self._lock:
+            if key in self._kept:
+                self._weight -= self._weigh(self._kept.pop(key))
+        self.put(key, value)
 
 
 class Tiles:
@@ -2573,10 +2582,11 @@ class Body:
 @dataclass
 class Response:
     """An answer; a `body` that is an iterator is sent in chunks as it comes, each of several pieces."""
-    body: bytes | Iterator[list[bytes]]
+    body: bytes | Iterator[list[bytes]] | AsyncIterator[list[bytes]]
     kind: str = "application/json"
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
+    reason: str | None = None  # the words behind the status, if not those of its kind
     head: tuple[str, bool, bytes] = ("", False, b"")  # the last one for it: its date, whether to keep, its bytes
 
     @classmethod
@@ -2697,7 +2707,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if response.head[:2] == (date, keep) and self.request_version == "HTTP/1.1":
             return response.head[2]
         self.wfile = written = io.BytesIO()
-        self.send_response(response.status)
+        self.send_response(response.status, response.reason)
         self.send_header("Content-Type", response.kind)
         if isinstance(response.body, bytes):
             self.send_header("Content-Length", str(len(response.body)))
@@ -2717,10 +2727,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         """The methods that its path takes; raises HttpError where there is nothing."""
         raise NotImplementedError
 
-    def do_GET(self) -> Response:
+    def do_GET(self) -> Response | Coroutine[Any, Any, Response]:
         raise NotImplementedError
 
-    def do_HEAD(self) -> Response:
+    def do_HEAD(self) -> Response | Coroutine[Any, Any, Response]:
         return self.do_GET()
 
     def do_POST(self, body: Body) -> Coroutine[Any, Any, Response]:
@@ -2905,12 +2915,14 @@ class Connection(asyncio.Protocol):
         self._send(handler.head(response, keep) + (body if handler.command != "HEAD" else b""))
         self._next(keep)
 
-    async def _stream(self, handler: Handler, response: Response, body: Iterator[list[bytes]]) -> None:
+    async def _stream(
+        self, handler: Handler, response: Response, body: Iterator[list[bytes]] | AsyncIterator[list[bytes]]
+    ) -> None:
         keep, chunked = not (handler.close_connection or self._server.stopping), handler.request_version != "HTTP/1.0"
         self._send(handler.head(response, keep))
         self._transport.set_write_buffer_limits(MAX_STREAM)  # so that the next part is made while this one is sent
         try:
-            for pieces in body:
+            while pieces := next(body, None) if isinstance(body, Iterator) else await anext(body, None):
                 length = sum(map(len, pieces))
                 self._send(b"".join([b"%x\r\n" % length, *pieces, b"\r\n"] if chunked else pieces))
                 if self._paused:
@@ -5184,6 +5196,9 @@ class WitnessHandler(Handler):
 
 # --- An index: the simple repository API, in JSON (PEP 691) or HTML (PEP 503) ----------------------------------
 
+JSON_PAGE, HTML_PAGE = "application/vnd.pypi.simple.v1+json", "application/vnd.pypi.simple.v1+html"
+
+
 class IndexFile(NamedTuple):
     """A file of an index: its name and its checksum, "" where it has none, and those that another reader would see.
 
@@ -5231,13 +5246,13 @@ class _Links(html.parser.HTMLParser):
             self.links.append(link)
 
 
-def parse_links(data: bytes, url: str) -> list[str]:
+def parse_links(data: bytes, page: _Links) -> list[str]:
     """The links of an HTML page, resolved; raises ValueError. Takes time and memory in proportion to the page."""
     if any(tag.end() - tag.start() > 65536 for tag in re.finditer(rb"<[^>]*", data)) or data.count(b"<![") > 100 or (
         data.count(b"<") > 5 * MAX_FILES
     ):
         raise ValueError(f"a tag of more than 64 KiB, more than 100 marked sections, or more than {5 * MAX_FILES} tags")
-    page, step = _Links(url), 1 << 20
+    step = 1 << 20
     decode = codecs.getincrementaldecoder("utf-8")().decode
     for at in range(0, len(data) or 1, step):
         page.feed(decode(data[at : at + step], at + step >= len(data)))
@@ -5277,8 +5292,8 @@ def parse_index_json(data: bytes, key: str) -> list[Any]:
 class Index:
     """A package index, by the URL that pip takes as --index-url."""
 
-    def __init__(self, url: str) -> None:
-        self.source = Fetcher(url, give_up=8)
+    def __init__(self, url: str, attempts: int = 5, timeout: float = 30, give_up: int = 0) -> None:
+        self.source = Fetcher(url, attempts, timeout, give_up)
 
     def projects(self) -> list[str]:
         """The names of all projects that the index lists; raises Unavailable."""
@@ -5321,9 +5336,12 @@ class Index:
             error.__context__ = None  # which has the page, and that may be large
             return error.with_traceback(None)
 
-    def _page(self, path: str, key: str, limit: int) -> tuple[str | None, list[Any]] | None:
-        """Of a JSON page None and its array `key`, of an HTML page its URL and its links; None where there is none."""
-        accept = {"Accept": "application/vnd.pypi.simple.v1+json, text/html;q=0.1"}
+    def page(self, path: str, limit: int) -> tuple[str, list[bytes], str] | None:
+        """The type of a page, JSON_PAGE or "text/html", a list of its bytes alone, and its URL; None if there is none.
+
+        Raises Unavailable.
+        """
+        accept = {"Accept": f"{JSON_PAGE}, text/html;q=0.1"}
         for _ in range(MAX_REDIRECTS + 1):
             found = self.source.fetch(path, accept, limit, (301, 302, 303, 307, 308))
             location = self.source.location
@@ -5338,17 +5356,24 @@ class Index:
             raise Unavailable(f"{self.source.url}{path[:80]}: more than {MAX_REDIRECTS} redirects")
         if found is None:
             return None
-        kind, body = found[0].partition(";")[0].strip().lower(), [found[1]]
-        del found  # so that nobody holds a large page while it is parsed
-        try:
-            if kind in ("application/vnd.pypi.simple.v1+json", "application/json"):
+        url, kind = f"{self.source.url}{path}", found[0].partition(";")[0].strip().lower()
+        if kind in (JSON_PAGE, "application/json"):
+            return JSON_PAGE, [found[1]], url
+        if kind in (HTML_PAGE, "text/html"):
+            return "text/html", [found[1]], url
+        raise Unavailable(printable(f"{url[:200]} is no page of a package index: its type is {kind or 'missing'}"))
+
+    def _page(self, path: str, key: str, limit: int) -> tuple[str | None, list[Any]] | None:
+        """Of a JSON page None and its array `key`, of an HTML page its URL and its links; None where there is none."""
+        if (found := self.page(path, limit)) is None:
+            return None
+        kind, body, url = found
+        try:  # nobody else holds the page while it is parsed: it may be large
+            if kind == JSON_PAGE:
                 return None, parse_index_json(body.pop(), key)
-            if kind in ("text/html", "application/vnd.pypi.simple.v1+html"):
-                url = f"{self.source.url}{path}"
-                return url, parse_links(body.pop(), url)
-            raise ValueError(f"its type is {kind or 'missing'}")
+            return url, parse_links(body.pop(), _Links(url))
         except (ValueError, RecursionError, AssertionError) as error:  # the last one is how html.parser refuses
-            reason = f"{self.source.url}{path[:80]} is no page of a package index: {error}"
+            reason = f"{url[:200]} is no page of a package index: {error}"
             raise Unavailable(printable(reason[:400])) from None
 
 
@@ -6996,6 +7021,8 @@ class LoggedProofs(ProofSource):
         found: list[tuple[int, str, str]] = []
         for name, value in queries if artifact.project else queries[:1]:
             answer = self._source.fetch(f"/entries?{name}={urllib.parse.quote(value, safe='')}", None, MAX_LOOK_UP)
+            if answer is None and not self._artifacts:
+                raise Unavailable(f"{self._source.url} can't look entries up: give --storage-dir with a mirror of it")
             if answer is None:
                 yield from self._search(artifact)
                 return
@@ -7358,7 +7385,7 @@ def cmd_monitor(args: argparse.Namespace) -> int:
     watch = WatchList(terms, args.max_age)
     with contextlib.ExitStack() as stack:
         source = LogReader(url)
-        index = Index(args.index_url) if args.index_url else None
+        index = Index(args.index_url, give_up=8) if args.index_url else None
 
         def close() -> None:
             source.close()
@@ -7698,7 +7725,7 @@ class StaticTree:
 # --- Logging what an index has -------------------------------------------------------------------------------
 
 def cmd_ingest(args: argparse.Namespace) -> int:
-    index, totals, lines = Index(args.index_url), Counter[str](), list[dict[str, str]]()
+    index, totals, lines = Index(args.index_url, give_up=8), Counter[str](), list[dict[str, str]]()
     with contextlib.closing(LogWriter(args)) as writer, contextlib.closing(index.source):
         size = open_checkpoint(writer.client.get("/checkpoint"), writer.policy).tree.size
         projects = list({normalize(name): name for name in args.projects}.values()) or index.projects()
@@ -7790,6 +7817,315 @@ def cmd_health(args: argparse.Namespace) -> int:
         except Unavailable as error:
             errors.append(str(error))
     raise Unavailable("; ".join(errors))
+
+
+# --- The gate: an index through which installers get only what is logged ----------------------------------------------
+# An installer takes it for a package index. Its pages list every file of the index behind it, and each link leads here.
+# When a file is asked for, its proof is verified first; only then is the installer sent on to the index.
+
+GATE_ID = 0x62746C70  # "btlp"
+GATE_SCHEMA = """
+    CREATE TABLE proof (
+        n INTEGER PRIMARY KEY, filename TEXT NOT NULL, checksum TEXT NOT NULL, proof BLOB NOT NULL,
+        UNIQUE (filename, checksum)
+    );
+"""
+MAX_PROVED = 100_000  # proofs that a gate keeps, the newest ones
+MAX_GATE_PAGE = 1 << 25  # bytes of a page of the index behind a gate
+# What a gate repeats of a file as the index says it. All else is left out, above all the metadata that can be had apart
+# from the file (PEP 658, PEP 714): no entry vouches for that.
+REPEATED = "requires-python", "yanked", "size", "upload-time"
+
+
+class GateFile(NamedTuple):
+    """A file of the index behind a gate: its name, checksum ("" if it has none) and URL; perhaps its proof there."""
+    name: str
+    checksum: str
+    url: str
+    proof: str = ""  # or the URL of it
+    more: tuple[tuple[str, Any], ...] = ()  # of REPEATED
+
+    @property
+    def path(self) -> str:
+        """The path of its link, below that of its project."""
+        return f"{self.checksum[7:] or '-'}/{urllib.parse.quote(self.name, safe='')}"
+
+
+class _Anchors(_Links):
+    """The links of a page of PEP 503, with what their attributes say."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.more = list[dict[str, str]]()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        count = len(self.links)
+        super().handle_starttag(tag, attrs)
+        if len(self.links) > count:
+            said = {name.removeprefix("data-"): value or "" for name, value in attrs}
+            self.more.append({name: said[name] for name in REPEATED if name in said})
+
+
+def gate_files(kind: str, data: bytes, url: str) -> list[GateFile]:
+    """The files that a page at `url` lists; raises ValueError and what else a page that is none brings about."""
+    files = []
+    if kind == JSON_PAGE:
+        for file in json.loads(data)["files"]:
+            name, hashes = file["filename"], file.get("hashes") or {}
+            if not isinstance(name, str) or "/" in name:
+                raise ValueError("a file without a name")
+            proof = file.get("_tlog-proof") or file.get("tlog-proof") or ""
+            more = tuple((key, file[key]) for key in REPEATED if file.get(key) is not None)
+            target = urllib.parse.urljoin(url, file["url"])
+            files.append(GateFile(name, _checksum(hashes.get("sha256")), target, str(proof), more))
+        return files
+    parse_links(data, page := _Anchors(url))
+    for link, said in zip(page.links, page.more, strict=True):
+        file = index_file("", link, "")
+        if file.name.endswith(DISTRIBUTIONS) or file.checksum:
+            files.append(GateFile(file.name, file.checksum, link, "", tuple(said.items())))
+    return files
+
+
+class ProvedFiles(ProofSource):
+    """The proofs that a gate has verified; `of` one of its files also those that the index and another source have."""
+
+    def __init__(self, path: Path, other: ProofSource | None) -> None:
+        if is_new(path):
+            path.unlink(missing_ok=True)
+            Database.create(path, GATE_ID, GATE_SCHEMA)
+        super().__init__(other)
+        self._database, self._file, self._page = Database(path, GATE_ID), GateFile("", "", ""), ""
+
+    def of(self, file: GateFile, page: str) -> ProvedFiles:
+        """The source for a file of a page of the index, by the page's URL."""
+        source = copy.copy(self)
+        source._file, source._page = file, page
+        return source
+
+    def kept(self, file: GateFile) -> list[bytes]:
+        query = "SELECT proof FROM proof WHERE filename = ? AND checksum = ?"
+        return [proof for proof, in self._database.read(query, file.name, file.checksum)]
+
+    def find(self, artifact: Artifact) -> Iterator[tuple[str, bytes]]:
+        yield from ((artifact.filename, proof) for proof in self.kept(self._file))
+        proof = self._file.proof
+        if proof.startswith("c2sp.org/tlog-proof@"):
+            yield artifact.filename, proof.encode(errors="replace")
+        elif proof:
+            try:
+                with open_url(urllib.parse.urljoin(self._page, proof)) as answer:
+                    yield artifact.filename, answer.read(MAX_PROOF_FILE)
+            except (Unavailable, OSError, http.client.HTTPException) as error:
+                logger.warning("%s: the proof that the index gives: %s", artifact.filename, error)
+        if self._other is None:
+            raise Unavailable("the index gives no proof, and there is no log to ask: give --log-url or --proofs")
+        yield from self._other.find(artifact)
+
+    def keep(self, file: GateFile, proof: bytes) -> None:
+        """Stores a proof that was verified, and forgets the oldest ones beyond MAX_PROVED; raises Unavailable."""
+        with self._database.transaction() as db:
+            row = (file.name, file.checksum, proof)
+            db.execute("INSERT OR REPLACE INTO proof (filename, checksum, proof) VALUES (?, ?, ?)", row)
+            db.execute("DELETE FROM proof WHERE n <= (SELECT max(n) FROM proof) - ?", (MAX_PROVED,))
+        self._database.tidy()
+
+    def close(self) -> None:
+        self._database.close()
+
+
+def open_url(url: str) -> http.client.HTTPResponse:
+    """The answer at a URL, over redirects within http and https; raises Unavailable unless it is 200."""
+    opener = urllib.request.OpenerDirector()
+    for handler in (urllib.request.HTTPHandler, urllib.request.HTTPSHandler, urllib.request.HTTPRedirectHandler,
+                    urllib.request.HTTPErrorProcessor, urllib.request.HTTPDefaultErrorHandler):
+        opener.add_handler(handler())
+    try:
+        request = urllib.request.Request(url, headers={"User-Agent": f"btlog/{__version__}"})  # noqa: S310 (see above)
+        answer: http.client.HTTPResponse | None = opener.open(request, timeout=ANSWER_TIMEOUT)
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        raise Unavailable(printable(f"{url[:200]} can't be had: {error}")) from None
+    if answer is None or answer.status != 200:
+        raise Unavailable(printable(f"{url[:200]} can't be had: it is not http, or it answers with no file"))
+    return answer
+
+
+class Gate:
+    """Knows the files of an index, and which of them are proved to be logged. Threads may share it."""
+
+    THREADS = 32  # files and pages that are waited for at the same time
+
+    def __init__(self, index: Index, proofs: ProvedFiles, demands: Demands, carry: bool) -> None:
+        self.index, self.proofs, self.demands, self.carry = index, proofs, demands, carry
+        self.results, self.pool = Counter[str](), concurrent.futures.ThreadPoolExecutor(self.THREADS, "gate")
+        self._pages = Cache(1 << 26, lambda page: sum(len(file.url) + 600 for file in page[1]))
+
+    def files(self, project: str) -> tuple[str, list[GateFile]] | None:
+        """The URL of a project's page, and the files that are on it; None if there is no such project.
+
+        Raises Unavailable.
+        """
+        if (page := self.index.page(f"/{project}/", MAX_GATE_PAGE)) is None:
+            return None
+        kind, body, url = page
+        try:
+            found = url, gate_files(kind, body.pop(), url)
+        except (ValueError, RecursionError, LookupError, TypeError, AttributeError, AssertionError) as error:
+            raise Unavailable(printable(f"{url} is no page of a package index: {error}"[:400])) from None
+        self._pages.replace(project, found)
+        return found
+
+    def verified(self, project: str, path: str) -> GateFile:
+        """The file whose link has this path, once it is proved to be logged; raises Error."""
+        page, file = self.find(project, path)
+        if not file.checksum:
+            raise BadProof("the index gives no SHA-256 for it")
+        if urllib.parse.urlsplit(file.url).scheme not in ("http", "https"):
+            raise BadProof("the index has it at a URL that is not http or https")
+        source = self.proofs.of(file, page)
+        result = verify_artifact(source, self.demands, Verified(Artifact(file.name, (file.name,), file.checksum)))
+        if result.error:
+            raise result.error
+        if result.proof not in self.proofs.kept(file):
+            self.proofs.keep(file, result.proof)
+        return file
+
+    def find(self, project: str, path: str) -> tuple[str, GateFile]:
+        """The URL of the page that lists a file, and the file; raises BadProof, Unavailable."""
+        for read in self._pages.get, self.files:  # the page may have changed since it was read
+            if page := read(project):
+                for file in page[1]:
+                    if file.path == path:
+                        return page[0], file
+        raise BadProof(f"the page of {project} does not list it with this checksum")
+
+
+class GateHandler(Handler):
+    """The routes of the gate: an index as installers know it (PEP 503, PEP 691), and its files."""
+
+    app: Gate
+
+    def allowed(self) -> tuple[str, ...]:
+        if not re.fullmatch(r"/(healthz|metrics|simple/([A-Za-z0-9._-]+/?)?|files/[a-z0-9-]+/[^/]+/[^/]+)", self.route):
+            raise HttpError(404, "there is nothing here: the index is /simple/")
+        return "GET", "HEAD"
+
+    def do_GET(self) -> Response | Coroutine[Any, Any, Response]:
+        if self.route == "/healthz":
+            return Response.json({"status": "ok"}, OPEN)
+        if self.route == "/metrics":
+            samples: list[Sample] = [("", {"result": name}, self.app.results[name]) for name in ("passed", "refused")]
+            return Response(metric("btlog_gate_files_total", "counter", "Files that were asked for, by what became of "
+                                   "them.", samples).encode(), METRICS)
+        return self._wait(self._file if self.route.startswith("/files/") else self._page)
+
+    async def _wait(self, answer: Callable[[], Response]) -> Response:
+        return await asyncio.get_running_loop().run_in_executor(self.app.pool, answer)
+
+    def _page(self) -> Response:
+        name = self.route.removeprefix("/simple/")
+        project = normalize(name.removesuffix("/"))
+        if name and name != f"{project}/":
+            return Response(b"", TEXT, 308, {"Location": f"/simple/{project}/"})
+        if not name:
+            projects = self.app.index.projects()
+            return self._listed({"projects": [{"name": name} for name in projects]}, "Simple index",
+                                [(f"/simple/{normalize(name)}/", {}, name) for name in projects])
+        if (page := self.app.files(project)) is None:
+            raise HttpError(404, f"the index has no project {project}")
+        files, links = list[dict[str, Any]](), list[tuple[str, dict[str, Any], str]]()
+        for file in page[1]:
+            url, more = f"/files/{project}/{file.path}", dict(file.more)
+            hashes = {"sha256": file.checksum[7:]} if file.checksum else {}
+            files.append({"filename": file.name, "url": url, "hashes": hashes, **more})
+            links.append((f"{url}#sha256={file.checksum[7:]}" if file.checksum else url, more, file.name))
+        return self._listed({"name": project, "files": files}, f"Links for {project}", links)
+
+    def _listed(self, page: dict[str, Any], title: str, links: list[tuple[str, dict[str, Any], str]]) -> Response:
+        """A page in JSON, or in HTML where that is not accepted: its title, and links with attributes and texts."""
+        accepted = self.headers.get("accept", "")
+        if JSON_PAGE in accepted:
+            return Response(json.dumps({"meta": {"api-version": "1.0"}, **page}).encode(), JSON_PAGE)
+        lines = [f'<!DOCTYPE html>\n<meta name="pypi:repository-version" content="1.0">\n<title>{title}</title>\n']
+        for url, more, text in links:
+            said = {key: "" if value is True else str(value) for key, value in more.items() if value is not False}
+            attributes = "".join(f' data-{key}="{html.escape(said[key])}"' for key in REPEATED[:2] if key in said)
+            lines.append(f'<a href="{html.escape(url)}"{attributes}>{html.escape(text)}</a><br>\n')
+        kind = HTML_PAGE if HTML_PAGE in accepted else "text/html; charset=utf-8"
+        return Response("".join(lines).encode(errors="replace"), kind)
+
+    def _file(self) -> Response:
+        project, _, path = self.route.removeprefix("/files/").partition("/")
+        name = printable(urllib.parse.unquote(path.rpartition("/")[2]))
+        try:
+            file = self.app.verified(project, path)
+            response = self._carried(file) if self.app.carry else Response(b"", TEXT, 302, {"Location": file.url})
+        except Error as error:
+            self.app.results["refused"] += 1
+            sentence = f"{name} is refused: {printable(str(error))}"
+            logger.warning("%s", sentence)
+            # uv shows the detail of a problem (RFC 9457), and pip the words behind the status.
+            problem = {"title": "not proved to be logged", "status": 403, "detail": sentence}
+            words = re.sub(r"[^ -~]", "?", sentence)[:300]
+            return Response(json.dumps(problem).encode(), "application/problem+json", 403, reason=words)
+        self.app.results["passed"] += 1
+        return response
+
+    def _carried(self, file: GateFile) -> Response:
+        """The bytes of a file, of which the last ones are sent only if all of them have its checksum."""
+        answer, pool = open_url(file.url), self.app.pool
+
+        async def parts() -> AsyncIterator[list[bytes]]:
+            loop, digest, held = asyncio.get_running_loop(), hashlib.sha256(), b""
+            with answer:
+                while data := await loop.run_in_executor(pool, answer.read, 1 << 18):
+                    digest.update(data)
+                    if held:
+                        yield [held]
+                    held = data
+            if digest.hexdigest() != file.checksum[7:]:
+                raise Unavailable(f"{file.url[:200]} has the checksum sha256:{digest.hexdigest()}, not {file.checksum}")
+            yield [held]
+
+        return Response(parts(), OCTETS)
+
+
+class LiveProofs(ProofSource):
+    """Proofs out of a log's folder, or its mirror's, at the checkpoint that it has when it is asked."""
+
+    def __init__(self, store: LogStore) -> None:
+        super().__init__()
+        self._store = store
+
+    def find(self, artifact: Artifact) -> Iterable[tuple[str, bytes]]:
+        return StoredProofs(self._store).find(artifact)
+
+
+def cmd_proxy(args: argparse.Namespace) -> int:
+    policy, url = read_policy(args), args.log_url
+    if bool(args.proofs) + bool(args.log_url) + bool(args.storage_dir) > 1:
+        raise Malformed("give one of --proofs, --log-url and --storage-dir")
+    with contextlib.ExitStack() as stack:
+        server = Server(args.host, args.port)  # before anything is made
+        stack.callback(server.close)
+        other: ProofSource | None = None
+        if args.proofs:
+            other = ProofFiles(Path(args.proofs))
+        elif args.storage_dir:
+            store = LogStore(Path(args.storage_dir), read_only=True)
+            other = LiveProofs(stack.enter_context(contextlib.closing(store)))
+        elif url := args.log_url or log_url(policy):
+            source = LogReader(url, attempts=2, timeout=ANSWER_TIMEOUT)
+            other = LoggedProofs(stack.enter_context(contextlib.closing(source)), policy, ())
+        proofs = stack.enter_context(contextlib.closing(ProvedFiles(Path(args.database_path), other)))
+        index = Index(args.index_url, attempts=2, timeout=ANSWER_TIMEOUT)
+        stack.enter_context(contextlib.closing(index.source))
+        demands = Demands(policy, args.publisher_issuer, args.publisher_subject, args.max_age)
+        gate = Gate(index, proofs, demands, args.carry)
+        stack.callback(gate.pool.shutdown, wait=False, cancel_futures=True)
+        server.handler = GateHandler.of(gate)
+        what = f"is the gate to {index.source.url}: pip install --index-url {server.url}/simple/"
+        return run_server(server, what, threading.Event())
 
 
 # --- A demonstration ------------------------------------------------------------------------------------------
@@ -7988,6 +8324,21 @@ def _user_commands(command: Command) -> None:
     add("--json", action="store_true", help="print JSON")
     add("--storage-dir", metavar="D", help="ask a log's or a monitor's folder, without a network")
     add("--max-age", type=duration, metavar="S", help="refuse what no quorum has cosigned in the last S seconds")
+    _add_policy(add)
+
+    what = "serve a package index to installers, and only those of its files that are logged"
+    add = command(cmd_proxy, what, "--index-url http://127.0.0.1:3141/root/dev/+simple --policy log.policy")
+    add("--index-url", required=True, metavar="U", help="the index, by the URL that pip takes")
+    add("--host", default="127.0.0.1", metavar="H", help="the address to listen on")
+    add("--port", type=port_number, default=8082, metavar="N", help="the port, 0 for any that is free")
+    add("--log-url", metavar="U", help="ask this log for proofs (default: the policy's URL)")
+    add("--storage-dir", metavar="D", help="take proofs from a log's or a monitor's folder")
+    add("--proofs", metavar="D", help="take proofs from the .tlog-proof files in this folder")
+    add("--database-path", default="proxy.db", metavar="F", help="where verified proofs are kept")
+    add("--carry", action="store_true", help="pass the files on, in the place of redirecting to the index")
+    add("--max-age", type=duration, metavar="S", help="refuse what no quorum has cosigned in the last S seconds")
+    add("--publisher-issuer", metavar="R", type=regex, help="refuse what has no publisher whose issuer matches this")
+    add("--publisher-subject", metavar="R", type=regex, help="refuse what has no publisher whose subject matches this")
     _add_policy(add)
 
     add = command(cmd_fsck, "recompute and check all that a log's folder holds", "--storage-dir btlog-data")
