@@ -3766,7 +3766,7 @@ def test_health_as_a_command(log: LocalLog) -> None:
 
 
 COMMANDS = [
-    "keygen", "vkey", "core", "serve", "witness", "add", "verify", "fsck", "health", "monitor", "export", "ingest", "demo",
+    "keygen", "vkey", "core", "serve", "witness", "add", "verify", "proxy", "fsck", "health", "monitor", "export", "ingest", "demo",
 ]
 
 
@@ -15565,6 +15565,295 @@ def test_M8_pages_that_cost_more_than_they_weigh(data: bytes) -> None:
     with contextlib.suppress(ValueError):
         btlog.parse_links(data, "http://index.example/simple/x/")
     assert time.process_time() - begun < 5
+
+
+# --- The gate: installers get only what is logged -----------------------------------------------------------------------------
+
+PEP_691 = "application/vnd.pypi.simple.v1+json"
+PIP_ACCEPTS = f"{PEP_691}, application/vnd.pypi.simple.v1+html; q=0.1, text/html; q=0.01"
+
+
+class Gated:
+    """An index of wheels, a log of some of them, and a gate before the index."""
+
+    def __init__(self, folder: Path, source: btlog.ProofSource | None = None, **more: Any) -> None:
+        self.folder, self.files, self.pages = folder, dict[str, dict[str, Any]](), dict[str, Answered]()
+        (folder / "index").mkdir()
+        self.index = Web(folder / "index")
+        self.index.instead = self.answer
+        for name in "good", "evil", "other":
+            wheel_of(folder / "index" / f"{name}-1.0-py3-none-any.whl", name)
+            self.list(f"{name}-1.0-py3-none-any.whl")
+        self.store = found(folder / "log")
+        self.log([self.files["good-1.0-py3-none-any.whl"], {"filename": "other-1.0-py3-none-any.whl", "hashes": {"sha256": "ab" * 32}}])
+        demands = btlog.Demands(UNWITNESSED, **more.pop("demands", {}))
+        self.proofs = btlog.ProvedFiles(folder / "proxy.db", btlog.LiveProofs(self.store) if source is None else source)
+        self.gate = btlog.Gate(btlog.Index(f"{self.index.url}/simple", 1, 2), self.proofs, demands, **{"carry": False, **more})
+        self.local = Local(btlog.GateHandler.of(self.gate))
+        self.url = self.local.url
+
+    def list(self, name: str, **more: Any) -> None:
+        """Has the index list a file that it has, or, with `more`, says of it."""
+        data = self.folder / "index" / name
+        sha256 = hashlib.sha256(data.read_bytes()).hexdigest() if data.exists() else "cd" * 32
+        self.files[name] = {"filename": name, "url": f"../../{name}", "hashes": {"sha256": sha256}, **more}
+
+    def log(self, files: Iterable[dict[str, Any]]) -> None:
+        entries = [Entry(file["filename"], f"sha256:{file['hashes']['sha256']}").encode() for file in files]
+        self.store.append(entries, seal, True)
+
+    def answer(self, path_: str) -> Answered | None:
+        if path_ in self.pages:
+            return self.pages[path_]
+        if not (match := re.fullmatch(r"/simple/(.*)/", path_)):
+            return None
+        files = [file for file in self.files.values() if btlog.project_of(file["filename"]) == match[1]]
+        page = {"meta": {"api-version": "1.0"}, "name": match[1], "files": files}
+        return (200, PEP_691, json.dumps(page).encode()) if files else (404, "text/plain", b"")
+
+    def page(self, project: str, accept: str = PIP_ACCEPTS) -> tuple[int, dict[str, str], bytes]:
+        return ask(self.url, f"/simple/{project}/", accept=accept)
+
+    def get(self, name: str) -> tuple[int, dict[str, str], bytes]:
+        """What an installer gets over the link that the gate's page has for a file."""
+        page = json.loads(self.page(btlog.project_of(name))[2])
+        [link] = [file["url"] for file in page["files"] if file["filename"] == name]
+        return ask(self.url, link)
+
+    def close(self) -> None:
+        self.local.close()
+        self.gate.pool.shutdown()
+        self.gate.index.source.close()
+        self.proofs.close()
+        self.index.close()
+        self.store.close()
+
+
+@pytest.fixture
+def gated(tmp_path: Path) -> Iterator[Gated]:
+    with contextlib.closing(Gated(tmp_path)) as gate:
+        yield gate
+
+
+def test_a_gate_sends_on_what_is_logged_and_refuses_the_rest(gated: Gated, caplog: pytest.LogCaptureFixture) -> None:
+    """The sentence is where pip shows it, behind the status, and where uv does, in the body."""
+    status, headers, _ = gated.get("good-1.0-py3-none-any.whl")
+    assert (status, headers["location"]) == (302, f"{gated.index.url}/good-1.0-py3-none-any.whl")
+    gated.list("good-2.0.tar.gz", hashes={})
+    gated.list("good-3.0.tar.gz", url="file:///etc/passwd")
+    gated.list("good-4.0.tar.gz", url="ftp://127.0.0.1/good-4.0.tar.gz")
+    gated.log([gated.files["good-3.0.tar.gz"], gated.files["good-4.0.tar.gz"]])
+    for name, why in {
+        "evil-1.0-py3-none-any.whl": "not logged",
+        "other-1.0-py3-none-any.whl": f"not logged, but with another checksum at index 1: the log has sha256:{'ab' * 32}",
+        "good-2.0.tar.gz": "the index gives no SHA-256 for it",
+        "good-3.0.tar.gz": "the index has it at a URL that is not http or https",
+        "good-4.0.tar.gz": "the index has it at a URL that is not http or https",
+    }.items():
+        status, headers, body = gated.get(name)
+        assert (status, headers["content-type"]) == (403, "application/problem+json")
+        assert json.loads(body)["detail"].startswith(f"{name} is refused: {why}")
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", gated.local.port)) as connection:
+            link = next(f["url"] for f in json.loads(gated.page(btlog.project_of(name))[2])["files"] if f["filename"] == name)
+            connection.request("GET", link)
+            assert connection.getresponse().reason.startswith(f"{name} is refused: {why}"[:300])
+        assert f"{name} is refused: {why}" in caplog.text
+    assert b'{result="passed"} 1\n' in (metrics := ask(gated.url, "/metrics")[2])
+    assert b'{result="refused"} 10\n' in metrics
+
+
+def test_a_gate_lists_all_files_and_no_metadata_apart_from_them(gated: Gated) -> None:
+    """A file that is left out would have an installer take an older one."""
+    more = {"requires-python": ">=3.8, <4", "yanked": 'bad "<b>"', "size": 7, "upload-time": "2026-01-01T00:00:00Z"}
+    gated.list("good-2.0.tar.gz", **more, **{"core-metadata": {"sha256": "00" * 32}, "dist-info-metadata": True})
+    gated.list('good-3.0"><b>.tar.gz', hashes={})
+    status, headers, body = gated.page("Good")
+    assert (status, headers["location"]) == (308, "/simple/good/")
+    status, headers, body = gated.page("good")
+    page = json.loads(body)
+    assert (status, headers["content-type"], page["name"]) == (200, PEP_691, "good")
+    assert [file["filename"] for file in page["files"]] == ["good-1.0-py3-none-any.whl", "good-2.0.tar.gz", 'good-3.0"><b>.tar.gz']
+    assert page["files"][1] == {
+        "filename": "good-2.0.tar.gz", "url": f"/files/good/{'cd' * 32}/good-2.0.tar.gz", "hashes": {"sha256": "cd" * 32}, **more
+    }  # fmt: skip
+    for accept in "text/html", "*/*", "application/vnd.pypi.simple.v1+html":
+        kind, body = (answer := gated.page("good", accept))[1]["content-type"], answer[2]
+        assert kind == (accept if "pypi" in accept else "text/html; charset=utf-8")
+        assert btlog.parse_links(body, btlog._Links(f"{gated.url}/simple/good/")) == [
+            f"{gated.url}{file['url']}" + (f"#sha256={file['hashes']['sha256']}" if file["hashes"] else "") for file in page["files"]
+        ]
+        assert b"<b>" not in body
+        assert b"metadata" not in body
+        assert b'data-requires-python="&gt;=3.8, &lt;4" data-yanked="bad &quot;&lt;b&gt;&quot;">good-2.0.tar.gz</a>' in body
+    assert gated.page("none")[0] == 404
+    assert ask(gated.url, "/simple/good/", "POST", b"")[0] == 405
+    for path_ in "/", "/simple", "/files/good", "/files/good/x", "/files/../../x/y", "/files/good/a/b/c", "/simple/a/b/":
+        assert ask(gated.url, path_)[0] == 404, path_
+    assert ask(gated.url, f"/files/good/{'00' * 32}/good-1.0-py3-none-any.whl")[0] == 403
+
+
+def test_a_gate_before_an_index_in_html(gated: Gated) -> None:
+    [good] = [file["hashes"]["sha256"] for file in gated.files.values() if "good" in file["filename"]]
+    links = f'<a href="../../good-1.0-py3-none-any.whl#sha256={good}" data-requires-python="&gt;=3" data-yanked>x</a><a href="/y">y</a>'
+    gated.pages["/simple/good/"] = 200, "text/html", links.encode()
+    [file] = json.loads(gated.page("good")[2])["files"]
+    assert (file["filename"], file["requires-python"], file["yanked"]) == ("good-1.0-py3-none-any.whl", ">=3", "")
+    assert ask(gated.url, file["url"])[1]["location"] == f"{gated.index.url}/good-1.0-py3-none-any.whl"
+    gated.pages["/simple/"] = 200, "text/html", b'<a href="good/">Good</a>'
+    assert json.loads(ask(gated.url, "/simple/", accept=PIP_ACCEPTS)[2])["projects"] == [{"name": "good"}]
+    assert b'<a href="/simple/good/">good</a>' in ask(gated.url, "/simple/")[2]
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        (PEP_691, b"x"),
+        (PEP_691, b"[]"),
+        (PEP_691, b'{"files": [1]}'),
+        (PEP_691, b'{"files": [{"filename": 1, "url": ""}]}'),
+        (PEP_691, b'{"files": [{"filename": "a/b", "url": ""}]}'),
+        (PEP_691, b'{"files": [{"filename": "a", "url": "", "hashes": []}]}'),
+        (PEP_691, b'{"files": [{"filename": "a", "url": "http://[", "hashes": {}}]}'),
+        (PEP_691, b"[" * 100_000),
+        ("text/html", b"<a" + b" " * 100_000 + b">"),
+        ("text/plain", b""),
+        ("text/html", b"\xff"),
+    ],
+)
+def test_a_gate_before_pages_that_are_none(gated: Gated, kind: str, body: bytes) -> None:
+    gated.pages["/simple/good/"] = 200, kind, body
+    status, _, said = gated.page("good")
+    assert (status, b"no page of a package index" in said or body == b"[]") == (503, True), said
+    status, _, said = ask(gated.url, f"/files/good/{'00' * 32}/good-1.0.tar.gz")
+    assert (status, json.loads(said)["title"]) == (403, "not proved to be logged")
+
+
+def test_a_gate_keeps_what_it_has_proved(gated: Gated, tmp_path: Path) -> None:
+    """With the log gone, what was proved still serves; the rest is refused, with the reason."""
+    assert gated.get("good-1.0-py3-none-any.whl")[0] == 302
+    gated.log([gated.files["evil-1.0-py3-none-any.whl"]])
+    gated.proofs._other = None
+    assert gated.get("good-1.0-py3-none-any.whl")[0] == 302
+    status, _, body = gated.get("evil-1.0-py3-none-any.whl")
+    assert (status, "the index gives no proof, and there is no log to ask" in json.loads(body)["detail"]) == (403, True)
+    gated.gate.demands = btlog.Demands(btlog.simple_policy([new_key("log.example/vectors").key]))  # which did not sign it
+    assert gated.get("good-1.0-py3-none-any.whl")[0] == 403
+    with contextlib.closing(sqlite3.connect(tmp_path / "proxy.db")) as db:
+        assert db.execute("SELECT filename FROM proof").fetchall() == [("good-1.0-py3-none-any.whl",)]
+
+
+def test_a_gate_forgets_the_oldest_proofs(gated: Gated, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(btlog, "MAX_PROVED", 3)
+    for i in range(6):
+        gated.proofs.keep(btlog.GateFile(f"{i}.whl", "sha256:x", ""), b"proof")
+    kept = [i for i in range(6) if gated.proofs.kept(btlog.GateFile(f"{i}.whl", "sha256:x", ""))]
+    assert kept == [3, 4, 5]
+
+
+def test_a_gate_demands_publishers_and_freshness(tmp_path: Path) -> None:
+    for n, (demands, why) in enumerate([({"issuer": "https://example.com"}, "it has no publisher"), ({"max_age": 60.0}, "not fresh enough")]):
+        (tmp_path / str(n)).mkdir()
+        with contextlib.closing(Gated(tmp_path / str(n), demands=demands)) as gated:
+            status, _, body = gated.get("good-1.0-py3-none-any.whl")
+            assert (status, why in json.loads(body)["detail"]) == (403, True), body
+
+
+def test_a_gate_takes_proofs_from_the_index_first(gated: Gated) -> None:
+    """In the page, or where the page says; what is false there does not hide what the log has."""
+    proof = gated.store.proof(0, gated.store.checkpoint("published") or b"", btlog.Tiles(2, gated.store.tile))
+    other, gated.proofs._other = gated.proofs._other, None
+    name = "good-1.0-py3-none-any.whl"
+    (gated.folder / "index" / "p").write_bytes(proof)
+    for key, value, status in [
+        ("_tlog-proof", proof.decode(), 302),
+        ("tlog-proof", "../../p", 302),
+        ("_tlog-proof", "../../missing", 403),
+        ("_tlog-proof", "file:///etc/passwd", 403),
+        ("_tlog-proof", proof.decode().replace("index 0", "index 1"), 403),
+        ("_tlog-proof", 5, 403),
+    ]:
+        gated.list(name, **{key: value})
+        assert gated.get(name)[0] == status, value
+        with contextlib.closing(sqlite3.connect(gated.folder / "proxy.db")) as db, db:
+            db.execute("DELETE FROM proof")
+    gated.proofs._other = other
+    assert gated.get(name)[0] == 302
+
+
+def test_a_gate_carries_files_and_holds_them_to_their_checksum(tmp_path: Path) -> None:
+    with contextlib.closing(Gated(tmp_path, carry=True)) as gated:
+        name = "good-1.0-py3-none-any.whl"
+        place = tmp_path / "index" / name
+        data = place.read_bytes()
+        status, headers, body = gated.get(name)
+        assert (status, headers["content-type"], body) == (200, "application/octet-stream", data)
+        large = os.urandom(1 << 20)
+        place.write_bytes(large)
+        gated.list(name)
+        gated.list("good-2.0.tar.gz", url=f"../../{name}")
+        gated.files["good-2.0.tar.gz"]["hashes"] = gated.files[name]["hashes"]
+        gated.log([gated.files["good-2.0.tar.gz"]])
+        assert gated.get("good-2.0.tar.gz")[2] == large
+        for changed in large[:-1] + b"x", large[:-1], large + b"x", b"":
+            place.write_bytes(changed)
+            with pytest.raises(http.client.IncompleteRead) as short:
+                gated.get("good-2.0.tar.gz")
+            assert len(short.value.partial) < len(large)
+        place.unlink()
+        status, _, body = gated.get("good-2.0.tar.gz")
+        assert (status, "can't be had" in json.loads(body)["detail"]) == (403, True)
+
+
+def test_a_page_of_5000_files_takes_no_time(gated: Gated) -> None:
+    for i in range(5000):
+        gated.files[f"big-{i}.tar.gz"] = {"filename": f"big-{i}.tar.gz", "url": f"../../big-{i}.tar.gz", "hashes": {"sha256": f"{i:064}"}}
+    for _ in range(2):
+        begun = time.monotonic()
+        ask(gated.index.url, "/simple/big/")
+        alone, begun = time.monotonic() - begun, time.monotonic()
+        assert len(json.loads(gated.page("big")[2])["files"]) == 5000
+        more = time.monotonic() - begun - alone
+    assert more < 1.5, more  # 0.1 to 0.2 s here
+
+
+def test_a_gate_as_a_command(tmp_path: Path) -> None:
+    with contextlib.closing(Gated(tmp_path)) as gated:
+        (tmp_path / "key").write_text(LOG_VKEY)
+        where = ("--index-url", f"{gated.index.url}/simple", "--public-key", "key", "--storage-dir", "log")
+        with running("proxy", *where, cwd=tmp_path) as gate:
+            assert gate.line.endswith(f" pip install --index-url {gate.url}/simple/\n")
+            link = f"/files/good/{gated.files['good-1.0-py3-none-any.whl']['hashes']['sha256']}/good-1.0-py3-none-any.whl"
+            assert ask(gate.url, link)[0] == 302
+            assert ask(gate.url, "/healthz")[0] == 200
+            assert gate.stop() == (0, "")
+    for words, says in [
+        (("--proofs", "x", "--log-url", "http://127.0.0.1:1"), "give one of"),
+        ((), "give --policy F, or --public-key F"),
+    ]:
+        code, _, error = call_btlog("proxy", "--index-url", "http://127.0.0.1:1/simple", *words)
+        assert (code, says in error) == (2, True)
+
+
+@pytest.mark.slow
+def test_installers_behind_a_gate(gated: Gated, tmp_path: Path) -> None:
+    """Real pip and uv install what is logged and nothing else, and show the sentence of the gate."""
+    wheel_of(tmp_path / "index" / "needs-1.0-py3-none-any.whl", "needs", "Requires-Dist: good")
+    gated.list("needs-1.0-py3-none-any.whl")
+    gated.log([gated.files["needs-1.0-py3-none-any.whl"]])
+    where = ["--no-cache-dir", "--index-url", f"{gated.url}/simple/"]
+    for name, modules, says in [
+        ("needs", {"needs.py", "good.py"}, ""),
+        ("evil", set(), "evil-1.0-py3-none-any.whl is refused: not logged"),
+        ("other", set(), "other-1.0-py3-none-any.whl is refused: not logged, but with another checksum"),
+    ]:
+        for installer in [sys.executable, "-m", "pip"], [uv_path(), "pip"]:
+            target = tmp_path / "target"
+            command = [*installer, "install", *where, "--target", str(target), name]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+            assert (done.returncode == 0) is bool(modules), done.stderr
+            assert {file.name for file in target.glob("*.py")} == modules
+            assert says in re.sub(r"\s+", " ", done.stderr)
+            shutil.rmtree(target, ignore_errors=True)
 
 
 # --- The list of defects and this file, held against each other -------------------------------------------------------------
