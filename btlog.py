@@ -5,39 +5,38 @@
 # ///
 """btlog: a binary transparency log for Python package indexes, in one file.
 
-An index tells the log the name and the SHA-256 of every file that it publishes. The log keeps them in an
-append-only Merkle tree and signs its root. Witnesses cosign what they have seen to be append-only. Whoever
-installs a file can check, offline, that it was logged; whoever owns a project can watch what is logged for it.
+An index tells the log the name and the SHA-256 of every file that it publishes. The log keeps them in an append-only
+Merkle tree and signs its root. Witnesses check that the tree only grows, and cosign it. Users can check offline that
+a file was logged. Owners of a project can watch what is logged for it.
 
-What holds if `check_logged` returns: an entry with this filename, this checksum and, if it has one, this
-publisher is in a tree that the log's key signed, and as many witnesses as the policy asks for have signed that
-they saw this very tree grow out of every earlier one they saw. What does not follow: that the file is harmless,
-or that its publisher was entitled to publish it. The log makes an attack visible; somebody still has to look.
+If `check_logged` returns, the log's key signed a tree that has an entry with this filename, this checksum and, if
+given, this publisher. As many witnesses as the policy asks for cosigned the tree: each states that it continues every
+tree of the log that this witness saw before. The file may still be harmful, and its publisher may not have been
+entitled to publish it. The log makes an attack visible; somebody still has to look.
 
 Reading order is dependency order: a section uses only what stands above it.
 
   Part I    Trusted core: errors, strict scalars, Merkle checks, keys and notes, checkpoints, entries,
             policies, proofs. Bytes and integers go in; a value or an `Error` comes out. No I/O, no clock.
-  Part II   The rest that is pure: policy files, signing, tile paths and bundles, proofs over tiles, the witness's
-            step, and what a monitor looks for in entries.
-  Part III  Storage: one SQLite file, one writer, one transaction for all that belongs together; for a log, for the
-            mirror of a log, which is a log's store that a monitor fills, and for a witness.
+  Part II   More code without I/O: signing, tile paths and entry bundles, proofs from tiles, the witness's step, and
+            what a monitor looks for in entries.
+  Part III  Storage: one SQLite file, one writer, one transaction for changes that belong together. There is a store
+            for a log, one for a mirror (a copy of a log that a monitor fills), and one for a witness.
   Part IV   Network: HTTP plumbing, the client, the log with its sequencer and its page, the witness, the monitor.
   Part V    Commands: one small function each, and `main(argv)`, which returns the exit code.
 
-Who has to trust what: a verifier, Part I and the parser of policy files; a monitor, the tile reader, the mirror and
-the monitor as well; a witness, the witness's step and its store.
-A defect further down can stop a log or make it emit what Part I refuses; it can't make Part I accept an entry
-that was not logged.
+A verifier has to trust Part I. A monitor has to trust the tile reader, the mirror and the monitor's code as well. A
+witness has to trust the witness's step and its store as well. A defect below Part I can stop a log, or make it emit
+what Part I refuses. It can't make Part I accept an entry that was not logged.
 
-Specifications: C2SP (https://c2sp.org) as of July 2026, that is signed-note, tlog-checkpoint, tlog-cosignature,
-tlog-tiles, tlog-witness, tlog-proof and tlog-policy; RFC 6962 section 2.1 for trees and proofs, RFC 9162 section
-2.1 for the way to check them, RFC 8032 for Ed25519.
+Specifications: C2SP (https://c2sp.org) as of July 2026: signed-note, tlog-checkpoint, tlog-cosignature, tlog-tiles,
+tlog-witness, tlog-proof and tlog-policy; RFC 6962 section 2.1 for trees and proofs, RFC 9162 section 2.1 for the
+checks of proofs, RFC 8032 for Ed25519.
 """
 
 # === Part I: the trusted core ===========================================================================
-# All that a verifier has to trust. It stands alone: `python btlog.py core > core.py` prints it as a module of its own,
-# for which the standard library is enough. Bytes and integers go in; a value or an `Error` comes out.
+# A verifier has to trust only this part. `python btlog.py core > core.py` prints it as a module of its own, which needs
+# only the standard library. Bytes and integers go in; a value or an `Error` comes out.
 
 from __future__ import annotations
 
@@ -53,7 +52,7 @@ from typing import NamedTuple
 
 try:
     from nacl import exceptions, signing
-except ImportError:  # a bare Python: the verification below does
+except ImportError:  # _verify_alone verifies without PyNaCl
     signing = None  # type: ignore[assignment]
 
 __all__ = [
@@ -62,25 +61,25 @@ __all__ = [
     "open_checkpoint", "parse_policy", "simple_policy", "verify_file",
 ]
 
-# Limits, each with its source, in bytes where nothing else is said.
-MAX_INT = 2**63 - 1  # tlog-cosignature: a timestamp "MUST NOT exceed 2^63 - 1"; the bound of sizes and indices too
+# Limits, each with its source; in bytes unless the comment says otherwise.
+MAX_INT = 2**63 - 1  # tlog-cosignature: a timestamp "MUST NOT exceed 2^63 - 1"; sizes and indices have the same limit
 MAX_NAME = 255  # an origin or key name: tlog-cosignature has `opaque log_origin<1..2^8-1>`
-MAX_NOTE, MAX_SIGNATURES = 1_000_000, 100  # golang.org/x/mod/sumdb/note; signed-note asks for 16 signatures at least
+MAX_NOTE, MAX_SIGNATURES = 1_000_000, 100  # golang.org/x/mod/sumdb/note; signed-note asks for at least 16 signatures
 MAX_ENTRY, MAX_FILENAME = 65_535, 255  # tlog-tiles: a uint16 length prefix; file systems
-MAX_POLICY, MAX_DEPTH = 1_000_000, 100  # a policy file, and its groups within groups
+MAX_POLICY, MAX_DEPTH = 1_000_000, 100  # a policy file; levels of nested groups in it
 
-# --- Errors: each with the HTTP status of the answer and the exit code of the command that it ends -------
+# --- Errors: each has the HTTP status of the answer and the exit code of the command ---------------------
 
 class Error(Exception):
-    """Anything that btlog refuses; the message says what was wrong and with what."""
+    """The base class of btlog's errors. The message says what is wrong, and with which input."""
     status, exit_code = 500, 3
 
 class Malformed(Error):
-    """The input is not of its format, or a value is out of its range."""
+    """The input does not have the required format, or a value is out of range."""
     status, exit_code = 400, 2
 
 class BadSignature(Error):
-    """A false signature, none of a trusted key, or fewer cosignatures than the policy asks for."""
+    """A false signature, no signature of a trusted key, or too few cosignatures for the policy."""
     status, exit_code = 403, 1
 
 class BadProof(Error):
@@ -90,30 +89,30 @@ class BadProof(Error):
 # --- Strict scalars: nothing else calls int() or b64decode() --------------------------------------------
 
 _DECIMAL = re.compile(r"0|[1-9][0-9]{0,18}")
-_NOT_TEXT = re.compile(r"[\x00-\x09\x0b-\x1f\ud800-\udfff]")  # surrogates: what bytes that are not UTF-8 decode to
+_NOT_TEXT = re.compile(r"[\x00-\x09\x0b-\x1f\ud800-\udfff]")  # surrogates stand for bytes that are not UTF-8
 
 
 def parse_decimal(text: str) -> int:
-    """The integer of 0 to MAX_INT that `text` is the one ASCII decimal of; raises Malformed."""
+    """Returns the integer of 0 to MAX_INT whose canonical ASCII decimal is `text`; raises Malformed."""
     if not _DECIMAL.fullmatch(text) or int(text) > MAX_INT:
         raise Malformed(f"not a decimal of 0 to 2^63-1: {text[:40]!r}")
     return int(text)
 
 
 def parse_base64(text: str, length: int | None = None) -> bytes:
-    """The bytes, `length` of them, that `text` is the one base64 of (RFC 4648 section 4); raises Malformed."""
+    """Returns the bytes (`length`, if given) whose canonical base64 is `text` (RFC 4648 section 4); raises Malformed."""
     try:
         data = base64.b64decode(text, validate=True)
     except ValueError:
         raise Malformed(f"not base64: {text[:60]!r}") from None
-    # b64decode takes set bits behind the last byte: several texts would give the same bytes.
+    # b64decode ignores surplus bits after the last byte, so several texts would decode to the same bytes.
     if base64.b64encode(data).decode() != text or len(data) != (len(data) if length is None else length):
         raise Malformed(f"not canonical base64 of {length or 'some'} bytes: {text[:60]!r}")
     return data
 
 
 def parse_text(data: bytes) -> str:
-    """Text of whole lines; raises Malformed."""
+    """Returns the text of `data`: whole lines, without control characters; raises Malformed."""
     text = data.decode(errors="surrogateescape")
     # signed-note: "MUST be valid UTF-8 and MUST NOT contain any ASCII control characters … other than newline"
     if _NOT_TEXT.search(text) or not text.endswith("\n"):
@@ -126,7 +125,7 @@ EMPTY_ROOT = hashlib.sha256(b"").digest()  # "The hash of an empty list is the h
 
 
 def leaf_hash(entry: bytes) -> bytes:
-    """The 32-byte hash of an entry as a leaf of the tree."""
+    """The 32-byte leaf hash of an entry."""
     return hashlib.sha256(b"\x00" + entry).digest()
 
 
@@ -137,9 +136,9 @@ def node_hash(left: bytes, right: bytes) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """The first `size` entries of a log and their 32-byte `root` hash, in one value: both must be of one signature.
+    """The first `size` entries of a log, and their 32-byte `root` hash. One signature must cover both.
 
-    A size alone is never believed: it only shapes the path of a proof, which may well pass under a wrong one.
+    The size only shapes the path of a proof: a valid proof may pass under a wrong size.
     """
     size: int
     root: bytes
@@ -150,9 +149,9 @@ class Tree:
 
 
 def _climb(node: int, last: int, start: bytes, path: Sequence[bytes]) -> tuple[bytes, bytes]:
-    """Hashes from `start`, at position `node` of a level whose last position is `last`, up along `path`.
+    """Hashes up along `path`, from `start` at position `node` of a level whose last position is `last`.
 
-    Returns the root over `start` and what is left of it, and the root over all; raises BadProof.
+    Returns two roots: one over positions 0 to `node`, one over positions 0 to `last`; raises BadProof.
     """
     left = whole = start
     for sibling in path:
@@ -160,7 +159,7 @@ def _climb(node: int, last: int, start: bytes, path: Sequence[bytes]) -> tuple[b
             raise BadProof("the proof is too long")
         if node & 1 or node == last:
             left, whole = node_hash(sibling, left), node_hash(sibling, whole)
-            while not node & 1 and node:  # on the right edge, levels in which the path has no sibling
+            while not node & 1 and node:  # at the right edge, skip levels where the node has no sibling
                 node, last = node >> 1, last >> 1
         else:
             whole = node_hash(whole, sibling)
@@ -173,35 +172,35 @@ def _climb(node: int, last: int, start: bytes, path: Sequence[bytes]) -> tuple[b
 def check_inclusion(leaf: bytes, index: int, tree: Tree, proof: Sequence[bytes]) -> None:
     """Returns if `proof` shows that entry `index` of `tree` has the leaf hash `leaf`; else raises BadProof.
 
-    The leaf and the elements are 32 bytes each, the leaf's sibling comes first (RFC 9162 section 2.1.3.2).
+    The leaf hash and the proof's hashes are 32 bytes each. The leaf's sibling comes first (RFC 9162 section 2.1.3.2).
     """
     if not 0 <= index < tree.size or any(len(element) != 32 for element in (leaf, *proof)):
-        raise BadProof(f"no entry {index} in a tree of size {tree.size}, or an element that is not 32 bytes long")
+        raise BadProof(f"no entry {index} in a tree of size {tree.size}, or a hash that is not 32 bytes long")
     if _climb(index, tree.size - 1, leaf, proof)[1] != tree.root:
         raise BadProof(f"the proof does not show this entry at index {index} of the tree of size {tree.size}")
 
 
 def check_consistency(old: Tree, new: Tree, proof: Sequence[bytes]) -> None:
-    """Returns if `proof`, 32-byte hashes, shows that `new` begins with `old` (RFC 9162 2.1.4.2); or raises BadProof."""
+    """Returns if `proof` (32-byte hashes) shows that `new` begins with `old`; or raises BadProof (RFC 9162 2.1.4.2)."""
     if any(tree.size == 0 and tree.root != EMPTY_ROOT for tree in (old, new)):
         raise BadProof("a tree of size 0 whose root is not the hash of the empty string")
     if old.size > new.size or (old.size == new.size and old.root != new.root):
-        raise BadProof(f"a tree of size {new.size} can't follow this one of size {old.size}")
+        raise BadProof(f"the tree of size {new.size} can't follow the tree of size {old.size}")
     if bool(proof) != (0 < old.size < new.size) or any(len(element) != 32 for element in proof):
-        raise BadProof("a proof where none is needed, none where one is, or an element that is not 32 bytes long")
+        raise BadProof("a proof that is not needed, a missing proof, or a hash that is not 32 bytes long")
     if proof:
-        # An old tree that is a complete subtree of the new one is a node of it: then its root begins the path.
+        # The root of an old tree of 2^n entries is a node of the new tree. The proof omits it; here it begins the path.
         path = [old.root, *proof] if old.size & (old.size - 1) == 0 else proof
         node, last = old.size - 1, new.size - 1
         while node & 1:
             node, last = node >> 1, last >> 1
         if _climb(node, last, path[0], path[1:]) != (old.root, new.root):
-            raise BadProof(f"the tree of size {new.size} does not begin with that of size {old.size}")
+            raise BadProof(f"the tree of size {new.size} does not begin with the tree of size {old.size}")
 
 # --- Ed25519: RFC 8032 section 5.1, as strict as libsodium --------------------------------------------------
 
 _P, _L = 2**255 - 19, 2**252 + 27742317777372353535851937790883648493  # the orders of the field and of the group
-_D, _ROOT = -121665 * pow(121666, -1, _P) % _P, pow(2, (_P - 1) // 4, _P)  # of the curve; a square root of -1
+_D, _ROOT = -121665 * pow(121666, -1, _P) % _P, pow(2, (_P - 1) // 4, _P)  # d of the curve; a square root of -1
 _Point = tuple[int, int, int, int]  # "(X, Y, Z, T), with x = X/Z, y = Y/Z, x * y = T/Z"
 
 
@@ -213,7 +212,7 @@ def _plus(a: _Point, b: _Point) -> _Point:
 
 
 def _point(data: bytes) -> _Point | None:
-    """The point whose canonical encoding is `data`, 32 bytes; None where there is none (section 5.1.3)."""
+    """The point whose canonical encoding is the 32 bytes `data`; None if there is none (section 5.1.3)."""
     y = int.from_bytes(data, "little") & (1 << 255) - 1
     square = (y * y - 1) * pow(_D * y * y + 1, -1, _P)
     x = pow(square, (_P + 3) // 8, _P)
@@ -223,18 +222,18 @@ def _point(data: bytes) -> _Point | None:
 
 
 def _verify_alone(key: bytes, message: bytes, signature: bytes) -> bool:
-    """verify_ed25519 without PyNaCl, in some milliseconds (section 5.1.7)."""
+    """verify_ed25519 without PyNaCl; takes a few milliseconds (section 5.1.7)."""
     s = int.from_bytes(signature[32:], "little")
     if len(key) != 32 or len(signature) != 64 or s >= _L or not (a := _point(key)):
         return False
     k = int.from_bytes(hashlib.sha512(signature[:32] + key + message).digest(), "little") % _L
-    base, minus, r = _point(b"\x58" + 31 * b"\x66") or a, (-a[0], a[1], 1, -a[3]), (0, 1, 1, 0)
-    table = None, base, minus, _plus(base, minus)
-    for i in range(252, -1, -1):  # R = [s]B - [k]A, both at once
+    base, minus_a, r = _point(b"\x58" + 31 * b"\x66") or a, (-a[0], a[1], 1, -a[3]), (0, 1, 1, 0)
+    table = None, base, minus_a, _plus(base, minus_a)
+    for i in range(252, -1, -1):  # r = [s]B - [k]A, bit by bit, both products in one pass
         r = _plus(r, r)
         if point := table[(s >> i & 1) + 2 * (k >> i & 1)]:
             r = _plus(r, point)
-    for point in a, r:  # libsodium refuses those of small order: eight times them is the neutral element
+    for point in a, r:  # refuse points of small order, as libsodium does: 8 times one is the neutral element
         x, y, z, _ = functools.reduce(lambda p, _: _plus(p, p), range(3), point)
         if x == 0 and y == z:
             return False
@@ -243,12 +242,12 @@ def _verify_alone(key: bytes, message: bytes, signature: bytes) -> bool:
 
 
 def verify_ed25519(key: bytes, message: bytes, signature: bytes) -> bool:
-    """True if `signature`, 64 bytes, is that of `key`, 32 bytes, over the message."""
+    """True if `signature` (64 bytes) is a valid signature of `key` (32 bytes) over `message`."""
     if not signing:
         return _verify_alone(key, message, signature)
     try:
         return bool(signing.VerifyKey(key).verify(message, signature) == message)
-    except exceptions.CryptoError:  # also for a key or a signature of another length
+    except exceptions.CryptoError:  # also if the key or the signature has a wrong length
         return False
 
 # --- Keys and notes: signed-note, tlog-cosignature ------------------------------------------------------
@@ -259,7 +258,7 @@ _KEY_LENGTH = {ED25519: 32, COSIGNATURE: 32, ML_DSA_44: 1312}
 
 
 def check_name(name: str) -> None:
-    """Returns if `name` may name a key or be an origin; raises Malformed."""
+    """Returns if `name` may be a key name or an origin; else raises Malformed."""
     # "Key names MUST be non-empty and MUST NOT contain any Unicode spaces or plus (U+002B) characters."
     if not _NAME.fullmatch(name) or len(name.encode()) > MAX_NAME:
         raise Malformed(f"a name has 1 to {MAX_NAME} bytes, no space, control character or plus sign: {name[:60]!r}")
@@ -267,7 +266,7 @@ def check_name(name: str) -> None:
 
 @dataclass(frozen=True)
 class VerifierKey:
-    """A public key, the type of its signatures, and the name that it signs under. Type 0x06 parses, never verifies."""
+    """A vkey: a key name, a signature type and a public key. A key of type 0x06 parses, but never verifies."""
     name: str
     kind: int
     key: bytes
@@ -284,34 +283,34 @@ class VerifierKey:
 
     @classmethod
     def parse(cls, vkey: str) -> VerifierKey:
-        """The key of "<key name>+hex(32-bit key ID)+base64(signature type || public key)"; raises Malformed."""
-        name, key_id, encoded, *_ = *vkey.split("+", 2), "", ""  # base64 may hold further plus signs
+        """Parses "<key name>+hex(32-bit key ID)+base64(signature type || public key)"; raises Malformed."""
+        name, key_id, encoded, *_ = *vkey.split("+", 2), "", ""  # base64 may contain more plus signs
         data = parse_base64(encoded)
         if not data or (key := cls(name, data[0], data[1:])).key_id.hex() != key_id:
             raise Malformed(f"not a verifier key, or its key ID is not that of its name and key: {vkey[:60]!r}")
         return key
 
     def verify(self, text: str, signature: bytes) -> int:
-        """The time in seconds of a cosignature over a note's text, 0 for a log's signature; raises BadSignature."""
+        """Returns a valid cosignature's time in seconds, 0 for a valid signature of a log; else raises BadSignature."""
         message, seconds = text.encode(), 0
         if self.kind == COSIGNATURE:
             seconds, signature = int.from_bytes(signature[:8], "big"), signature[8:]
             message = cosigned_message(text, seconds)
             # "It MUST NOT exceed 2^63 - 1"; tlog-witness: "the timestamp MUST NOT be zero"
             if not 0 < seconds <= MAX_INT:
-                raise BadSignature(f"a cosignature of {self.name} at the time {seconds}")
+                raise BadSignature(f"a cosignature of {self.name} has the invalid time {seconds}")
         if not verify_ed25519(self.key, message, signature):
             raise BadSignature(f"a signature of {self.name} does not verify")
         return seconds
 
 
 def cosigned_message(text: str, seconds: int) -> bytes:
-    """What a cosignature signs: "two newline (U+000A) terminated lines … followed by the whole note body"."""
+    """The message of a cosignature: "two newline (U+000A) terminated lines … followed by the whole note body"."""
     return f"cosignature/v1\ntime {seconds}\n{text}".encode()
 
 
 def split_note(note: bytes) -> tuple[str, list[tuple[str, bytes, bytes]]]:
-    """The text of a note and, UNVERIFIED, the name, key ID and signature of its lines; raises Malformed."""
+    """Returns a note's text, and the UNVERIFIED name, key ID and signature of each signature line; raises Malformed."""
     # "the text is separated from the signatures by the last empty line in the note"
     text, separator, rest = parse_text(note[: MAX_NOTE + 1]).rpartition("\n\n")
     lines = rest.split("\n")[:-1]
@@ -319,8 +318,8 @@ def split_note(note: bytes) -> tuple[str, list[tuple[str, bytes, bytes]]]:
         raise Malformed(f"a note is a text, an empty line and 1 to {MAX_SIGNATURES} signatures, in {MAX_NOTE} bytes")
     signatures = []
     for line in lines:
-        dash, name, value, *more = *line.split(" "), "", ""
-        if dash != "—" or more != ["", ""] or len(data := parse_base64(value)) <= 4:
+        dash, name, value, *padding = *line.split(" "), "", ""
+        if dash != "—" or padding != ["", ""] or len(data := parse_base64(value)) <= 4:
             raise Malformed(f"not a signature line: {line[:80]!r}")
         check_name(name)
         signatures.append((name, data[:4], data[4:]))
@@ -328,9 +327,9 @@ def split_note(note: bytes) -> tuple[str, list[tuple[str, bytes, bytes]]]:
 
 
 def open_note(note: bytes, keys: Iterable[VerifierKey]) -> tuple[str, dict[VerifierKey, int]]:
-    """The text of a note and which of `keys` signed it, and when in seconds (0 but for cosignatures).
+    """Returns a note's text, and the time in seconds (0 for a log's signature) by each of `keys` that signed the note.
 
-    Raises Malformed; BadSignature where none of them did, or where a signature of any is false.
+    Raises Malformed; BadSignature if none of `keys` signed the note, or if a signature of one of them is false.
     """
     text, signatures = split_note(note)
     known = {(key.name, key.key_id): key for key in keys if key.kind != ML_DSA_44}
@@ -348,7 +347,7 @@ def open_note(note: bytes, keys: Iterable[VerifierKey]) -> tuple[str, dict[Verif
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A log's statement of its tree. `cosigned` has who cosigned it, and when in seconds."""
+    """A log's statement of its tree. `cosigned` lists the keys that cosigned it, and the times in seconds."""
     origin: str
     tree: Tree
     extensions: tuple[str, ...] = ()
@@ -356,7 +355,7 @@ class Checkpoint:
 
     @classmethod
     def parse(cls, text: str) -> Checkpoint:
-        """The checkpoint that a note's text is; raises Malformed. Only open_checkpoint gives a verified one."""
+        """Returns the checkpoint in a note's text, UNVERIFIED (see open_checkpoint); raises Malformed."""
         lines = text.split("\n")
         # "a sequence of at least three non-empty lines, separated by newlines"
         if len(lines) < 4 or lines.pop() != "" or "" in lines:
@@ -367,16 +366,16 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Quorum:
-    """Met if `threshold` of its members are: witnesses by having cosigned, groups by being met themselves."""
+    """Is met if `threshold` members are: a witness if it cosigned, a nested group if it is met itself."""
     threshold: int
     members: tuple[VerifierKey | Quorum, ...]
 
     def __post_init__(self) -> None:
-        # "it is required that 1 <= k <= n"; no member at all is the predefined `none`
+        # "it is required that 1 <= k <= n"; the predefined `none` has no members
         if not min(1, len(self.members)) <= self.threshold <= len(self.members):
-            raise Malformed(f"a group of {len(self.members)} can't ask for {self.threshold}")
+            raise Malformed(f"a group of {len(self.members)} members can't ask for {self.threshold}")
         if self.depth > MAX_DEPTH:
-            raise Malformed(f"groups within groups, more than {MAX_DEPTH} deep")
+            raise Malformed(f"groups are nested more than {MAX_DEPTH} deep")
 
     @functools.cached_property
     def depth(self) -> int:
@@ -391,24 +390,24 @@ class Quorum:
 
 @dataclass(frozen=True)
 class Policy:
-    """Which checkpoints are valid: those that one of `logs` signed and the `quorum` of `witnesses` cosigned."""
+    """Accepts a checkpoint if one of `logs` signed it and a `quorum` of `witnesses` cosigned it."""
     logs: tuple[VerifierKey, ...]  # of type 0x01
-    witnesses: tuple[VerifierKey, ...] = ()  # of type 0x04; or 0x06, which never counts
+    witnesses: tuple[VerifierKey, ...] = ()  # of type 0x04, or of type 0x06, which never counts
     quorum: Quorum = Quorum(0, ())
-    urls: tuple[tuple[VerifierKey, str], ...] = ()  # where to reach them; nothing in Part I looks at it
+    urls: tuple[tuple[VerifierKey, str], ...] = ()  # of logs and witnesses; not used in Part I
 
     def __post_init__(self) -> None:
         for keys, kinds in (self.logs, {ED25519}), (self.witnesses, {COSIGNATURE, ML_DSA_44}):
             # "Two vkeys are considered duplicate if they wrap the same underlying public key"
             if not {k.kind for k in keys} <= kinds or not len({k.key for k in keys}) == len(keys):
-                raise Malformed("a policy has the same key twice, or one of a type that can't sign there")
+                raise Malformed("a policy has the same key twice, or a key of a wrong type for a log or a witness")
         members = self.quorum.leaves()
         if len(set(members)) < len(members) or not set(members) <= set(self.witnesses):
-            raise Malformed("a quorum counts witnesses of the policy, each of them once")
+            raise Malformed("the quorum counts a witness twice, or one that is not in the policy")
 
 
 def open_checkpoint(note: bytes, policy: Policy) -> Checkpoint:
-    """The checkpoint of a note that `policy` accepts; raises Malformed, BadSignature."""
+    """Returns the checkpoint of a note if `policy` accepts it; raises Malformed, BadSignature."""
     text, signed = open_note(note, (*policy.logs, *policy.witnesses))
     checkpoint = Checkpoint.parse(text)
     # tlog-policy: "This name MUST correspond to the log's origin line"
@@ -422,22 +421,22 @@ def open_checkpoint(note: bytes, policy: Policy) -> Checkpoint:
 # --- Policy files: tlog-policy ---------------------------------------------------------------------------
 
 def as_witness(key: VerifierKey) -> VerifierKey:
-    """The key that verifies a witness's cosignatures, where Go's tools hand its vkey out as type 0x01."""
+    """Returns a key of type 0x01 as type 0x04, any other unchanged: Go's tools give a witness's vkey type 0x01."""
     return VerifierKey(key.name, COSIGNATURE, key.key) if key.kind == ED25519 else key
 
 
 def simple_policy(logs: Iterable[VerifierKey], witnesses: Iterable[VerifierKey] = (), k: int | None = None) -> Policy:
-    """Any of `logs`, cosigned by `k` (None: by all) of `witnesses`; raises Malformed."""
+    """A policy that accepts any of `logs` with cosignatures of `k` (None: all) of `witnesses`; raises Malformed."""
     keys = tuple(as_witness(key) for key in witnesses)
     return Policy(tuple(logs), keys, Quorum(len(keys) if k is None else k, keys))
 
 
 def parse_policy(data: bytes) -> Policy:
-    """The policy that a policy file describes; raises Malformed with the number of the line."""
+    """Returns the policy in a policy file; raises Malformed with the line number."""
     # "the allowed octet values are 0x09 (tab), 0x0A (newline), 0x20-0x7E, and 0x80-0xFF"
     if not re.fullmatch(rb"[\t\n\x20-\x7e\x80-\xff]*", data) or len(data) > MAX_POLICY:
         raise Malformed(f"a policy file has no control characters and at most {MAX_POLICY} bytes")
-    # "each line is terminated by ASCII newline": what is left of a file that was cut off may still be a policy.
+    # "each line is terminated by ASCII newline": the beginning of a file that was cut off may be a policy, too.
     if not data.endswith(b"\n"):
         raise Malformed("the last line of the policy file has no newline: was it cut off?")
     lines = _PolicyLines()
@@ -453,7 +452,7 @@ def parse_policy(data: bytes) -> Policy:
 
 
 class _PolicyLines:
-    """What the lines of a policy file define so far. "names must be handled as opaque octet strings"."""
+    """The definitions in the lines so far of a policy file. "names must be handled as opaque octet strings"."""
 
     def __init__(self) -> None:
         self.logs, self.witnesses, self.urls = list[VerifierKey](), list[VerifierKey](), list[tuple[VerifierKey, str]]()
@@ -477,14 +476,14 @@ class _PolicyLines:
 
     def _key(self, keys: list[VerifierKey], key: VerifierKey, url: list[bytes]) -> VerifierKey:
         keys.append(key)
-        Policy(tuple(self.logs), tuple(self.witnesses))  # refuses duplicates, and keys of a wrong type
+        Policy(tuple(self.logs), tuple(self.witnesses))  # raises Malformed for a duplicate or a wrong type
         self.urls += [(key, word.decode(errors="surrogateescape")) for word in url]
         return key
 
     def _group(self, k: bytes, names: list[bytes]) -> Quorum:
         # "Each defined name can be listed as a group member at most once."
         if len(set(names)) < len(names) or self.members & set(names):
-            raise Malformed("a name can be a member of one group, once")
+            raise Malformed("a name can be a member of only one group, and only once")
         self.members |= set(names)
         # "The `any` variant is a shorthand for k = 1, and the `all` variant is a shorthand for k = n."
         shorthand = {b"any": 1, b"all": len(names)}
@@ -503,20 +502,20 @@ class _PolicyLines:
 
 # --- Entries ----------------------------------------------------------------------------------------------
 
-_CHAR = r"[^\x00-\x1f\x7f-\x9f\ud800-\udfff"  # no control character, no lone surrogate, and no …
-_ENTRY = re.compile(  # checksum, filename, issuer, subject
+_CHAR = r"[^\x00-\x1f\x7f-\x9f\ud800-\udfff"  # excludes control characters and lone surrogates; _ENTRY adds more
+_ENTRY = re.compile(  # groups: checksum, filename, issuer, subject
     r"pypi-transparency/v1\n(sha256:[0-9a-f]{64})\n"
     rf"((?!\s){_CHAR}/\\]+(?<!\s))(?:\npublisher ({_CHAR}\s]+) ({_CHAR}]+))?")
 
 
 def encode_entry(filename: str, checksum: str, issuer: str | None = None, subject: str | None = None) -> bytes:
-    """The bytes that are logged for a file and, if it has one, its publisher; raises Malformed."""
+    """Returns the entry for a file and its publisher, if it has one, as bytes; raises Malformed."""
     text = f"pypi-transparency/v1\n{checksum}\n{filename}"
     if issuer is not None:
         text += f"\npublisher {issuer} {subject}"
-    # What is parsed has to be what was meant: a newline within a field would move the borders.
+    # Compare what was parsed with the arguments: a newline within a field would shift the fields.
     if not (match := _ENTRY.fullmatch(text)) or match.groups() != (checksum, filename, issuer, subject):
-        raise Malformed(f"not sha256:<64 hex digits>, a filename and perhaps a publisher: {text[21:200]!r}")
+        raise Malformed(f"not sha256:<64 hex digits>, a filename and an optional publisher: {text[21:200]!r}")
     data = text.encode()
     if len(data) > MAX_FILENAME and (len(data) > MAX_ENTRY or len(filename.encode()) > MAX_FILENAME):
         raise Malformed(f"an entry of more than {MAX_ENTRY} bytes, or a filename of more than {MAX_FILENAME}")
@@ -531,7 +530,7 @@ class Publisher(NamedTuple):
 
 @dataclass(frozen=True)
 class Entry:
-    """A file of an index; raises Malformed. `checksum` is "sha256:" and 64 lowercase hex digits."""
+    """A logged file of an index; raises Malformed. `checksum` is "sha256:" and 64 lowercase hex digits."""
     filename: str
     checksum: str
     publisher: Publisher | None = None
@@ -553,7 +552,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Proof:
-    """A .tlog-proof, UNVERIFIED: see check_logged. `hashes` are 32 bytes each, `checkpoint` is a note."""
+    """An UNVERIFIED .tlog-proof (see check_logged). `hashes` have 32 bytes each; `checkpoint` is a note."""
     index: int
     hashes: tuple[bytes, ...]
     checkpoint: bytes
@@ -561,29 +560,29 @@ class Proof:
 
     @classmethod
     def parse(cls, data: bytes) -> Proof:
-        """The proof that `data` is the text of; raises Malformed."""
+        """Returns the proof whose text is `data`; raises Malformed."""
         head, _, checkpoint = data.partition(b"\n\n")
         first, *lines = parse_text(head + b"\n").split("\n")[:-1]
         extra = parse_base64(lines.pop(0)[6:]) if lines and lines[0].startswith("extra ") else None
         if first != "c2sp.org/tlog-proof@v1" or extra == b"" or not lines or not lines[0].startswith("index "):
-            raise Malformed("not a c2sp.org/tlog-proof@v1 with perhaps an extra line, and an index line")
+            raise Malformed("not a c2sp.org/tlog-proof@v1 with an optional extra line and an index line")
         split_note(checkpoint)
         return cls(parse_decimal(lines[0][6:]), tuple(parse_base64(h, 32) for h in lines[1:]), checkpoint, extra or b"")
 
     def entry(self, filename: str, checksum: str) -> Entry:
-        """The entry, for check_logged to judge, that the proof claims for this file; raises Malformed, BadProof."""
-        # "Applications MUST NOT implicitly trust the extra data": it may add a publisher, not change the file.
-        mine = _ENTRY.fullmatch(self.extra.decode(errors="surrogateescape"))  # else it is opaque, and not for us
-        entry = Entry.parse(self.extra) if mine else Entry(filename, checksum)
+        """Returns the UNVERIFIED entry that the proof claims for this file; raises Malformed, BadProof."""
+        # "Applications MUST NOT implicitly trust the extra data": it may add a publisher, but not name another file.
+        is_entry = _ENTRY.fullmatch(self.extra.decode(errors="surrogateescape"))  # other extra data is ignored
+        entry = Entry.parse(self.extra) if is_entry else Entry(filename, checksum)
         if (entry.filename, entry.checksum) != (filename, checksum):
             raise BadProof(f"the proof is about {entry.filename} with {entry.checksum}")
         return entry
 
 
 def check_logged(entry: Entry | bytes, proof: bytes, policy: Policy) -> Checkpoint:
-    """The checkpoint, accepted by `policy`, under which the .tlog-proof `proof` shows that `entry` is logged.
+    """Returns the checkpoint of a .tlog-proof if `policy` accepts it and the proof shows that its tree has `entry`.
 
-    Raises Malformed; BadSignature (no such checkpoint); BadProof (the entry is not in its tree).
+    Raises Malformed; BadSignature (the policy refuses the checkpoint); BadProof (the entry is not in the tree).
     """
     parsed = Proof.parse(proof)
     checkpoint = open_checkpoint(parsed.checkpoint, policy)
@@ -593,9 +592,9 @@ def check_logged(entry: Entry | bytes, proof: bytes, policy: Policy) -> Checkpoi
 
 
 def verify_file(path: str | Path, proof: bytes, policy: Policy) -> Checkpoint:
-    """The checkpoint, accepted by `policy`, under which `proof` shows that the file at `path` is logged by its name.
+    """Returns what check_logged returns for the file at `path`, under the file's own name.
 
-    Raises what check_logged does, and OSError: nothing else in this part reads anything.
+    Raises what check_logged raises, and OSError: this is the only function of Part I that reads a file.
     """
     with open(path, "rb") as file:
         checksum = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
