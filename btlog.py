@@ -100,7 +100,7 @@ def parse_decimal(text: str) -> int:
 
 
 def parse_base64(text: str, length: int | None = None) -> bytes:
-    """Returns the bytes (`length`, if given) whose canonical base64 is `text` (RFC 4648 section 4); raises Malformed."""
+    """Returns the bytes (`length` if given) whose canonical base64 is `text` (RFC 4648 section 4); raises Malformed."""
     try:
         data = base64.b64decode(text, validate=True)
     except ValueError:
@@ -601,7 +601,7 @@ def verify_file(path: str | Path, proof: bytes, policy: Policy) -> Checkpoint:
     return check_logged(Proof.parse(proof).entry(Path(path).name, checksum), proof, policy)
 
 
-# === Part II: the rest that is pure =====================================================================
+# === Part II: more code without I/O =====================================================================
 
 import argparse
 import asyncio
@@ -656,67 +656,67 @@ __all__ += ["Conflict", "Corrupt", "Unavailable"]
 logger = logging.getLogger("btlog")
 
 # Further limits. Sizes are in bytes, times in seconds.
-MAX_PROOF = 63  # hashes in a proof: tlog-witness, and the height of the largest tree that MAX_INT allows
+MAX_PROOF = 63  # hashes in a proof: from tlog-witness; also the height of the largest tree that MAX_INT allows
 MAX_BUNDLE = 256 * (2 + MAX_ENTRY)
-MAX_ADD = 1 << 19  # a JSON entry: room for MAX_ENTRY with every character escaped
+MAX_ADD = 1 << 19  # an entry as JSON: room for MAX_ENTRY with every character escaped
 MAX_HEAD = 1 << 16  # the head of a request, as in http.server
-MAX_ANSWER = 1 << 26  # what a client reads of an answer
-MAX_BATCH, MAX_WAITING = 50_000, 200_000  # entries that are sequenced together, and that wait for it
-MAX_BULK = 1 << 26  # the body of a bulk
-MAX_ZIPPED = 1 << 20  # a bundle that is compressed: longer would take too long
-MAX_STREAM = 1 << 20  # of a long answer that is made, and not sent yet
-MAX_UNREAD = 1 << 18  # of a body, before the client has to wait
-MAX_FOUND = 1000  # entries that a look-up answers with, and that may have one filename
-PATIENCE = 4  # times that the disk takes nothing before new entries are refused at once
+MAX_ANSWER = 1 << 26  # the longest answer that a client reads
+MAX_BATCH, MAX_WAITING = 50_000, 200_000  # entries in one batch of the sequencer; entries that wait for it
+MAX_BULK = 1 << 26  # the body of a bulk request
+MAX_ZIPPED = 1 << 20  # the largest entry bundle that is compressed: a larger one would take too long
+MAX_STREAM = 1 << 20  # the part of a long answer that waits to be sent
+MAX_UNREAD = 1 << 18  # the unread part of a request's body: at this size, the server stops receiving
+MAX_FOUND = 1000  # entries in the answer to a look-up; entries with the same filename
+PATIENCE = 4  # failed commits in a row, after which new entries are refused at once
 BUSY_TIMEOUT = 4_000  # milliseconds that SQLite waits for another process
-MAX_WAL = 1 << 22  # of SQLite's journal, before it is emptied into the database
-MAX_CONNECTIONS = 4096  # of a server; beyond, those that ask for nothing are closed
-# Of a connection, in seconds: between requests, for a head, a piece of an answer, the end.
+MAX_WAL = 1 << 22  # SQLite's write-ahead log: a larger one is copied into the database
+MAX_CONNECTIONS = 4096  # of a server; beyond this, it closes idle connections
+# Seconds that a server waits for a client: between requests, for a head, to take a piece of an answer, to disconnect.
 IDLE_TIMEOUT, HEAD_TIMEOUT, SEND_TIMEOUT, LINGER_TIMEOUT = 60, 10, 30, 2
-MIN_RATE = 16_384  # bytes a second that a body has to come at, after HEAD_TIMEOUT
-DRAIN_TIMEOUT, WORKER_TIMEOUT = 5, 3  # seconds in which a server that ends finishes its answers, and its commits
-CONNECT_TIMEOUT = 5  # seconds that a connection may take to be made: nothing can end this wait
-ANSWER_TIMEOUT = 15  # seconds that a log may take for an answer that somebody waits for
+MIN_RATE = 16_384  # bytes a second: a body of n bytes may take HEAD_TIMEOUT + n / MIN_RATE seconds
+DRAIN_TIMEOUT, WORKER_TIMEOUT = 5, 3  # seconds that a stopping server has to finish its answers; and its commits
+CONNECT_TIMEOUT = 5  # seconds to open a connection: nothing can interrupt this wait
+ANSWER_TIMEOUT = 15  # seconds to wait for a log's answer while a person waits for the command
 PIPE_TIMEOUT = 5  # seconds to wait for a configuration that comes through a pipe
 MAX_SKEW = 300  # seconds that the clock of a witness may be ahead of ours
 
 MAX_ADD_CHECKPOINT = 1 << 16  # the body of a request to a witness, and of its answer
-MAX_WITNESSES = 64  # that a log asks: a note with more signatures than MAX_SIGNATURES could not be read
+MAX_WITNESSES = 64  # of a log: a note with more than MAX_SIGNATURES signatures could not be read
 MAX_EVIDENCE = 1000  # pairs of checkpoints that a witness keeps against a log
-MAX_FINDINGS = 100  # of a kind that a monitor tells one by one, in 16,384 entries
-MAX_HELD = 1 << 23  # of entries that a monitor stores together
-MAX_STEMS = 50_000  # parts of filenames that a monitor remembers to have seen
-MAX_BAD_TILES = 20  # likewise, with the tiles as evidence
-MAX_KEPT, MAX_KEPT_BYTES = 1000, 1 << 28  # findings whose evidence a monitor keeps, and its bytes in all
-MIN_FREE = 1 << 27  # bytes of the disk that a monitor does not fill, however large the log is that it follows
-MAX_AHEAD = 1 << 20  # bytes of a bundle that is read ahead; a larger one is read when its turn comes
-MAX_PAGE, MAX_FILES = 56 << 20, 500_000  # bytes of a page of an index, and the files that it may list
-MAX_REDIRECTS = 5  # of a page, within its index
-MAX_COMPARED = 1000  # projects, beside those with new files, that a monitor compares with the index at a time
+MAX_FINDINGS = 100  # of one kind in 16,384 entries: a monitor only counts the others
+MAX_HELD = 1 << 23  # of entries that a monitor stores in one step
+MAX_STEMS = 50_000  # project names, as parts of filenames, that a monitor remembers
+MAX_BAD_TILES = 20  # bad-tile findings at a time: each carries tiles as evidence
+MAX_KEPT, MAX_KEPT_BYTES = 1000, 1 << 28  # findings whose evidence a monitor keeps; bytes of all this evidence
+MIN_FREE = 1 << 27  # bytes of the disk that a monitor leaves free, however large the log is
+MAX_AHEAD = 1 << 20  # bytes of an entry bundle or page that is read ahead; a larger one is read in its turn
+MAX_PAGE, MAX_FILES = 56 << 20, 500_000  # bytes of a page of an index; files that it may list
+MAX_REDIRECTS = 5  # in a row, to pages of the same index
+MAX_COMPARED = 1000  # projects without new files that a monitor compares with the index at a time
 
 TEXT, NDJSON, OCTETS = "text/plain; charset=utf-8", "application/x-ndjson", "application/octet-stream"
-OPEN = {"Access-Control-Allow-Origin": "*"}  # reads are open to the scripts of any web page
+OPEN = {"Access-Control-Allow-Origin": "*"}  # scripts of any web page may read
 
 
-# --- Errors that a verifier does not know -----------------------------------------------------------------
+# --- Errors that Part I never raises ----------------------------------------------------------------------
 
 class Conflict(Error):
-    """The filename is logged already, at `index`, with another checksum."""
+    """The filename is already logged with another checksum, at `index`."""
     status, exit_code = 409, 1
     def __init__(self, message: str, index: int) -> None:
         super().__init__(message)
         self.index = index
 
 class Unavailable(Error):
-    """It could not be done or checked now: no network, no quorum, no room."""
+    """Something can't be done or checked now: no network, no quorum, no room."""
     status, exit_code = 503, 3
 
 class Corrupt(Error):
-    """What is stored here contradicts itself. That accuses nobody: disks fail."""
+    """The stored data contradict themselves. This accuses nobody: disks fail."""
     status, exit_code = 500, 3
 
 
-# --- Signing, and the encoders of what Part I parses -----------------------------------------------------
+# --- Signing, and encoders for the formats that Part I parses --------------------------------------------
 
 b64 = functools.partial(binascii.b2a_base64, newline=False)
 
@@ -730,13 +730,13 @@ def encode_vkey(key: VerifierKey) -> str:
 
 
 def encode_checkpoint(checkpoint: Checkpoint) -> str:
-    """The note text of a checkpoint."""
+    """Returns the note text of a checkpoint."""
     lines = (checkpoint.origin, str(checkpoint.tree.size), to_base64(checkpoint.tree.root), *checkpoint.extensions)
     return "".join(f"{line}\n" for line in lines)
 
 
 def encode_proof(proof: Proof) -> bytes:
-    """The text of a .tlog-proof."""
+    """Returns the text of a .tlog-proof."""
     extra = [f"extra {to_base64(proof.extra)}"] if proof.extra else []
     lines = ("c2sp.org/tlog-proof@v1", *extra, f"index {proof.index}", *map(to_base64, proof.hashes))
     return "".join(f"{line}\n" for line in lines).encode() + b"\n" + proof.checkpoint
@@ -748,13 +748,13 @@ def signature_line(name: str, key_id: bytes, signature: bytes) -> str:
 
 @dataclass(frozen=True)
 class Signer:
-    """An Ed25519 private key (RFC 8032): its 32-byte seed, which no message or repr shows."""
+    """An Ed25519 private key (RFC 8032): a key name, and a 32-byte seed that no message or repr shows."""
     name: str
     seed: bytes = field(repr=False)
 
     @classmethod
     def parse(cls, skey: str) -> Signer:
-        """The key of Go's "PRIVATE+KEY+<name>+<hash>+<base64(0x01 || seed)>"; raises Malformed."""
+        """Parses Go's "PRIVATE+KEY+<name>+<hash>+<base64(0x01 || seed)>"; raises Malformed."""
         parts = [*skey.split("+", 4), "", "", "", ""]
         try:
             data = parse_base64(parts[4], 33)
@@ -762,8 +762,8 @@ class Signer:
             if parts[:2] == ["PRIVATE", "KEY"] and data[0] == ED25519 and signer.key.key_id.hex() == parts[3]:
                 return signer
         except Malformed:
-            pass  # its message would show a part of the key
-        raise Malformed("not a private key of the form PRIVATE+KEY+name+hash+base64, or its hash does not fit")
+            pass  # the message would show a part of the key
+        raise Malformed("not a private key of the form PRIVATE+KEY+name+hash+base64, or its hash does not match")
 
     def encode(self) -> str:
         return f"PRIVATE+KEY+{self.name}+{self.key.key_id.hex()}+{to_base64(bytes([ED25519]) + self.seed)}"
@@ -771,7 +771,7 @@ class Signer:
     @functools.cached_property
     def _key(self) -> signing.SigningKey:
         if not signing:
-            raise Unavailable("to sign takes PyNaCl: python -m pip install 'PyNaCl>=1.6.2,<2'")
+            raise Unavailable("signing needs PyNaCl: python -m pip install 'PyNaCl>=1.6.2,<2'")
         return signing.SigningKey(self.seed)
 
     @functools.cached_property
@@ -779,7 +779,7 @@ class Signer:
         return VerifierKey(self.name, ED25519, bytes(self._key.verify_key))
 
     def sign(self, checkpoint: Checkpoint) -> bytes:
-        """The checkpoint as a note with this key's signature, as a log makes it."""
+        """Returns the checkpoint as a note with this key's signature, as a log signs it."""
         text = encode_checkpoint(checkpoint)
         signature = self._key.sign(text.encode()).signature
         return f"{text}\n{signature_line(self.name, self.key.key_id, signature)}".encode()
@@ -789,7 +789,7 @@ class Signer:
         return as_witness(self.key)
 
     def cosign(self, text: str, seconds: int) -> str:
-        """The line of this key's cosignature over a note's text, as a witness makes it."""
+        """Returns the signature line of this key's cosignature over a note's text, as a witness makes it."""
         signature = self._key.sign(cosigned_message(text, seconds)).signature
         return signature_line(self.name, self.witness_key.key_id, seconds.to_bytes(8, "big") + signature)
 
@@ -800,7 +800,7 @@ _TILE_PATH = re.compile(r"tile/(entries|[0-9]{1,2})/((?:x[0-9]{3}/)*[0-9]{3})(?:
 
 
 def tile_path(level: int | None, index: int, width: int = 256) -> str:
-    """The path of a tile, or with level None of an entry bundle, that is `width` (1 to 256) wide."""
+    """Returns the path of a tile of `width` (1 to 256) hashes, or for level None of a bundle of `width` entries."""
     groups = [f"{index % 1000:03d}"]
     while index := index // 1000:
         groups.insert(0, f"x{index % 1000:03d}")
@@ -809,10 +809,10 @@ def tile_path(level: int | None, index: int, width: int = 256) -> str:
 
 
 def parse_tile_path(path: str) -> tuple[int | None, int, int]:
-    """The level (None for an entry bundle), index and width that `path` is the one path of; raises Malformed."""
+    """Returns the level (None for an entry bundle), index and width of a canonical tile path; raises Malformed."""
     if match := _TILE_PATH.fullmatch(path):
         level = None if match[1] == "entries" else parse_decimal(match[1])
-        index = parse_decimal(re.sub("[x/]", "", match[2]).lstrip("0") or "0")  # groups of 3 digits are one decimal
+        index = parse_decimal(re.sub("[x/]", "", match[2]).lstrip("0") or "0")  # groups of 3 digits form one decimal
         width = 256 if match[3] is None else parse_decimal(match[3])
         # "a decimal ASCII integer between 0 and 63", "between 1 and 255"
         if (level or 0) <= 63 and width > 0 and tile_path(level, index, width) == path:
@@ -821,48 +821,48 @@ def parse_tile_path(path: str) -> tuple[int | None, int, int]:
 
 
 def encode_bundle(entries: Iterable[bytes]) -> bytes:
-    """"big-endian uint16 length-prefixed log entries", each of at most MAX_ENTRY bytes."""
+    """Returns an entry bundle, "big-endian uint16 length-prefixed log entries" of at most MAX_ENTRY bytes each."""
     return b"".join([len(entry).to_bytes(2, "big") + entry for entry in entries])
 
 
 def split_bundle(data: bytes) -> list[bytes]:
-    """All entries of a bundle; raises Malformed."""
+    """Returns all entries of a bundle; raises Malformed."""
     entries, at = [], 0
     while at < len(data):
         end = at + 2 + int.from_bytes(data[at : at + 2], "big")
         if at + 2 > len(data) or end > len(data):
-            raise Malformed(f"a bundle that is cut off at byte {len(data)}")
+            raise Malformed(f"the bundle is cut off at byte {len(data)}")
         entries.append(data[at + 2 : end])
         at = end
     return entries
 
 
 def parse_bundle(data: bytes, width: int) -> list[bytes]:
-    """The entries of a bundle that has to hold `width` of them; raises Malformed."""
+    """Returns the entries of a bundle, which must have `width` entries; raises Malformed."""
     if len(entries := split_bundle(data)) != width:
-        raise Malformed(f"a bundle of {len(entries)} entries, not of {width}")
+        raise Malformed(f"the bundle has {len(entries)} entries, not {width}")
     return entries
 
 
 def leaf_hashes(entries: Iterable[bytes]) -> list[bytes]:
-    """leaf_hash, without a call for each."""
+    """The leaf hashes of entries. Inlines leaf_hash for speed."""
     sha256 = hashlib.sha256
     return [sha256(b"\x00" + entry).digest() for entry in entries]
 
 
 def expand_tile(tile: bytes) -> list[list[bytes]]:
-    """All complete nodes over the hashes of a tile, level by level from the hashes themselves up."""
+    """Returns the 32-byte hashes of all complete nodes of a tile: its own hashes first, then level by level up."""
     sha256, nodes = hashlib.sha256, [tile[i : i + 32] for i in range(0, len(tile), 32)]
     levels = [nodes]
     while len(nodes) > 1:
-        joined = b"".join(nodes)  # node_hash, without a call for each
+        joined = b"".join(nodes)  # inlines node_hash for speed
         nodes = [sha256(b"\x01" + joined[i : i + 64]).digest() for i in range(0, len(joined) - 63, 64)]
         levels.append(nodes)
     return levels
 
 
 class Cache:
-    """Keeps what was used last, up to a weight; for what never changes under its key. Threads may share it."""
+    """A least-recently-used cache up to a total weight. A key's value must never change. Threads may share it."""
 
     def __init__(self, limit: int, weigh: Callable[[Any], int] = lambda value: 1) -> None:
         self._limit, self._weigh, self._weight = limit, weigh, 0
@@ -885,17 +885,17 @@ class Cache:
 
 
 class Tiles:
-    """The hashes of a tree of `size` entries, out of its tiles: one reader for log, client and monitor.
+    """Reads the hashes of a tree of `size` entries from its tiles: one reader for log, client and monitor.
 
-    `fetch(level, index, width)` returns the 32 * width bytes of a tile. `cache` keeps expanded tiles; what it
-    holds for a tile of a certain width never changes.
+    `fetch(level, index, width)` returns the 32 * width bytes of a tile. `cache` keeps expanded tiles. Trees of one log
+    may share it: a tile of a given width never changes.
     """
 
     def __init__(self, size: int, fetch: Callable[[int, int, int], bytes], cache: Cache | None = None) -> None:
         self.size, self._fetch, self._cache = size, fetch, Cache(64) if cache is None else cache
 
     def expanded(self, level: int, index: int) -> list[list[bytes]]:
-        """The levels of nodes over tile `index` of tile level `level`, which is as wide as the tree makes it."""
+        """Returns expand_tile of tile `index` at tile level `level`, as wide as in this tree; raises BadProof."""
         width = min(256, (self.size >> 8 * level) - 256 * index)
         levels: list[list[bytes]] | None = self._cache.get((level, index, width))
         if levels is None:
@@ -908,12 +908,12 @@ class Tiles:
         return levels
 
     def _authenticate(self, level: int, index: int, levels: list[list[bytes]]) -> None:
-        """Raises BadProof where the tile should not be believed; the log believes its own."""
+        """Raises BadProof if the tile can't be trusted. This class trusts all: a log reads its own tiles."""
 
     def hash(self, lo: int, hi: int) -> bytes:
-        """The Merkle tree hash of entries lo to hi - 1, "MTH(D[lo:hi])" of RFC 6962 section 2.1, of 32 bytes.
+        """The 32-byte Merkle tree hash of entries lo to hi - 1, "MTH(D[lo:hi])" of RFC 6962 section 2.1.
 
-        lo is 0, or such that its complete subtrees are nodes of the tree, as are those that proofs are made of.
+        lo must be a multiple of the largest power of two that is not above hi - lo. In proofs it always is.
         """
         count = hi - lo
         if count == 0:
@@ -927,16 +927,16 @@ class Tiles:
 
 
 class AuthenticTiles(Tiles):
-    """Tiles from a source that is not trusted, each proved to belong to `tree` before it is used or kept.
+    """Tiles from an untrusted source. Each is proved to belong to `tree` before it is used or kept; raises BadProof.
 
-    The partial tiles of the right edge, at most eight, are proved at once and kept for good: they hash to the root. A
-    full tile is proved by its hash, which stands in a tile above it. Raises BadProof.
+    The constructor reads the partial tiles at the right edge, at most eight. They must hash to the root. A full tile
+    must hash to its node in the tile above it.
     """
 
     def __init__(self, tree: Tree, fetch: Callable[[int, int, int], bytes]) -> None:
         super().__init__(tree.size, fetch)
         self._edge = Tiles(tree.size, fetch)
-        if self._edge.hash(0, tree.size) != tree.root:  # this reads all of the partial tiles, and nothing else
+        if self._edge.hash(0, tree.size) != tree.root:  # this reads all partial tiles, and no other
             raise BadProof(f"the tiles do not lead to the root of the tree of size {tree.size}")
 
     def expanded(self, level: int, index: int) -> list[list[bytes]]:
@@ -949,12 +949,12 @@ class AuthenticTiles(Tiles):
 
 
 def split(count: int) -> int:
-    """"the largest power of two smaller than" count (RFC 6962 section 2.1); count is 2 or more."""
+    """Returns "the largest power of two smaller than" count (RFC 6962 section 2.1); count must be 2 or more."""
     return 1 << (count - 1).bit_length() - 1
 
 
 def prove_inclusion(tiles: Tiles, index: int) -> list[bytes]:
-    """"PATH(m, D[n])" of RFC 6962 section 2.1.1, 32 bytes an element, for entry `index` < tiles.size."""
+    """Returns 32-byte hashes, "PATH(m, D[n])" of RFC 6962 section 2.1.1, for entry `index` < tiles.size."""
 
     def path(lo: int, hi: int) -> list[bytes]:
         if hi - lo == 1:
@@ -968,7 +968,7 @@ def prove_inclusion(tiles: Tiles, index: int) -> list[bytes]:
 
 
 def prove_consistency(tiles: Tiles, old: int) -> list[bytes]:
-    """"PROOF(m, D[n])" of RFC 6962 section 2.1.2, 32 bytes an element, from size `old` <= tiles.size."""
+    """Returns 32-byte hashes, "PROOF(m, D[n])" of RFC 6962 section 2.1.2, from size `old` <= tiles.size."""
 
     def subproof(lo: int, hi: int, whole: bool) -> list[bytes]:  # "SUBPROOF(m, D[n], b)"
         if old == hi:
@@ -982,43 +982,42 @@ def prove_consistency(tiles: Tiles, old: int) -> list[bytes]:
 
 
 def prove_many(tiles: Tiles, indices: Sequence[int], separator: bytes) -> Iterator[bytes]:
-    """The inclusion proofs of many entries, as base64 joined by `separator`; `indices` ascend strictly.
+    """Yields the inclusion proof of each of `indices`, as base64 joined by `separator`; `indices` ascend strictly.
 
-    It is prove_inclusion from the root down, for all at once: a part of the path that proofs share, and its
-    base64, is made once.
+    Works from the root down, for all entries at once. It reads and encodes a hash once, even if many proofs share it.
     """
     todo = [(0, tiles.size, 0, len(indices), b"")] if indices else []
     while todo:
-        lo, hi, first, last, end = todo.pop()  # indices[first:last] are in [lo, hi), and not none
+        lo, hi, first, last, upper = todo.pop()  # indices[first:last], at least one, are in [lo, hi)
         count = hi - lo
         if count == last - first and count & (count - 1) == 0 and count <= 256:
-            yield from _prove_all(tiles, lo, count, separator, end)
+            yield from _prove_all(tiles, lo, count, separator, upper)
             continue
         middle = lo + split(count)
-        between = bisect.bisect_left(indices, middle, first, last)
-        if between < last:
-            todo.append((middle, hi, between, last, separator + b64(tiles.hash(lo, middle)) + end))
-        if first < between:
-            todo.append((lo, middle, first, between, separator + b64(tiles.hash(middle, hi)) + end))
+        cut = bisect.bisect_left(indices, middle, first, last)
+        if cut < last:
+            todo.append((middle, hi, cut, last, separator + b64(tiles.hash(lo, middle)) + upper))
+        if first < cut:
+            todo.append((lo, middle, first, cut, separator + b64(tiles.hash(middle, hi)) + upper))
 
 
-def _prove_all(tiles: Tiles, lo: int, count: int, separator: bytes, end: bytes) -> list[bytes]:
-    """The proofs of all entries of a complete subtree of `count`, at most 256, level by level; `end` ends them all."""
-    place, levels, ends = lo % 256, tiles.expanded(0, lo // 256), [end]
+def _prove_all(tiles: Tiles, lo: int, count: int, separator: bytes, upper: bytes) -> list[bytes]:
+    """The proofs of all entries of a complete subtree of `count` <= 256 entries. All proofs end with `upper`."""
+    place, levels, proofs = lo % 256, tiles.expanded(0, lo // 256), [upper]
     for level in range(count.bit_length() - 2, -1, -1):
         nodes = [separator + b64(node) for node in levels[level][place >> level : (place + count) >> level]]
-        ends = [nodes[i ^ 1] + ends[i >> 1] for i in range(len(nodes))]
+        proofs = [nodes[i ^ 1] + proofs[i >> 1] for i in range(len(nodes))]
     skip = len(separator)
-    return [proof[skip:] for proof in ends]
+    return [proof[skip:] for proof in proofs]
 
 
-Grown = tuple[int, int, bytes, list[list[bytes]]]  # a tile's level, index and bytes, and if it is full, its nodes
+Grown = tuple[int, int, bytes, list[list[bytes]]]  # a tile's level, index, bytes; expand_tile of it if it is full
 
 
 def grow(size: int, edge: Callable[[int, int, int], bytes], leaves: list[bytes]) -> Iterator[Grown]:
-    """Each tile that `leaves`, 32 bytes each, change or add behind `size` entries.
+    """Yields each tile that changes or is new when `leaves` (32-byte leaf hashes) are appended to `size` entries.
 
-    `edge(level, index, width)` returns the partial tile that stands at the right edge of a level until then.
+    `edge(level, index, width)` returns the partial tile at the right edge of a level before that.
     """
     level = 0
     while leaves:
@@ -1038,7 +1037,7 @@ def grow(size: int, edge: Callable[[int, int, int], bytes], leaves: list[bytes])
 # --- The witness's step, and what logs and witnesses send each other: tlog-witness ---------------------------
 
 class Stale(Error):
-    """The request builds on another checkpoint than the last one that was cosigned, which is of `size`."""
+    """The old size of a request is not `size`, the size of the checkpoint that the witness cosigned last."""
     status, exit_code = 409, 1
 
     def __init__(self, size: int) -> None:
@@ -1055,7 +1054,7 @@ class AddCheckpoint:
 
     @classmethod
     def parse(cls, body: bytes) -> AddCheckpoint:
-        """Raises Malformed."""
+        """Parses the body of a request; raises Malformed."""
         head, separator, note = body.partition(b"\n\n")
         first, *lines = parse_text(head + b"\n").split("\n")[:-1]
         # "The client MUST NOT send more than 63 consistency proof lines."
@@ -1070,9 +1069,9 @@ class AddCheckpoint:
 
 @dataclass(frozen=True)
 class Witnessed:
-    """What a witness keeps of a log: the last checkpoint that it cosigned, when in seconds, and that note.
+    """What a witness stores for a log: the tree that it cosigned last, the time in seconds, and the note.
 
-    The note has the log's signatures and the witness's, all of them verified, and no others.
+    The note has only verified signatures: the log's and the witness's. It is empty after an import.
     """
     tree: Tree
     seconds: int
@@ -1082,15 +1081,15 @@ class Witnessed:
 def witness_step(
     last: Witnessed | None, keys: Collection[VerifierKey], request: AddCheckpoint, signer: Signer, now: int
 ) -> tuple[Witnessed, str]:
-    """What to store next for a log with these `keys`, and the line to answer with once it is stored.
+    """Returns what to store next for a log with these `keys`, and the line to answer with once it is stored.
 
-    Raises, in this order: Malformed; BadSignature, where no key signed or a signature is false; Malformed, where the
-    old size is above the checkpoint's; Stale; BadProof. Then nothing changes.
+    Raises, checked in this order: Malformed; BadSignature (no key signed, or a signature is false); Malformed (the old
+    size is above the checkpoint's); Stale; BadProof.
     """
     try:
         text, signed = open_note(request.note, keys)
     except BadSignature:
-        Checkpoint.parse(split_note(request.note)[0])  # what is malformed is so whoever signed it
+        Checkpoint.parse(split_note(request.note)[0])  # raises Malformed first, whoever signed
         raise
     checkpoint = Checkpoint.parse(text)
     # "The old size MUST be equal to or lower than the checkpoint size."
@@ -1101,7 +1100,7 @@ def witness_step(
     if request.old != before.size:
         raise Stale(before.size)
     check_consistency(before, checkpoint.tree, request.proof)
-    # A time that fell would say that an older view is the newer one.
+    # Times must not decrease: else an older checkpoint would look like the newer one.
     seconds = max(now, last.seconds if last else 1)
     line = signer.cosign(text, seconds)
     kept = keep_signed(request.note, signed)[1]
@@ -1109,14 +1108,14 @@ def witness_step(
 
 
 def keep_signed(note: bytes, keys: Collection[VerifierKey]) -> tuple[str, list[str]]:
-    """The text of a note that has been verified, and each of its lines that is of one of `keys`, once."""
+    """Returns the text of a verified note, and its signature lines by `keys`, without duplicates."""
     text, signatures = split_note(note)
     known = {(key.name, key.key_id) for key in keys}
     return text, list(dict.fromkeys(signature_line(*parts) for parts in signatures if parts[:2] in known))
 
 
 def take_cosignature(text: str, answer: bytes, key: VerifierKey) -> str:
-    """The line of a witness's answer that is the valid cosignature of `key`; raises Malformed, BadSignature."""
+    """Returns the line of a witness's answer with the valid cosignature of `key`; raises Malformed, BadSignature."""
     # "the client MAY concatenate it to the checkpoint, and use a note verification function"
     note = text.encode() + b"\n" + answer
     open_note(note, [key])
@@ -1124,20 +1123,20 @@ def take_cosignature(text: str, answer: bytes, key: VerifierKey) -> str:
 
 
 def cosignature_times(note: bytes) -> list[tuple[str, int]]:
-    """UNVERIFIED, the name and time of each line of a note that may be a cosignature: for display."""
+    """The UNVERIFIED names and times in seconds of all lines that may be cosignatures in a note: for display."""
     return [(name, seconds) for name, _, value in split_note(note)[1]
             if len(value) == 72 and 0 < (seconds := int.from_bytes(value[:8], "big")) < 1 << 35]
 
 
 def utc(seconds: float) -> str:
-    """A time for people; whoever has given it may have given anything."""
+    """Returns a time as text for people. Any number will do, since some come from untrusted sources."""
     if not 0 <= seconds < 253_402_300_800:  # the year 10000
         return f"{seconds:.0f} s after 1970"
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
 
 def check_age(checkpoint: Checkpoint, policy: Policy, limit: float | None, now: float) -> None:
-    """Raises BadSignature unless there are cosignatures of the last `limit` seconds, enough for the quorum."""
+    """Raises BadSignature unless cosignatures (at least one) of the last `limit` seconds, if given, meet the quorum."""
     fresh = [key for key, at in checkpoint.cosigned if limit is None or now - limit <= at <= now + MAX_SKEW]
     if limit is not None and not (fresh and policy.quorum.met(fresh)):
         times = ", ".join(utc(at) for _, at in checkpoint.cosigned) or "never"
@@ -1148,10 +1147,10 @@ def check_age(checkpoint: Checkpoint, policy: Policy, limit: float | None, now: 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that the one who watches a log, or an index, has to know.
+    """Something that a monitor reports about a log or an index.
 
-    `evidence` has files by name: checkpoints verbatim, and parts of the log's static tree under their tlog-tiles
-    paths. For entries, by `indices`, it is their .tlog-proof files, which are made when it is reported.
+    `evidence` has files by name: checkpoints verbatim, and tiles and bundles under their tlog-tiles paths. For the
+    entries at `indices`, .tlog-proof files are added when the finding is reported.
     """
     kind: str
     text: str
@@ -1160,7 +1159,7 @@ class Finding:
 
 
 class Found(Error):
-    """A finding after which the log can't be followed any further."""
+    """A finding after which a monitor can't follow the log any further."""
     status, exit_code = 422, 1
 
     def __init__(self, kind: str, text: str, evidence: dict[str, bytes]) -> None:
@@ -1171,39 +1170,39 @@ class Found(Error):
 def monitor_step(
     earlier: Iterable[bytes], note: bytes, tree: Tree, prefix: Callable[[int], bytes]
 ) -> None:
-    """Returns if the tree of a new checkpoint continues those of all `earlier` ones that are not larger.
+    """Returns if `tree`, of a new checkpoint, begins with the tree of each `earlier` checkpoint that is not larger.
 
-    `prefix(size)` is the 32-byte root that the new tree had at that size. Raises Found.
+    `prefix(size)` returns the 32-byte root of the new tree's first `size` entries. Raises Found.
     """
     for known in earlier:
         past = Checkpoint.parse(split_note(known)[0]).tree
         if past.size <= tree.size and prefix(past.size) != past.root:
-            sizes = f"that of size {tree.size} does not begin with that of size {past.size}"
+            sizes = f"its tree of size {tree.size} does not begin with its tree of size {past.size}"
             raise Found("fork", f"the log has signed two histories: {sizes}",
                         {"earlier-checkpoint": known, "checkpoint": note})
 
 
 def went_back(before: Tree, tree: Tree, is_prefix: bool, evidence: dict[str, bytes]) -> Found:
-    """What it is that a log shows, after the tree `before`, another one that is not larger."""
-    sizes = f"its last checkpoint was of size {before.size}, and now of {tree.size}"
+    """The finding about a log that signed `tree` after `before`, which is not smaller and not the same."""
+    sizes = f"its last checkpoint was of size {before.size}, its new one is of size {tree.size}"
     if is_prefix:
         return Found("rollback", f"the log has gone back: {sizes}", evidence)
-    return Found("fork", f"the log has signed two histories: {sizes}, which does not go with it", evidence)
+    return Found("fork", f"the log has signed two histories: {sizes}, and they contradict each other", evidence)
 
 
-# What installers take: the extensions of pip and of uv, and eggs.
+# The extensions of files that installers accept: those of pip and uv, and eggs.
 DISTRIBUTIONS = (".whl", ".zip", ".tar.gz", ".tgz", ".tar", ".tar.bz2", ".tbz", ".tar.xz", ".txz", ".tlz", ".tar.lz",
                  ".tar.lzma", ".tar.zst", ".tzst", ".egg")
 
 
 def project_of(filename: str) -> str:
-    """The normalized name (PEP 503) of the project whose distribution file this is; "" where the name shows none."""
+    """The normalized project name (PEP 503) in the name of a distribution file; "" if there is none."""
     wheel = filename.endswith((".whl", ".egg"))
     return normalize(filename.partition("-")[0] if wheel else filename.rpartition("-")[0])
 
 
 def url_name(url: str) -> str:
-    """The name of the file at a URL or path, as pip has it: the last part of the path, once that is decoded."""
+    """The filename in a URL or path, as pip reads it: the last part of the decoded path; "" if there is none."""
     try:
         return urllib.parse.unquote(urllib.parse.urlsplit(url).path).rstrip("/").rpartition("/")[2]
     except ValueError:
@@ -1211,26 +1210,26 @@ def url_name(url: str) -> str:
 
 
 def normalize(project: str) -> str:
-    """The name of a project as PEP 503 has it in URLs."""
+    """The normalized name of a project (PEP 503)."""
     return re.sub(r"[-_.]+", "-", project).lower()
 
 
 @functools.lru_cache(4096)
 def _project_pattern(project: str) -> re.Pattern[str]:
-    # Names are ASCII (PEP 508): without the flag, U+212A would be a k. In the name of a wheel, "-" ends the project's.
+    # Names are ASCII (PEP 508): without flag `a`, U+212A would match k. In a wheel's name, "-" ends the project name.
     words = [re.escape(word) for word in project.split("-")]
     wheel, sdist = "[_.]+".join(words), "[-_.]+".join(words)
     return re.compile(rf"(?ais:{wheel}-.*\.(?:whl|egg)|{sdist}[-_.]+v?[0-9](?!.*\.(?:whl|egg)\Z).*)")
 
 
 def is_of(project: str, filename: str) -> bool:
-    """Whether a distribution with this name is of a project, whose name is normalized."""
+    """True if a distribution with this filename belongs to `project`, a normalized name."""
     return _project_pattern(project).fullmatch(filename) is not None
 
 
 @dataclass(frozen=True)
 class WatchTerm:
-    """What somebody looks for: entries of a project; or, with none, those that both regular expressions match."""
+    """A search term: matches the entries of `project`; or, if that is empty, those that both regexes match."""
     filename: str = ""
     checksum: str = ""
     project: str = ""
@@ -1245,7 +1244,7 @@ class WatchTerm:
 
 
 def watch_terms(filenames: Sequence[str], checksums: Sequence[str], projects: Iterable[str]) -> tuple[WatchTerm, ...]:
-    """Any of these filenames and any of these checksums, where there are both; or a file of any of these projects."""
+    """Search terms: one for each pair of a filename regex and a checksum regex, and one for each project."""
     regexes = itertools.product(filenames or [""], checksums or [""]) if filenames or checksums else ()
     named = (WatchTerm(project=normalize(project)) for project in projects)
     return tuple(dict.fromkeys([*(WatchTerm(*pair) for pair in regexes), *named]))
@@ -1255,7 +1254,7 @@ _PLAIN = re.compile(rb"(?:pypi-transparency/v1\nsha256:[0-9a-f]{64}\n[!-.0-[\]-~
 
 
 def all_plain(entries: Sequence[bytes]) -> bool:
-    """Whether all of these are entries without a publisher, of ASCII without spaces, as most are: a quick look."""
+    """True if all are entries without a publisher and with a plain ASCII filename: a fast check that most pass."""
     for at in range(0, len(entries), 256):
         part = entries[at : at + 256]
         data = b"\x00".join(part) + b"\x00"
@@ -1265,7 +1264,7 @@ def all_plain(entries: Sequence[bytes]) -> bool:
 
 
 def match_entries(entries: Iterable[bytes]) -> list[re.Match[str] | None]:
-    """For each entry its checksum, filename and publisher as groups of a match; None where Entry.parse refuses it."""
+    """Returns the match of each entry, with the groups of _ENTRY; None for an entry that Entry.parse refuses."""
     matches = []
     for data in entries:
         match = _ENTRY.fullmatch(data.decode(errors="surrogateescape"))
@@ -1281,7 +1280,7 @@ def match_entries(entries: Iterable[bytes]) -> list[re.Match[str] | None]:
 def replaced(
     first: int, matches: Sequence[re.Match[str] | None], stored: Iterable[tuple[int, bytes]]
 ) -> Iterator[Finding]:
-    """Of entries behind `first` those that have the filename of an earlier one, and another checksum."""
+    """Yields a finding for each entry from `first` on that has an earlier entry's filename, but another checksum."""
     known: dict[str, tuple[int, str]] = {}
     for index, data in stored:
         if earlier := match_entries([data])[0]:
@@ -1295,7 +1294,7 @@ def replaced(
 
 
 def publisher_name(match: re.Match[str]) -> str:
-    """The publisher of an entry, "" for none; of a very long one the beginning, and a hash of all of it."""
+    """The publisher of an entry, "" for none. A very long one is cut to its beginning and a hash of all of it."""
     name = f"{match[3]} {match[4]}" if match[3] else ""
     return name if len(name) <= 400 else f"{name[:300]}… (sha256:{hashlib.sha256(name.encode()).hexdigest()})"
 
@@ -1303,28 +1302,27 @@ def publisher_name(match: re.Match[str]) -> str:
 def copies(
     first: int, matches: Sequence[re.Match[str] | None], stored: Iterable[tuple[int, bytes]]
 ) -> set[int]:
-    """The indices of those entries behind `first` whose filename and checksum one of `stored`, or of these, has."""
+    """The indices of entries from `first` on that have filename and checksum of an earlier or a `stored` entry."""
     seen = {data[21:92] + data[92:].partition(b"\npublisher ")[0] for _, data in stored}
-    found = set[int]()
+    copied = set[int]()
     for at, match in enumerate(matches, first):
         if match:
             key = f"{match[1]}\n{match[2]}".encode()
             if key in seen:
-                found.add(at)
+                copied.add(at)
             seen.add(key)
-    return found
+    return copied
 
 
 def publishers(
     first: int, matches: Sequence[re.Match[str] | None], known: dict[str, dict[str, int]],
     copied: Collection[int] = (),
 ) -> Iterator[Finding]:
-    """Of entries behind `first` those that have another publisher than all earlier ones of their project, or none.
+    """Yields a finding for each entry from `first` on whose publisher, or lack of one, is new to its project.
 
-    Those of `copied` that have none say nothing new.
-
-    `known` has, by project, the publishers with the index of the first entry of each; "" stands for none, and counts
-    only once the project had one. What is new is added to it.
+    `known` maps a project to its publishers, and each publisher to the index of its first entry; new ones are added.
+    "" stands for no publisher, and counts only once the project had a publisher. It never counts for entries whose
+    indices are in `copied`, since these say nothing new.
     """
     for at, match in enumerate(matches, first):
         if match and (match[3] or known) and (match[3] or at not in copied):
