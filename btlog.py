@@ -100,7 +100,7 @@ def parse_decimal(text: str) -> int:
 
 
 def parse_base64(text: str, length: int | None = None) -> bytes:
-    """Returns the bytes (`length` if given) whose canonical base64 is `text` (RFC 4648 section 4); raises Malformed."""
+    """Returns the `length` bytes (None: any) with the canonical base64 `text` (RFC 4648 section 4); raises Malformed."""
     try:
         data = base64.b64decode(text, validate=True)
     except ValueError:
@@ -327,7 +327,7 @@ def split_note(note: bytes) -> tuple[str, list[tuple[str, bytes, bytes]]]:
 
 
 def open_note(note: bytes, keys: Iterable[VerifierKey]) -> tuple[str, dict[VerifierKey, int]]:
-    """Returns a note's text, and the time in seconds (0 for a log's signature) by each of `keys` that signed the note.
+    """Returns a note's text, and for each of `keys` that signed it the time in seconds (0 for a log's signature).
 
     Raises Malformed; BadSignature if none of `keys` signed the note, or if a signature of one of them is false.
     """
@@ -366,7 +366,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Quorum:
-    """Is met if `threshold` members are: a witness if it cosigned, a nested group if it is met itself."""
+    """A group. It is met if `threshold` of its members are: a witness if it cosigned, a group if it is met itself."""
     threshold: int
     members: tuple[VerifierKey | Quorum, ...]
 
@@ -390,7 +390,7 @@ class Quorum:
 
 @dataclass(frozen=True)
 class Policy:
-    """Accepts a checkpoint if one of `logs` signed it and a `quorum` of `witnesses` cosigned it."""
+    """Accepts a checkpoint if one of `logs` signed it and the `quorum` of `witnesses` cosigned it."""
     logs: tuple[VerifierKey, ...]  # of type 0x01
     witnesses: tuple[VerifierKey, ...] = ()  # of type 0x04, or of type 0x06, which never counts
     quorum: Quorum = Quorum(0, ())
@@ -509,7 +509,7 @@ _ENTRY = re.compile(  # groups: checksum, filename, issuer, subject
 
 
 def encode_entry(filename: str, checksum: str, issuer: str | None = None, subject: str | None = None) -> bytes:
-    """Returns the entry for a file and its publisher, if it has one, as bytes; raises Malformed."""
+    """Returns the bytes of an entry: a file and, if given, its publisher; raises Malformed."""
     text = f"pypi-transparency/v1\n{checksum}\n{filename}"
     if issuer is not None:
         text += f"\npublisher {issuer} {subject}"
@@ -592,7 +592,7 @@ def check_logged(entry: Entry | bytes, proof: bytes, policy: Policy) -> Checkpoi
 
 
 def verify_file(path: str | Path, proof: bytes, policy: Policy) -> Checkpoint:
-    """Returns what check_logged returns for the file at `path`, under the file's own name.
+    """Returns the checkpoint as check_logged does, if the file at `path` is logged under its own name.
 
     Raises what check_logged raises, and OSError: this is the only function of Part I that reads a file.
     """
@@ -685,7 +685,7 @@ MAX_WITNESSES = 64  # of a log: a note with more than MAX_SIGNATURES signatures 
 MAX_EVIDENCE = 1000  # pairs of checkpoints that a witness keeps against a log
 MAX_FINDINGS = 100  # of one kind in 16,384 entries: a monitor only counts the others
 MAX_HELD = 1 << 23  # of entries that a monitor stores in one step
-MAX_STEMS = 50_000  # project names, as parts of filenames, that a monitor remembers
+MAX_STEMS = 50_000  # project names, as written in filenames, that a monitor remembers
 MAX_BAD_TILES = 20  # bad-tile findings at a time: each carries tiles as evidence
 MAX_KEPT, MAX_KEPT_BYTES = 1000, 1 << 28  # findings whose evidence a monitor keeps; bytes of all this evidence
 MIN_FREE = 1 << 27  # bytes of the disk that a monitor leaves free, however large the log is
@@ -712,7 +712,7 @@ class Unavailable(Error):
     status, exit_code = 503, 3
 
 class Corrupt(Error):
-    """The stored data contradict themselves. This accuses nobody: disks fail."""
+    """Stored data is inconsistent. This accuses nobody: disks fail."""
     status, exit_code = 500, 3
 
 
@@ -895,7 +895,7 @@ class Tiles:
         self.size, self._fetch, self._cache = size, fetch, Cache(64) if cache is None else cache
 
     def expanded(self, level: int, index: int) -> list[list[bytes]]:
-        """Returns expand_tile of tile `index` at tile level `level`, as wide as in this tree; raises BadProof."""
+        """Returns the nodes (as expand_tile) of tile `index` at `level`, as wide as in this tree; raises BadProof."""
         width = min(256, (self.size >> 8 * level) - 256 * index)
         levels: list[list[bytes]] | None = self._cache.get((level, index, width))
         if levels is None:
@@ -1089,7 +1089,7 @@ def witness_step(
     try:
         text, signed = open_note(request.note, keys)
     except BadSignature:
-        Checkpoint.parse(split_note(request.note)[0])  # raises Malformed first, whoever signed
+        Checkpoint.parse(split_note(request.note)[0])  # a malformed checkpoint is Malformed, whoever signed it
         raise
     checkpoint = Checkpoint.parse(text)
     # "The old size MUST be equal to or lower than the checkpoint size."
@@ -1136,10 +1136,10 @@ def utc(seconds: float) -> str:
 
 
 def check_age(checkpoint: Checkpoint, policy: Policy, limit: float | None, now: float) -> None:
-    """Raises BadSignature unless cosignatures (at least one) of the last `limit` seconds, if given, meet the quorum."""
+    """Raises BadSignature unless `limit` is None or cosignatures, at least one, of the last `limit` seconds meet the quorum."""
     fresh = [key for key, at in checkpoint.cosigned if limit is None or now - limit <= at <= now + MAX_SKEW]
     if limit is not None and not (fresh and policy.quorum.met(fresh)):
-        times = ", ".join(utc(at) for _, at in checkpoint.cosigned) or "never"
+        times = ", ".join(utc(at) for _, at in checkpoint.cosigned) or "no time"
         raise BadSignature(f"the checkpoint is not fresh enough: it was cosigned at {times}")
 
 
@@ -1183,7 +1183,7 @@ def monitor_step(
 
 
 def went_back(before: Tree, tree: Tree, is_prefix: bool, evidence: dict[str, bytes]) -> Found:
-    """The finding about a log that signed `tree` after `before`, which is not smaller and not the same."""
+    """The finding about a log that signed `before` and later `tree`, another tree that is not larger."""
     sizes = f"its last checkpoint was of size {before.size}, its new one is of size {tree.size}"
     if is_prefix:
         return Found("rollback", f"the log has gone back: {sizes}", evidence)
