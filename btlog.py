@@ -100,7 +100,7 @@ def parse_decimal(text: str) -> int:
 
 
 def parse_base64(text: str, length: int | None = None) -> bytes:
-    """Returns the `length` bytes (None: any) with the canonical base64 `text` (RFC 4648 section 4); raises Malformed."""
+    """Returns the `length` (None: any) bytes of canonical base64 `text` (RFC 4648 section 4); raises Malformed."""
     try:
         data = base64.b64decode(text, validate=True)
     except ValueError:
@@ -1136,7 +1136,7 @@ def utc(seconds: float) -> str:
 
 
 def check_age(checkpoint: Checkpoint, policy: Policy, limit: float | None, now: float) -> None:
-    """Raises BadSignature unless `limit` is None or cosignatures, at least one, of the last `limit` seconds meet the quorum."""
+    """If `limit` is given: raises BadSignature unless a quorum of one or more cosigned in the last `limit` seconds."""
     fresh = [key for key, at in checkpoint.cosigned if limit is None or now - limit <= at <= now + MAX_SKEW]
     if limit is not None and not (fresh and policy.quorum.met(fresh)):
         times = ", ".join(utc(at) for _, at in checkpoint.cosigned) or "no time"
