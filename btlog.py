@@ -16,8 +16,8 @@ entitled to publish it. The log makes an attack visible; somebody still has to l
 
 Reading order is dependency order: a section uses only what stands above it.
 
-  Part I    Trusted core: errors, strict scalars, Merkle checks, keys and notes, checkpoints, entries,
-            policies, proofs. Bytes and integers go in; a value or an `Error` comes out. No I/O, no clock.
+  Part I    Trusted core: errors, strict scalars, Merkle checks, keys and notes, checkpoints, policies, entries, proofs.
+            Bytes and integers go in; a value or an `Error` comes out. No clock; no I/O, except in `verify_file`.
   Part II   More code without I/O: signing, tile paths and entry bundles, proofs from tiles, the witness's step, and
             what a monitor looks for in entries.
   Part III  Storage: one SQLite file, one writer, one transaction for changes that belong together. There is a store
