@@ -5,39 +5,38 @@
 # ///
 """btlog: a binary transparency log for Python package indexes, in one file.
 
-An index tells the log the name and the SHA-256 of every file that it publishes. The log keeps them in an
-append-only Merkle tree and signs its root. Witnesses cosign what they have seen to be append-only. Whoever
-installs a file can check, offline, that it was logged; whoever owns a project can watch what is logged for it.
+An index tells the log the name and the SHA-256 of every file that it publishes. The log keeps them in an append-only
+Merkle tree and signs its root. Witnesses check that the tree only grows, and cosign it. Users can check offline that
+a file was logged. Owners of a project can watch what is logged for it.
 
-What holds if `check_logged` returns: an entry with this filename, this checksum and, if it has one, this
-publisher is in a tree that the log's key signed, and as many witnesses as the policy asks for have signed that
-they saw this very tree grow out of every earlier one they saw. What does not follow: that the file is harmless,
-or that its publisher was entitled to publish it. The log makes an attack visible; somebody still has to look.
+If `check_logged` returns, the log's key signed a tree that has an entry with this filename, this checksum and, if
+given, this publisher. As many witnesses as the policy asks for cosigned the tree: each states that it continues every
+tree of the log that this witness saw before. The file may still be harmful, and its publisher may not have been
+entitled to publish it. The log makes an attack visible; somebody still has to look.
 
 Reading order is dependency order: a section uses only what stands above it.
 
-  Part I    Trusted core: errors, strict scalars, Merkle checks, keys and notes, checkpoints, entries,
-            policies, proofs. Bytes and integers go in; a value or an `Error` comes out. No I/O, no clock.
-  Part II   The rest that is pure: policy files, signing, tile paths and bundles, proofs over tiles, the witness's
-            step, and what a monitor looks for in entries.
-  Part III  Storage: one SQLite file, one writer, one transaction for all that belongs together; for a log, for the
-            mirror of a log, which is a log's store that a monitor fills, and for a witness.
+  Part I    Trusted core: errors, strict scalars, Merkle checks, keys and notes, checkpoints, policies, entries, proofs.
+            Bytes and integers go in; a value or an `Error` comes out. No clock; no I/O, except in `verify_file`.
+  Part II   More code without I/O: signing, tile paths and entry bundles, proofs from tiles, the witness's step, and
+            what a monitor looks for in entries.
+  Part III  Storage: one SQLite file, one writer, one transaction for changes that belong together. There is a store
+            for a log, one for a mirror (a copy of a log that a monitor fills), and one for a witness.
   Part IV   Network: HTTP plumbing, the client, the log with its sequencer and its page, the witness, the monitor.
   Part V    Commands: one small function each, and `main(argv)`, which returns the exit code.
 
-Who has to trust what: a verifier, Part I and the parser of policy files; a monitor, the tile reader, the mirror and
-the monitor as well; a witness, the witness's step and its store.
-A defect further down can stop a log or make it emit what Part I refuses; it can't make Part I accept an entry
-that was not logged.
+A verifier has to trust Part I. A monitor has to trust the tile reader, the mirror and the monitor's code as well. A
+witness has to trust the witness's step and its store as well. A defect below Part I can stop a log, or make it emit
+what Part I refuses. It can't make Part I accept an entry that was not logged.
 
-Specifications: C2SP (https://c2sp.org) as of July 2026, that is signed-note, tlog-checkpoint, tlog-cosignature,
-tlog-tiles, tlog-witness, tlog-proof and tlog-policy; RFC 6962 section 2.1 for trees and proofs, RFC 9162 section
-2.1 for the way to check them, RFC 8032 for Ed25519.
+Specifications: C2SP (https://c2sp.org) as of July 2026: signed-note, tlog-checkpoint, tlog-cosignature, tlog-tiles,
+tlog-witness, tlog-proof and tlog-policy; RFC 6962 section 2.1 for trees and proofs, RFC 9162 section 2.1 for the
+checks of proofs, RFC 8032 for Ed25519.
 """
 
 # === Part I: the trusted core ===========================================================================
-# All that a verifier has to trust. It stands alone: `python btlog.py core > core.py` prints it as a module of its own,
-# for which the standard library is enough. Bytes and integers go in; a value or an `Error` comes out.
+# A verifier has to trust only this part. `python btlog.py core > core.py` prints it as a module of its own, which needs
+# only the standard library. Bytes and integers go in; a value or an `Error` comes out.
 
 from __future__ import annotations
 
@@ -53,7 +52,7 @@ from typing import NamedTuple
 
 try:
     from nacl import exceptions, signing
-except ImportError:  # a bare Python: the verification below does
+except ImportError:  # _verify_alone verifies without PyNaCl
     signing = None  # type: ignore[assignment]
 
 __all__ = [
@@ -62,25 +61,25 @@ __all__ = [
     "open_checkpoint", "parse_policy", "simple_policy", "verify_file",
 ]
 
-# Limits, each with its source, in bytes where nothing else is said.
-MAX_INT = 2**63 - 1  # tlog-cosignature: a timestamp "MUST NOT exceed 2^63 - 1"; the bound of sizes and indices too
+# Limits, each with its source; in bytes unless the comment says otherwise.
+MAX_INT = 2**63 - 1  # tlog-cosignature: a timestamp "MUST NOT exceed 2^63 - 1"; sizes and indices have the same limit
 MAX_NAME = 255  # an origin or key name: tlog-cosignature has `opaque log_origin<1..2^8-1>`
-MAX_NOTE, MAX_SIGNATURES = 1_000_000, 100  # golang.org/x/mod/sumdb/note; signed-note asks for 16 signatures at least
+MAX_NOTE, MAX_SIGNATURES = 1_000_000, 100  # golang.org/x/mod/sumdb/note; signed-note asks for at least 16 signatures
 MAX_ENTRY, MAX_FILENAME = 65_535, 255  # tlog-tiles: a uint16 length prefix; file systems
-MAX_POLICY, MAX_DEPTH = 1_000_000, 100  # a policy file, and its groups within groups
+MAX_POLICY, MAX_DEPTH = 1_000_000, 100  # a policy file; levels of nested groups in it
 
-# --- Errors: each with the HTTP status of the answer and the exit code of the command that it ends -------
+# --- Errors: each has the HTTP status of the answer and the exit code of the command ---------------------
 
 class Error(Exception):
-    """Anything that btlog refuses; the message says what was wrong and with what."""
+    """The base class of btlog's errors. The message says what is wrong, and with which input."""
     status, exit_code = 500, 3
 
 class Malformed(Error):
-    """The input is not of its format, or a value is out of its range."""
+    """The input does not have the required format, or a value is out of range."""
     status, exit_code = 400, 2
 
 class BadSignature(Error):
-    """A false signature, none of a trusted key, or fewer cosignatures than the policy asks for."""
+    """A false signature, no signature of a trusted key, or too few cosignatures for the policy."""
     status, exit_code = 403, 1
 
 class BadProof(Error):
@@ -90,30 +89,30 @@ class BadProof(Error):
 # --- Strict scalars: nothing else calls int() or b64decode() --------------------------------------------
 
 _DECIMAL = re.compile(r"0|[1-9][0-9]{0,18}")
-_NOT_TEXT = re.compile(r"[\x00-\x09\x0b-\x1f\ud800-\udfff]")  # surrogates: what bytes that are not UTF-8 decode to
+_NOT_TEXT = re.compile(r"[\x00-\x09\x0b-\x1f\ud800-\udfff]")  # surrogates stand for bytes that are not UTF-8
 
 
 def parse_decimal(text: str) -> int:
-    """The integer of 0 to MAX_INT that `text` is the one ASCII decimal of; raises Malformed."""
+    """Returns the integer of 0 to MAX_INT whose canonical ASCII decimal is `text`; raises Malformed."""
     if not _DECIMAL.fullmatch(text) or int(text) > MAX_INT:
         raise Malformed(f"not a decimal of 0 to 2^63-1: {text[:40]!r}")
     return int(text)
 
 
 def parse_base64(text: str, length: int | None = None) -> bytes:
-    """The bytes, `length` of them, that `text` is the one base64 of (RFC 4648 section 4); raises Malformed."""
+    """Returns the `length` (None: any) bytes of canonical base64 `text` (RFC 4648 section 4); raises Malformed."""
     try:
         data = base64.b64decode(text, validate=True)
     except ValueError:
         raise Malformed(f"not base64: {text[:60]!r}") from None
-    # b64decode takes set bits behind the last byte: several texts would give the same bytes.
+    # b64decode ignores surplus bits after the last byte, so several texts would decode to the same bytes.
     if base64.b64encode(data).decode() != text or len(data) != (len(data) if length is None else length):
         raise Malformed(f"not canonical base64 of {length or 'some'} bytes: {text[:60]!r}")
     return data
 
 
 def parse_text(data: bytes) -> str:
-    """Text of whole lines; raises Malformed."""
+    """Returns the text of `data`: whole lines, without control characters; raises Malformed."""
     text = data.decode(errors="surrogateescape")
     # signed-note: "MUST be valid UTF-8 and MUST NOT contain any ASCII control characters … other than newline"
     if _NOT_TEXT.search(text) or not text.endswith("\n"):
@@ -126,7 +125,7 @@ EMPTY_ROOT = hashlib.sha256(b"").digest()  # "The hash of an empty list is the h
 
 
 def leaf_hash(entry: bytes) -> bytes:
-    """The 32-byte hash of an entry as a leaf of the tree."""
+    """The 32-byte leaf hash of an entry."""
     return hashlib.sha256(b"\x00" + entry).digest()
 
 
@@ -137,9 +136,9 @@ def node_hash(left: bytes, right: bytes) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """The first `size` entries of a log and their 32-byte `root` hash, in one value: both must be of one signature.
+    """The first `size` entries of a log, and their 32-byte `root` hash. One signature must cover both.
 
-    A size alone is never believed: it only shapes the path of a proof, which may well pass under a wrong one.
+    The size only shapes the path of a proof: a valid proof may pass under a wrong size.
     """
     size: int
     root: bytes
@@ -150,9 +149,9 @@ class Tree:
 
 
 def _climb(node: int, last: int, start: bytes, path: Sequence[bytes]) -> tuple[bytes, bytes]:
-    """Hashes from `start`, at position `node` of a level whose last position is `last`, up along `path`.
+    """Hashes up along `path`, from `start` at position `node` of a level whose last position is `last`.
 
-    Returns the root over `start` and what is left of it, and the root over all; raises BadProof.
+    Returns two roots: one over positions 0 to `node`, one over positions 0 to `last`; raises BadProof.
     """
     left = whole = start
     for sibling in path:
@@ -160,7 +159,7 @@ def _climb(node: int, last: int, start: bytes, path: Sequence[bytes]) -> tuple[b
             raise BadProof("the proof is too long")
         if node & 1 or node == last:
             left, whole = node_hash(sibling, left), node_hash(sibling, whole)
-            while not node & 1 and node:  # on the right edge, levels in which the path has no sibling
+            while not node & 1 and node:  # at the right edge, skip levels where the node has no sibling
                 node, last = node >> 1, last >> 1
         else:
             whole = node_hash(whole, sibling)
@@ -173,35 +172,35 @@ def _climb(node: int, last: int, start: bytes, path: Sequence[bytes]) -> tuple[b
 def check_inclusion(leaf: bytes, index: int, tree: Tree, proof: Sequence[bytes]) -> None:
     """Returns if `proof` shows that entry `index` of `tree` has the leaf hash `leaf`; else raises BadProof.
 
-    The leaf and the elements are 32 bytes each, the leaf's sibling comes first (RFC 9162 section 2.1.3.2).
+    The leaf hash and the proof's hashes are 32 bytes each. The leaf's sibling comes first (RFC 9162 section 2.1.3.2).
     """
     if not 0 <= index < tree.size or any(len(element) != 32 for element in (leaf, *proof)):
-        raise BadProof(f"no entry {index} in a tree of size {tree.size}, or an element that is not 32 bytes long")
+        raise BadProof(f"no entry {index} in a tree of size {tree.size}, or a hash that is not 32 bytes long")
     if _climb(index, tree.size - 1, leaf, proof)[1] != tree.root:
         raise BadProof(f"the proof does not show this entry at index {index} of the tree of size {tree.size}")
 
 
 def check_consistency(old: Tree, new: Tree, proof: Sequence[bytes]) -> None:
-    """Returns if `proof`, 32-byte hashes, shows that `new` begins with `old` (RFC 9162 2.1.4.2); or raises BadProof."""
+    """Returns if `proof` (32-byte hashes) shows that `new` begins with `old`; or raises BadProof (RFC 9162 2.1.4.2)."""
     if any(tree.size == 0 and tree.root != EMPTY_ROOT for tree in (old, new)):
         raise BadProof("a tree of size 0 whose root is not the hash of the empty string")
     if old.size > new.size or (old.size == new.size and old.root != new.root):
-        raise BadProof(f"a tree of size {new.size} can't follow this one of size {old.size}")
+        raise BadProof(f"the tree of size {new.size} can't follow the tree of size {old.size}")
     if bool(proof) != (0 < old.size < new.size) or any(len(element) != 32 for element in proof):
-        raise BadProof("a proof where none is needed, none where one is, or an element that is not 32 bytes long")
+        raise BadProof("a proof that is not needed, a missing proof, or a hash that is not 32 bytes long")
     if proof:
-        # An old tree that is a complete subtree of the new one is a node of it: then its root begins the path.
+        # The root of an old tree of 2^n entries is a node of the new tree. The proof omits it; here it begins the path.
         path = [old.root, *proof] if old.size & (old.size - 1) == 0 else proof
         node, last = old.size - 1, new.size - 1
         while node & 1:
             node, last = node >> 1, last >> 1
         if _climb(node, last, path[0], path[1:]) != (old.root, new.root):
-            raise BadProof(f"the tree of size {new.size} does not begin with that of size {old.size}")
+            raise BadProof(f"the tree of size {new.size} does not begin with the tree of size {old.size}")
 
 # --- Ed25519: RFC 8032 section 5.1, as strict as libsodium --------------------------------------------------
 
 _P, _L = 2**255 - 19, 2**252 + 27742317777372353535851937790883648493  # the orders of the field and of the group
-_D, _ROOT = -121665 * pow(121666, -1, _P) % _P, pow(2, (_P - 1) // 4, _P)  # of the curve; a square root of -1
+_D, _ROOT = -121665 * pow(121666, -1, _P) % _P, pow(2, (_P - 1) // 4, _P)  # d of the curve; a square root of -1
 _Point = tuple[int, int, int, int]  # "(X, Y, Z, T), with x = X/Z, y = Y/Z, x * y = T/Z"
 
 
@@ -213,7 +212,7 @@ def _plus(a: _Point, b: _Point) -> _Point:
 
 
 def _point(data: bytes) -> _Point | None:
-    """The point whose canonical encoding is `data`, 32 bytes; None where there is none (section 5.1.3)."""
+    """The point whose canonical encoding is the 32 bytes `data`; None if there is none (section 5.1.3)."""
     y = int.from_bytes(data, "little") & (1 << 255) - 1
     square = (y * y - 1) * pow(_D * y * y + 1, -1, _P)
     x = pow(square, (_P + 3) // 8, _P)
@@ -223,18 +222,18 @@ def _point(data: bytes) -> _Point | None:
 
 
 def _verify_alone(key: bytes, message: bytes, signature: bytes) -> bool:
-    """verify_ed25519 without PyNaCl, in some milliseconds (section 5.1.7)."""
+    """verify_ed25519 without PyNaCl; takes a few milliseconds (section 5.1.7)."""
     s = int.from_bytes(signature[32:], "little")
     if len(key) != 32 or len(signature) != 64 or s >= _L or not (a := _point(key)):
         return False
     k = int.from_bytes(hashlib.sha512(signature[:32] + key + message).digest(), "little") % _L
-    base, minus, r = _point(b"\x58" + 31 * b"\x66") or a, (-a[0], a[1], 1, -a[3]), (0, 1, 1, 0)
-    table = None, base, minus, _plus(base, minus)
-    for i in range(252, -1, -1):  # R = [s]B - [k]A, both at once
+    base, minus_a, r = _point(b"\x58" + 31 * b"\x66") or a, (-a[0], a[1], 1, -a[3]), (0, 1, 1, 0)
+    table = None, base, minus_a, _plus(base, minus_a)
+    for i in range(252, -1, -1):  # r = [s]B - [k]A, bit by bit, both products in one pass
         r = _plus(r, r)
         if point := table[(s >> i & 1) + 2 * (k >> i & 1)]:
             r = _plus(r, point)
-    for point in a, r:  # libsodium refuses those of small order: eight times them is the neutral element
+    for point in a, r:  # refuse points of small order, as libsodium does: 8 times one is the neutral element
         x, y, z, _ = functools.reduce(lambda p, _: _plus(p, p), range(3), point)
         if x == 0 and y == z:
             return False
@@ -243,12 +242,12 @@ def _verify_alone(key: bytes, message: bytes, signature: bytes) -> bool:
 
 
 def verify_ed25519(key: bytes, message: bytes, signature: bytes) -> bool:
-    """True if `signature`, 64 bytes, is that of `key`, 32 bytes, over the message."""
+    """True if `signature` (64 bytes) is a valid signature of `key` (32 bytes) over `message`."""
     if not signing:
         return _verify_alone(key, message, signature)
     try:
         return bool(signing.VerifyKey(key).verify(message, signature) == message)
-    except exceptions.CryptoError:  # also for a key or a signature of another length
+    except exceptions.CryptoError:  # also if the key or the signature has a wrong length
         return False
 
 # --- Keys and notes: signed-note, tlog-cosignature ------------------------------------------------------
@@ -259,7 +258,7 @@ _KEY_LENGTH = {ED25519: 32, COSIGNATURE: 32, ML_DSA_44: 1312}
 
 
 def check_name(name: str) -> None:
-    """Returns if `name` may name a key or be an origin; raises Malformed."""
+    """Returns if `name` may be a key name or an origin; else raises Malformed."""
     # "Key names MUST be non-empty and MUST NOT contain any Unicode spaces or plus (U+002B) characters."
     if not _NAME.fullmatch(name) or len(name.encode()) > MAX_NAME:
         raise Malformed(f"a name has 1 to {MAX_NAME} bytes, no space, control character or plus sign: {name[:60]!r}")
@@ -267,7 +266,7 @@ def check_name(name: str) -> None:
 
 @dataclass(frozen=True)
 class VerifierKey:
-    """A public key, the type of its signatures, and the name that it signs under. Type 0x06 parses, never verifies."""
+    """A vkey: a key name, a signature type and a public key. A key of type 0x06 parses, but never verifies."""
     name: str
     kind: int
     key: bytes
@@ -284,34 +283,34 @@ class VerifierKey:
 
     @classmethod
     def parse(cls, vkey: str) -> VerifierKey:
-        """The key of "<key name>+hex(32-bit key ID)+base64(signature type || public key)"; raises Malformed."""
-        name, key_id, encoded, *_ = *vkey.split("+", 2), "", ""  # base64 may hold further plus signs
+        """Parses "<key name>+hex(32-bit key ID)+base64(signature type || public key)"; raises Malformed."""
+        name, key_id, encoded, *_ = *vkey.split("+", 2), "", ""  # base64 may contain more plus signs
         data = parse_base64(encoded)
         if not data or (key := cls(name, data[0], data[1:])).key_id.hex() != key_id:
             raise Malformed(f"not a verifier key, or its key ID is not that of its name and key: {vkey[:60]!r}")
         return key
 
     def verify(self, text: str, signature: bytes) -> int:
-        """The time in seconds of a cosignature over a note's text, 0 for a log's signature; raises BadSignature."""
+        """Returns a valid cosignature's time in seconds, 0 for a valid signature of a log; else raises BadSignature."""
         message, seconds = text.encode(), 0
         if self.kind == COSIGNATURE:
             seconds, signature = int.from_bytes(signature[:8], "big"), signature[8:]
             message = cosigned_message(text, seconds)
             # "It MUST NOT exceed 2^63 - 1"; tlog-witness: "the timestamp MUST NOT be zero"
             if not 0 < seconds <= MAX_INT:
-                raise BadSignature(f"a cosignature of {self.name} at the time {seconds}")
+                raise BadSignature(f"a cosignature of {self.name} has the invalid time {seconds}")
         if not verify_ed25519(self.key, message, signature):
             raise BadSignature(f"a signature of {self.name} does not verify")
         return seconds
 
 
 def cosigned_message(text: str, seconds: int) -> bytes:
-    """What a cosignature signs: "two newline (U+000A) terminated lines … followed by the whole note body"."""
+    """The message of a cosignature: "two newline (U+000A) terminated lines … followed by the whole note body"."""
     return f"cosignature/v1\ntime {seconds}\n{text}".encode()
 
 
 def split_note(note: bytes) -> tuple[str, list[tuple[str, bytes, bytes]]]:
-    """The text of a note and, UNVERIFIED, the name, key ID and signature of its lines; raises Malformed."""
+    """Returns a note's text, and the UNVERIFIED name, key ID and signature of each signature line; raises Malformed."""
     # "the text is separated from the signatures by the last empty line in the note"
     text, separator, rest = parse_text(note[: MAX_NOTE + 1]).rpartition("\n\n")
     lines = rest.split("\n")[:-1]
@@ -319,8 +318,8 @@ def split_note(note: bytes) -> tuple[str, list[tuple[str, bytes, bytes]]]:
         raise Malformed(f"a note is a text, an empty line and 1 to {MAX_SIGNATURES} signatures, in {MAX_NOTE} bytes")
     signatures = []
     for line in lines:
-        dash, name, value, *more = *line.split(" "), "", ""
-        if dash != "—" or more != ["", ""] or len(data := parse_base64(value)) <= 4:
+        dash, name, value, *padding = *line.split(" "), "", ""
+        if dash != "—" or padding != ["", ""] or len(data := parse_base64(value)) <= 4:
             raise Malformed(f"not a signature line: {line[:80]!r}")
         check_name(name)
         signatures.append((name, data[:4], data[4:]))
@@ -328,9 +327,9 @@ def split_note(note: bytes) -> tuple[str, list[tuple[str, bytes, bytes]]]:
 
 
 def open_note(note: bytes, keys: Iterable[VerifierKey]) -> tuple[str, dict[VerifierKey, int]]:
-    """The text of a note and which of `keys` signed it, and when in seconds (0 but for cosignatures).
+    """Returns a note's text, and for each of `keys` that signed it the time in seconds (0 for a log's signature).
 
-    Raises Malformed; BadSignature where none of them did, or where a signature of any is false.
+    Raises Malformed; BadSignature if none of `keys` signed the note, or if a signature of one of them is false.
     """
     text, signatures = split_note(note)
     known = {(key.name, key.key_id): key for key in keys if key.kind != ML_DSA_44}
@@ -348,7 +347,7 @@ def open_note(note: bytes, keys: Iterable[VerifierKey]) -> tuple[str, dict[Verif
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A log's statement of its tree. `cosigned` has who cosigned it, and when in seconds."""
+    """A log's statement of its tree. `cosigned` lists the keys that cosigned it, and the times in seconds."""
     origin: str
     tree: Tree
     extensions: tuple[str, ...] = ()
@@ -356,7 +355,7 @@ class Checkpoint:
 
     @classmethod
     def parse(cls, text: str) -> Checkpoint:
-        """The checkpoint that a note's text is; raises Malformed. Only open_checkpoint gives a verified one."""
+        """Returns the checkpoint in a note's text, UNVERIFIED (see open_checkpoint); raises Malformed."""
         lines = text.split("\n")
         # "a sequence of at least three non-empty lines, separated by newlines"
         if len(lines) < 4 or lines.pop() != "" or "" in lines:
@@ -367,16 +366,16 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Quorum:
-    """Met if `threshold` of its members are: witnesses by having cosigned, groups by being met themselves."""
+    """A group. It is met if `threshold` of its members are: a witness if it cosigned, a group if it is met itself."""
     threshold: int
     members: tuple[VerifierKey | Quorum, ...]
 
     def __post_init__(self) -> None:
-        # "it is required that 1 <= k <= n"; no member at all is the predefined `none`
+        # "it is required that 1 <= k <= n"; the predefined `none` has no members
         if not min(1, len(self.members)) <= self.threshold <= len(self.members):
-            raise Malformed(f"a group of {len(self.members)} can't ask for {self.threshold}")
+            raise Malformed(f"a group of {len(self.members)} members can't ask for {self.threshold}")
         if self.depth > MAX_DEPTH:
-            raise Malformed(f"groups within groups, more than {MAX_DEPTH} deep")
+            raise Malformed(f"groups are nested more than {MAX_DEPTH} deep")
 
     @functools.cached_property
     def depth(self) -> int:
@@ -391,24 +390,24 @@ class Quorum:
 
 @dataclass(frozen=True)
 class Policy:
-    """Which checkpoints are valid: those that one of `logs` signed and the `quorum` of `witnesses` cosigned."""
+    """Accepts a checkpoint if one of `logs` signed it and the `quorum` of `witnesses` cosigned it."""
     logs: tuple[VerifierKey, ...]  # of type 0x01
-    witnesses: tuple[VerifierKey, ...] = ()  # of type 0x04; or 0x06, which never counts
+    witnesses: tuple[VerifierKey, ...] = ()  # of type 0x04, or of type 0x06, which never counts
     quorum: Quorum = Quorum(0, ())
-    urls: tuple[tuple[VerifierKey, str], ...] = ()  # where to reach them; nothing in Part I looks at it
+    urls: tuple[tuple[VerifierKey, str], ...] = ()  # of logs and witnesses; not used in Part I
 
     def __post_init__(self) -> None:
         for keys, kinds in (self.logs, {ED25519}), (self.witnesses, {COSIGNATURE, ML_DSA_44}):
             # "Two vkeys are considered duplicate if they wrap the same underlying public key"
             if not {k.kind for k in keys} <= kinds or not len({k.key for k in keys}) == len(keys):
-                raise Malformed("a policy has the same key twice, or one of a type that can't sign there")
+                raise Malformed("a policy has the same key twice, or a key of a wrong type for a log or a witness")
         members = self.quorum.leaves()
         if len(set(members)) < len(members) or not set(members) <= set(self.witnesses):
-            raise Malformed("a quorum counts witnesses of the policy, each of them once")
+            raise Malformed("the quorum counts a witness twice, or one that is not in the policy")
 
 
 def open_checkpoint(note: bytes, policy: Policy) -> Checkpoint:
-    """The checkpoint of a note that `policy` accepts; raises Malformed, BadSignature."""
+    """Returns the checkpoint of a note if `policy` accepts it; raises Malformed, BadSignature."""
     text, signed = open_note(note, (*policy.logs, *policy.witnesses))
     checkpoint = Checkpoint.parse(text)
     # tlog-policy: "This name MUST correspond to the log's origin line"
@@ -422,22 +421,22 @@ def open_checkpoint(note: bytes, policy: Policy) -> Checkpoint:
 # --- Policy files: tlog-policy ---------------------------------------------------------------------------
 
 def as_witness(key: VerifierKey) -> VerifierKey:
-    """The key that verifies a witness's cosignatures, where Go's tools hand its vkey out as type 0x01."""
+    """Returns a key of type 0x01 as type 0x04, any other unchanged: Go's tools give a witness's vkey type 0x01."""
     return VerifierKey(key.name, COSIGNATURE, key.key) if key.kind == ED25519 else key
 
 
 def simple_policy(logs: Iterable[VerifierKey], witnesses: Iterable[VerifierKey] = (), k: int | None = None) -> Policy:
-    """Any of `logs`, cosigned by `k` (None: by all) of `witnesses`; raises Malformed."""
+    """A policy that accepts any of `logs` with cosignatures of `k` (None: all) of `witnesses`; raises Malformed."""
     keys = tuple(as_witness(key) for key in witnesses)
     return Policy(tuple(logs), keys, Quorum(len(keys) if k is None else k, keys))
 
 
 def parse_policy(data: bytes) -> Policy:
-    """The policy that a policy file describes; raises Malformed with the number of the line."""
+    """Returns the policy in a policy file; raises Malformed with the line number."""
     # "the allowed octet values are 0x09 (tab), 0x0A (newline), 0x20-0x7E, and 0x80-0xFF"
     if not re.fullmatch(rb"[\t\n\x20-\x7e\x80-\xff]*", data) or len(data) > MAX_POLICY:
         raise Malformed(f"a policy file has no control characters and at most {MAX_POLICY} bytes")
-    # "each line is terminated by ASCII newline": what is left of a file that was cut off may still be a policy.
+    # "each line is terminated by ASCII newline": the beginning of a file that was cut off may be a policy, too.
     if not data.endswith(b"\n"):
         raise Malformed("the last line of the policy file has no newline: was it cut off?")
     lines = _PolicyLines()
@@ -453,7 +452,7 @@ def parse_policy(data: bytes) -> Policy:
 
 
 class _PolicyLines:
-    """What the lines of a policy file define so far. "names must be handled as opaque octet strings"."""
+    """The definitions in the lines so far of a policy file. "names must be handled as opaque octet strings"."""
 
     def __init__(self) -> None:
         self.logs, self.witnesses, self.urls = list[VerifierKey](), list[VerifierKey](), list[tuple[VerifierKey, str]]()
@@ -477,14 +476,14 @@ class _PolicyLines:
 
     def _key(self, keys: list[VerifierKey], key: VerifierKey, url: list[bytes]) -> VerifierKey:
         keys.append(key)
-        Policy(tuple(self.logs), tuple(self.witnesses))  # refuses duplicates, and keys of a wrong type
+        Policy(tuple(self.logs), tuple(self.witnesses))  # raises Malformed for a duplicate or a wrong type
         self.urls += [(key, word.decode(errors="surrogateescape")) for word in url]
         return key
 
     def _group(self, k: bytes, names: list[bytes]) -> Quorum:
         # "Each defined name can be listed as a group member at most once."
         if len(set(names)) < len(names) or self.members & set(names):
-            raise Malformed("a name can be a member of one group, once")
+            raise Malformed("a name can be a member of only one group, and only once")
         self.members |= set(names)
         # "The `any` variant is a shorthand for k = 1, and the `all` variant is a shorthand for k = n."
         shorthand = {b"any": 1, b"all": len(names)}
@@ -503,20 +502,20 @@ class _PolicyLines:
 
 # --- Entries ----------------------------------------------------------------------------------------------
 
-_CHAR = r"[^\x00-\x1f\x7f-\x9f\ud800-\udfff"  # no control character, no lone surrogate, and no …
-_ENTRY = re.compile(  # checksum, filename, issuer, subject
+_CHAR = r"[^\x00-\x1f\x7f-\x9f\ud800-\udfff"  # excludes control characters and lone surrogates; _ENTRY adds more
+_ENTRY = re.compile(  # groups: checksum, filename, issuer, subject
     r"pypi-transparency/v1\n(sha256:[0-9a-f]{64})\n"
     rf"((?!\s){_CHAR}/\\]+(?<!\s))(?:\npublisher ({_CHAR}\s]+) ({_CHAR}]+))?")
 
 
 def encode_entry(filename: str, checksum: str, issuer: str | None = None, subject: str | None = None) -> bytes:
-    """The bytes that are logged for a file and, if it has one, its publisher; raises Malformed."""
+    """Returns the bytes of an entry: a file and, if given, its publisher; raises Malformed."""
     text = f"pypi-transparency/v1\n{checksum}\n{filename}"
     if issuer is not None:
         text += f"\npublisher {issuer} {subject}"
-    # What is parsed has to be what was meant: a newline within a field would move the borders.
+    # Compare what was parsed with the arguments: a newline within a field would shift the fields.
     if not (match := _ENTRY.fullmatch(text)) or match.groups() != (checksum, filename, issuer, subject):
-        raise Malformed(f"not sha256:<64 hex digits>, a filename and perhaps a publisher: {text[21:200]!r}")
+        raise Malformed(f"not sha256:<64 hex digits>, a filename and an optional publisher: {text[21:200]!r}")
     data = text.encode()
     if len(data) > MAX_FILENAME and (len(data) > MAX_ENTRY or len(filename.encode()) > MAX_FILENAME):
         raise Malformed(f"an entry of more than {MAX_ENTRY} bytes, or a filename of more than {MAX_FILENAME}")
@@ -531,7 +530,7 @@ class Publisher(NamedTuple):
 
 @dataclass(frozen=True)
 class Entry:
-    """A file of an index; raises Malformed. `checksum` is "sha256:" and 64 lowercase hex digits."""
+    """A logged file of an index; raises Malformed. `checksum` is "sha256:" and 64 lowercase hex digits."""
     filename: str
     checksum: str
     publisher: Publisher | None = None
@@ -553,7 +552,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Proof:
-    """A .tlog-proof, UNVERIFIED: see check_logged. `hashes` are 32 bytes each, `checkpoint` is a note."""
+    """An UNVERIFIED .tlog-proof (see check_logged). `hashes` have 32 bytes each; `checkpoint` is a note."""
     index: int
     hashes: tuple[bytes, ...]
     checkpoint: bytes
@@ -561,29 +560,29 @@ class Proof:
 
     @classmethod
     def parse(cls, data: bytes) -> Proof:
-        """The proof that `data` is the text of; raises Malformed."""
+        """Returns the proof whose text is `data`; raises Malformed."""
         head, _, checkpoint = data.partition(b"\n\n")
         first, *lines = parse_text(head + b"\n").split("\n")[:-1]
         extra = parse_base64(lines.pop(0)[6:]) if lines and lines[0].startswith("extra ") else None
         if first != "c2sp.org/tlog-proof@v1" or extra == b"" or not lines or not lines[0].startswith("index "):
-            raise Malformed("not a c2sp.org/tlog-proof@v1 with perhaps an extra line, and an index line")
+            raise Malformed("not a c2sp.org/tlog-proof@v1 with an optional extra line and an index line")
         split_note(checkpoint)
         return cls(parse_decimal(lines[0][6:]), tuple(parse_base64(h, 32) for h in lines[1:]), checkpoint, extra or b"")
 
     def entry(self, filename: str, checksum: str) -> Entry:
-        """The entry, for check_logged to judge, that the proof claims for this file; raises Malformed, BadProof."""
-        # "Applications MUST NOT implicitly trust the extra data": it may add a publisher, not change the file.
-        mine = _ENTRY.fullmatch(self.extra.decode(errors="surrogateescape"))  # else it is opaque, and not for us
-        entry = Entry.parse(self.extra) if mine else Entry(filename, checksum)
+        """Returns the UNVERIFIED entry that the proof claims for this file; raises Malformed, BadProof."""
+        # "Applications MUST NOT implicitly trust the extra data": it may add a publisher, but not name another file.
+        is_entry = _ENTRY.fullmatch(self.extra.decode(errors="surrogateescape"))  # other extra data is ignored
+        entry = Entry.parse(self.extra) if is_entry else Entry(filename, checksum)
         if (entry.filename, entry.checksum) != (filename, checksum):
             raise BadProof(f"the proof is about {entry.filename} with {entry.checksum}")
         return entry
 
 
 def check_logged(entry: Entry | bytes, proof: bytes, policy: Policy) -> Checkpoint:
-    """The checkpoint, accepted by `policy`, under which the .tlog-proof `proof` shows that `entry` is logged.
+    """Returns the checkpoint of a .tlog-proof if `policy` accepts it and the proof shows that its tree has `entry`.
 
-    Raises Malformed; BadSignature (no such checkpoint); BadProof (the entry is not in its tree).
+    Raises Malformed; BadSignature (the policy refuses the checkpoint); BadProof (the entry is not in the tree).
     """
     parsed = Proof.parse(proof)
     checkpoint = open_checkpoint(parsed.checkpoint, policy)
@@ -593,16 +592,16 @@ def check_logged(entry: Entry | bytes, proof: bytes, policy: Policy) -> Checkpoi
 
 
 def verify_file(path: str | Path, proof: bytes, policy: Policy) -> Checkpoint:
-    """The checkpoint, accepted by `policy`, under which `proof` shows that the file at `path` is logged by its name.
+    """Returns the checkpoint as check_logged does, if the file at `path` is logged under its own name.
 
-    Raises what check_logged does, and OSError: nothing else in this part reads anything.
+    Raises what check_logged raises, and OSError: this is the only function of Part I that reads a file.
     """
     with open(path, "rb") as file:
         checksum = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
     return check_logged(Proof.parse(proof).entry(Path(path).name, checksum), proof, policy)
 
 
-# === Part II: the rest that is pure =====================================================================
+# === Part II: more code without I/O =====================================================================
 
 import argparse
 import asyncio
@@ -659,67 +658,67 @@ __all__ += ["Conflict", "Corrupt", "Unavailable"]
 logger = logging.getLogger("btlog")
 
 # Further limits. Sizes are in bytes, times in seconds.
-MAX_PROOF = 63  # hashes in a proof: tlog-witness, and the height of the largest tree that MAX_INT allows
+MAX_PROOF = 63  # hashes in a proof: from tlog-witness; also the height of the largest tree that MAX_INT allows
 MAX_BUNDLE = 256 * (2 + MAX_ENTRY)
-MAX_ADD = 1 << 19  # a JSON entry: room for MAX_ENTRY with every character escaped
+MAX_ADD = 1 << 19  # an entry as JSON: room for MAX_ENTRY with every character escaped
 MAX_HEAD = 1 << 16  # the head of a request, as in http.server
-MAX_ANSWER = 1 << 26  # what a client reads of an answer
-MAX_BATCH, MAX_WAITING = 50_000, 200_000  # entries that are sequenced together, and that wait for it
-MAX_BULK = 1 << 26  # the body of a bulk
-MAX_ZIPPED = 1 << 20  # a bundle that is compressed: longer would take too long
-MAX_STREAM = 1 << 20  # of a long answer that is made, and not sent yet
-MAX_UNREAD = 1 << 18  # of a body, before the client has to wait
-MAX_FOUND = 1000  # entries that a look-up answers with, and that may have one filename
-PATIENCE = 4  # times that the disk takes nothing before new entries are refused at once
+MAX_ANSWER = 1 << 26  # the longest answer that a client reads
+MAX_BATCH, MAX_WAITING = 50_000, 200_000  # entries in one batch of the sequencer; entries that wait for it
+MAX_BULK = 1 << 26  # the body of a bulk request
+MAX_ZIPPED = 1 << 20  # the largest entry bundle that is compressed: a larger one would take too long
+MAX_STREAM = 1 << 20  # the part of a long answer that waits to be sent
+MAX_UNREAD = 1 << 18  # the unread part of a request's body: at this size, the server stops receiving
+MAX_FOUND = 1000  # entries in the answer to a look-up; entries with the same filename
+PATIENCE = 4  # failed commits in a row, after which new entries are refused at once
 BUSY_TIMEOUT = 4_000  # milliseconds that SQLite waits for another process
-MAX_WAL = 1 << 22  # of SQLite's journal, before it is emptied into the database
-MAX_CONNECTIONS = 4096  # of a server; beyond, those that ask for nothing are closed
-# Of a connection, in seconds: between requests, for a head, a piece of an answer, the end.
+MAX_WAL = 1 << 22  # SQLite's write-ahead log: a larger one is copied into the database
+MAX_CONNECTIONS = 4096  # of a server; beyond this, it closes idle connections
+# Seconds that a server waits for a client: between requests, for a head, to take a piece of an answer, to disconnect.
 IDLE_TIMEOUT, HEAD_TIMEOUT, SEND_TIMEOUT, LINGER_TIMEOUT = 60, 10, 30, 2
-MIN_RATE = 16_384  # bytes a second that a body has to come at, after HEAD_TIMEOUT
-DRAIN_TIMEOUT, WORKER_TIMEOUT = 5, 3  # seconds in which a server that ends finishes its answers, and its commits
-CONNECT_TIMEOUT = 5  # seconds that a connection may take to be made: nothing can end this wait
-ANSWER_TIMEOUT = 15  # seconds that a log may take for an answer that somebody waits for
+MIN_RATE = 16_384  # bytes a second: a body of n bytes may take HEAD_TIMEOUT + n / MIN_RATE seconds
+DRAIN_TIMEOUT, WORKER_TIMEOUT = 5, 3  # seconds that a stopping server has to finish its answers; and its commits
+CONNECT_TIMEOUT = 5  # seconds to open a connection: nothing can interrupt this wait
+ANSWER_TIMEOUT = 15  # seconds to wait for a log's answer while a person waits for the command
 PIPE_TIMEOUT = 5  # seconds to wait for a configuration that comes through a pipe
 MAX_SKEW = 300  # seconds that the clock of a witness may be ahead of ours
 
 MAX_ADD_CHECKPOINT = 1 << 16  # the body of a request to a witness, and of its answer
-MAX_WITNESSES = 64  # that a log asks: a note with more signatures than MAX_SIGNATURES could not be read
+MAX_WITNESSES = 64  # of a log: a note with more than MAX_SIGNATURES signatures could not be read
 MAX_EVIDENCE = 1000  # pairs of checkpoints that a witness keeps against a log
-MAX_FINDINGS = 100  # of a kind that a monitor tells one by one, in 16,384 entries
-MAX_HELD = 1 << 23  # of entries that a monitor stores together
-MAX_STEMS = 50_000  # parts of filenames that a monitor remembers to have seen
-MAX_BAD_TILES = 20  # likewise, with the tiles as evidence
-MAX_KEPT, MAX_KEPT_BYTES = 1000, 1 << 28  # findings whose evidence a monitor keeps, and its bytes in all
-MIN_FREE = 1 << 27  # bytes of the disk that a monitor does not fill, however large the log is that it follows
-MAX_AHEAD = 1 << 20  # bytes of a bundle that is read ahead; a larger one is read when its turn comes
-MAX_PAGE, MAX_FILES = 56 << 20, 500_000  # bytes of a page of an index, and the files that it may list
-MAX_REDIRECTS = 5  # of a page, within its index
-MAX_COMPARED = 1000  # projects, beside those with new files, that a monitor compares with the index at a time
+MAX_FINDINGS = 100  # of one kind in 16,384 entries: a monitor only counts the others
+MAX_HELD = 1 << 23  # of entries that a monitor stores in one step
+MAX_STEMS = 50_000  # project names, as written in filenames, that a monitor remembers
+MAX_BAD_TILES = 20  # bad-tile findings at a time: each carries tiles as evidence
+MAX_KEPT, MAX_KEPT_BYTES = 1000, 1 << 28  # findings whose evidence a monitor keeps; bytes of all this evidence
+MIN_FREE = 1 << 27  # bytes of the disk that a monitor leaves free, however large the log is
+MAX_AHEAD = 1 << 20  # bytes of an entry bundle or page that is read ahead; a larger one is read in its turn
+MAX_PAGE, MAX_FILES = 56 << 20, 500_000  # bytes of a page of an index; files that it may list
+MAX_REDIRECTS = 5  # in a row, to pages of the same index
+MAX_COMPARED = 1000  # projects without new files that a monitor compares with the index at a time
 
 TEXT, NDJSON, OCTETS = "text/plain; charset=utf-8", "application/x-ndjson", "application/octet-stream"
-OPEN = {"Access-Control-Allow-Origin": "*"}  # reads are open to the scripts of any web page
+OPEN = {"Access-Control-Allow-Origin": "*"}  # scripts of any web page may read
 
 
-# --- Errors that a verifier does not know -----------------------------------------------------------------
+# --- Errors that Part I never raises ----------------------------------------------------------------------
 
 class Conflict(Error):
-    """The filename is logged already, at `index`, with another checksum."""
+    """The filename is already logged with another checksum, at `index`."""
     status, exit_code = 409, 1
     def __init__(self, message: str, index: int) -> None:
         super().__init__(message)
         self.index = index
 
 class Unavailable(Error):
-    """It could not be done or checked now: no network, no quorum, no room."""
+    """Something can't be done or checked now: no network, no quorum, no room."""
     status, exit_code = 503, 3
 
 class Corrupt(Error):
-    """What is stored here contradicts itself. That accuses nobody: disks fail."""
+    """Stored data is inconsistent. This accuses nobody: disks fail."""
     status, exit_code = 500, 3
 
 
-# --- Signing, and the encoders of what Part I parses -----------------------------------------------------
+# --- Signing, and encoders for the formats that Part I parses --------------------------------------------
 
 b64 = functools.partial(binascii.b2a_base64, newline=False)
 
@@ -733,13 +732,13 @@ def encode_vkey(key: VerifierKey) -> str:
 
 
 def encode_checkpoint(checkpoint: Checkpoint) -> str:
-    """The note text of a checkpoint."""
+    """Returns the note text of a checkpoint."""
     lines = (checkpoint.origin, str(checkpoint.tree.size), to_base64(checkpoint.tree.root), *checkpoint.extensions)
     return "".join(f"{line}\n" for line in lines)
 
 
 def encode_proof(proof: Proof) -> bytes:
-    """The text of a .tlog-proof."""
+    """Returns the text of a .tlog-proof."""
     extra = [f"extra {to_base64(proof.extra)}"] if proof.extra else []
     lines = ("c2sp.org/tlog-proof@v1", *extra, f"index {proof.index}", *map(to_base64, proof.hashes))
     return "".join(f"{line}\n" for line in lines).encode() + b"\n" + proof.checkpoint
@@ -751,13 +750,13 @@ def signature_line(name: str, key_id: bytes, signature: bytes) -> str:
 
 @dataclass(frozen=True)
 class Signer:
-    """An Ed25519 private key (RFC 8032): its 32-byte seed, which no message or repr shows."""
+    """An Ed25519 private key (RFC 8032): a key name, and a 32-byte seed that no message or repr shows."""
     name: str
     seed: bytes = field(repr=False)
 
     @classmethod
     def parse(cls, skey: str) -> Signer:
-        """The key of Go's "PRIVATE+KEY+<name>+<hash>+<base64(0x01 || seed)>"; raises Malformed."""
+        """Parses Go's "PRIVATE+KEY+<name>+<hash>+<base64(0x01 || seed)>"; raises Malformed."""
         parts = [*skey.split("+", 4), "", "", "", ""]
         try:
             data = parse_base64(parts[4], 33)
@@ -765,8 +764,8 @@ class Signer:
             if parts[:2] == ["PRIVATE", "KEY"] and data[0] == ED25519 and signer.key.key_id.hex() == parts[3]:
                 return signer
         except Malformed:
-            pass  # its message would show a part of the key
-        raise Malformed("not a private key of the form PRIVATE+KEY+name+hash+base64, or its hash does not fit")
+            pass  # the message would show a part of the key
+        raise Malformed("not a private key of the form PRIVATE+KEY+name+hash+base64, or its hash does not match")
 
     def encode(self) -> str:
         return f"PRIVATE+KEY+{self.name}+{self.key.key_id.hex()}+{to_base64(bytes([ED25519]) + self.seed)}"
@@ -774,7 +773,7 @@ class Signer:
     @functools.cached_property
     def _key(self) -> signing.SigningKey:
         if not signing:
-            raise Unavailable("to sign takes PyNaCl: python -m pip install 'PyNaCl>=1.6.2,<2'")
+            raise Unavailable("signing needs PyNaCl: python -m pip install 'PyNaCl>=1.6.2,<2'")
         return signing.SigningKey(self.seed)
 
     @functools.cached_property
@@ -782,7 +781,7 @@ class Signer:
         return VerifierKey(self.name, ED25519, bytes(self._key.verify_key))
 
     def sign(self, checkpoint: Checkpoint) -> bytes:
-        """The checkpoint as a note with this key's signature, as a log makes it."""
+        """Returns the checkpoint as a note with this key's signature, as a log signs it."""
         text = encode_checkpoint(checkpoint)
         signature = self._key.sign(text.encode()).signature
         return f"{text}\n{signature_line(self.name, self.key.key_id, signature)}".encode()
@@ -792,7 +791,7 @@ class Signer:
         return as_witness(self.key)
 
     def cosign(self, text: str, seconds: int) -> str:
-        """The line of this key's cosignature over a note's text, as a witness makes it."""
+        """Returns the signature line of this key's cosignature over a note's text, as a witness makes it."""
         signature = self._key.sign(cosigned_message(text, seconds)).signature
         return signature_line(self.name, self.witness_key.key_id, seconds.to_bytes(8, "big") + signature)
 
@@ -803,7 +802,7 @@ _TILE_PATH = re.compile(r"tile/(entries|[0-9]{1,2})/((?:x[0-9]{3}/)*[0-9]{3})(?:
 
 
 def tile_path(level: int | None, index: int, width: int = 256) -> str:
-    """The path of a tile, or with level None of an entry bundle, that is `width` (1 to 256) wide."""
+    """Returns the path of a tile of `width` (1 to 256) hashes, or for level None of a bundle of `width` entries."""
     groups = [f"{index % 1000:03d}"]
     while index := index // 1000:
         groups.insert(0, f"x{index % 1000:03d}")
@@ -812,10 +811,10 @@ def tile_path(level: int | None, index: int, width: int = 256) -> str:
 
 
 def parse_tile_path(path: str) -> tuple[int | None, int, int]:
-    """The level (None for an entry bundle), index and width that `path` is the one path of; raises Malformed."""
+    """Returns the level (None for an entry bundle), index and width of a canonical tile path; raises Malformed."""
     if match := _TILE_PATH.fullmatch(path):
         level = None if match[1] == "entries" else parse_decimal(match[1])
-        index = parse_decimal(re.sub("[x/]", "", match[2]).lstrip("0") or "0")  # groups of 3 digits are one decimal
+        index = parse_decimal(re.sub("[x/]", "", match[2]).lstrip("0") or "0")  # groups of 3 digits form one decimal
         width = 256 if match[3] is None else parse_decimal(match[3])
         # "a decimal ASCII integer between 0 and 63", "between 1 and 255"
         if (level or 0) <= 63 and width > 0 and tile_path(level, index, width) == path:
@@ -824,48 +823,48 @@ def parse_tile_path(path: str) -> tuple[int | None, int, int]:
 
 
 def encode_bundle(entries: Iterable[bytes]) -> bytes:
-    """"big-endian uint16 length-prefixed log entries", each of at most MAX_ENTRY bytes."""
+    """Returns an entry bundle, "big-endian uint16 length-prefixed log entries" of at most MAX_ENTRY bytes each."""
     return b"".join([len(entry).to_bytes(2, "big") + entry for entry in entries])
 
 
 def split_bundle(data: bytes) -> list[bytes]:
-    """All entries of a bundle; raises Malformed."""
+    """Returns all entries of a bundle; raises Malformed."""
     entries, at = [], 0
     while at < len(data):
         end = at + 2 + int.from_bytes(data[at : at + 2], "big")
         if at + 2 > len(data) or end > len(data):
-            raise Malformed(f"a bundle that is cut off at byte {len(data)}")
+            raise Malformed(f"the bundle is cut off at byte {len(data)}")
         entries.append(data[at + 2 : end])
         at = end
     return entries
 
 
 def parse_bundle(data: bytes, width: int) -> list[bytes]:
-    """The entries of a bundle that has to hold `width` of them; raises Malformed."""
+    """Returns the entries of a bundle, which must have `width` entries; raises Malformed."""
     if len(entries := split_bundle(data)) != width:
-        raise Malformed(f"a bundle of {len(entries)} entries, not of {width}")
+        raise Malformed(f"the bundle has {len(entries)} entries, not {width}")
     return entries
 
 
 def leaf_hashes(entries: Iterable[bytes]) -> list[bytes]:
-    """leaf_hash, without a call for each."""
+    """The leaf hashes of entries. Inlines leaf_hash for speed."""
     sha256 = hashlib.sha256
     return [sha256(b"\x00" + entry).digest() for entry in entries]
 
 
 def expand_tile(tile: bytes) -> list[list[bytes]]:
-    """All complete nodes over the hashes of a tile, level by level from the hashes themselves up."""
+    """Returns the 32-byte hashes of all complete nodes of a tile: its own hashes first, then level by level up."""
     sha256, nodes = hashlib.sha256, [tile[i : i + 32] for i in range(0, len(tile), 32)]
     levels = [nodes]
     while len(nodes) > 1:
-        joined = b"".join(nodes)  # node_hash, without a call for each
+        joined = b"".join(nodes)  # inlines node_hash for speed
         nodes = [sha256(b"\x01" + joined[i : i + 64]).digest() for i in range(0, len(joined) - 63, 64)]
         levels.append(nodes)
     return levels
 
 
 class Cache:
-    """Keeps what was used last, up to a weight; for what never changes under its key. Threads may share it."""
+    """A least-recently-used cache up to a total weight. A key's value must never change. Threads may share it."""
 
     def __init__(self, limit: int, weigh: Callable[[Any], int] = lambda value: 1) -> None:
         self._limit, self._weigh, self._weight = limit, weigh, 0
@@ -895,17 +894,17 @@ class Cache:
 
 
 class Tiles:
-    """The hashes of a tree of `size` entries, out of its tiles: one reader for log, client and monitor.
+    """Reads the hashes of a tree of `size` entries from its tiles: one reader for log, client and monitor.
 
-    `fetch(level, index, width)` returns the 32 * width bytes of a tile. `cache` keeps expanded tiles; what it
-    holds for a tile of a certain width never changes.
+    `fetch(level, index, width)` returns the 32 * width bytes of a tile. `cache` keeps expanded tiles. Trees of one log
+    may share it: a tile of a given width never changes.
     """
 
     def __init__(self, size: int, fetch: Callable[[int, int, int], bytes], cache: Cache | None = None) -> None:
         self.size, self._fetch, self._cache = size, fetch, Cache(64) if cache is None else cache
 
     def expanded(self, level: int, index: int) -> list[list[bytes]]:
-        """The levels of nodes over tile `index` of tile level `level`, which is as wide as the tree makes it."""
+        """Returns the nodes (as expand_tile) of tile `index` at `level`, as wide as in this tree; raises BadProof."""
         width = min(256, (self.size >> 8 * level) - 256 * index)
         levels: list[list[bytes]] | None = self._cache.get((level, index, width))
         if levels is None:
@@ -918,12 +917,12 @@ class Tiles:
         return levels
 
     def _authenticate(self, level: int, index: int, levels: list[list[bytes]]) -> None:
-        """Raises BadProof where the tile should not be believed; the log believes its own."""
+        """Raises BadProof if the tile can't be trusted. This class trusts all: a log reads its own tiles."""
 
     def hash(self, lo: int, hi: int) -> bytes:
-        """The Merkle tree hash of entries lo to hi - 1, "MTH(D[lo:hi])" of RFC 6962 section 2.1, of 32 bytes.
+        """The 32-byte Merkle tree hash of entries lo to hi - 1, "MTH(D[lo:hi])" of RFC 6962 section 2.1.
 
-        lo is 0, or such that its complete subtrees are nodes of the tree, as are those that proofs are made of.
+        lo must be a multiple of the largest power of two that is not above hi - lo. In proofs it always is.
         """
         count = hi - lo
         if count == 0:
@@ -937,16 +936,16 @@ class Tiles:
 
 
 class AuthenticTiles(Tiles):
-    """Tiles from a source that is not trusted, each proved to belong to `tree` before it is used or kept.
+    """Tiles from an untrusted source. Each is proved to belong to `tree` before it is used or kept; raises BadProof.
 
-    The partial tiles of the right edge, at most eight, are proved at once and kept for good: they hash to the root. A
-    full tile is proved by its hash, which stands in a tile above it. Raises BadProof.
+    The constructor reads the partial tiles at the right edge, at most eight. They must hash to the root. A full tile
+    must hash to its node in the tile above it.
     """
 
     def __init__(self, tree: Tree, fetch: Callable[[int, int, int], bytes]) -> None:
         super().__init__(tree.size, fetch)
         self._edge = Tiles(tree.size, fetch)
-        if self._edge.hash(0, tree.size) != tree.root:  # this reads all of the partial tiles, and nothing else
+        if self._edge.hash(0, tree.size) != tree.root:  # this reads all partial tiles, and no other
             raise BadProof(f"the tiles do not lead to the root of the tree of size {tree.size}")
 
     def expanded(self, level: int, index: int) -> list[list[bytes]]:
@@ -959,12 +958,12 @@ class AuthenticTiles(Tiles):
 
 
 def split(count: int) -> int:
-    """"the largest power of two smaller than" count (RFC 6962 section 2.1); count is 2 or more."""
+    """Returns "the largest power of two smaller than" count (RFC 6962 section 2.1); count must be 2 or more."""
     return 1 << (count - 1).bit_length() - 1
 
 
 def prove_inclusion(tiles: Tiles, index: int) -> list[bytes]:
-    """"PATH(m, D[n])" of RFC 6962 section 2.1.1, 32 bytes an element, for entry `index` < tiles.size."""
+    """Returns 32-byte hashes, "PATH(m, D[n])" of RFC 6962 section 2.1.1, for entry `index` < tiles.size."""
 
     def path(lo: int, hi: int) -> list[bytes]:
         if hi - lo == 1:
@@ -978,7 +977,7 @@ def prove_inclusion(tiles: Tiles, index: int) -> list[bytes]:
 
 
 def prove_consistency(tiles: Tiles, old: int) -> list[bytes]:
-    """"PROOF(m, D[n])" of RFC 6962 section 2.1.2, 32 bytes an element, from size `old` <= tiles.size."""
+    """Returns 32-byte hashes, "PROOF(m, D[n])" of RFC 6962 section 2.1.2, from size `old` <= tiles.size."""
 
     def subproof(lo: int, hi: int, whole: bool) -> list[bytes]:  # "SUBPROOF(m, D[n], b)"
         if old == hi:
@@ -992,43 +991,42 @@ def prove_consistency(tiles: Tiles, old: int) -> list[bytes]:
 
 
 def prove_many(tiles: Tiles, indices: Sequence[int], separator: bytes) -> Iterator[bytes]:
-    """The inclusion proofs of many entries, as base64 joined by `separator`; `indices` ascend strictly.
+    """Yields the inclusion proof of each of `indices`, as base64 joined by `separator`; `indices` ascend strictly.
 
-    It is prove_inclusion from the root down, for all at once: a part of the path that proofs share, and its
-    base64, is made once.
+    Works from the root down, for all entries at once. It reads and encodes a hash once, even if many proofs share it.
     """
     todo = [(0, tiles.size, 0, len(indices), b"")] if indices else []
     while todo:
-        lo, hi, first, last, end = todo.pop()  # indices[first:last] are in [lo, hi), and not none
+        lo, hi, first, last, upper = todo.pop()  # indices[first:last], at least one, are in [lo, hi)
         count = hi - lo
         if count == last - first and count & (count - 1) == 0 and count <= 256:
-            yield from _prove_all(tiles, lo, count, separator, end)
+            yield from _prove_all(tiles, lo, count, separator, upper)
             continue
         middle = lo + split(count)
-        between = bisect.bisect_left(indices, middle, first, last)
-        if between < last:
-            todo.append((middle, hi, between, last, separator + b64(tiles.hash(lo, middle)) + end))
-        if first < between:
-            todo.append((lo, middle, first, between, separator + b64(tiles.hash(middle, hi)) + end))
+        cut = bisect.bisect_left(indices, middle, first, last)
+        if cut < last:
+            todo.append((middle, hi, cut, last, separator + b64(tiles.hash(lo, middle)) + upper))
+        if first < cut:
+            todo.append((lo, middle, first, cut, separator + b64(tiles.hash(middle, hi)) + upper))
 
 
-def _prove_all(tiles: Tiles, lo: int, count: int, separator: bytes, end: bytes) -> list[bytes]:
-    """The proofs of all entries of a complete subtree of `count`, at most 256, level by level; `end` ends them all."""
-    place, levels, ends = lo % 256, tiles.expanded(0, lo // 256), [end]
+def _prove_all(tiles: Tiles, lo: int, count: int, separator: bytes, upper: bytes) -> list[bytes]:
+    """The proofs of all entries of a complete subtree of `count` <= 256 entries. All proofs end with `upper`."""
+    place, levels, proofs = lo % 256, tiles.expanded(0, lo // 256), [upper]
     for level in range(count.bit_length() - 2, -1, -1):
         nodes = [separator + b64(node) for node in levels[level][place >> level : (place + count) >> level]]
-        ends = [nodes[i ^ 1] + ends[i >> 1] for i in range(len(nodes))]
+        proofs = [nodes[i ^ 1] + proofs[i >> 1] for i in range(len(nodes))]
     skip = len(separator)
-    return [proof[skip:] for proof in ends]
+    return [proof[skip:] for proof in proofs]
 
 
-Grown = tuple[int, int, bytes, list[list[bytes]]]  # a tile's level, index and bytes, and if it is full, its nodes
+Grown = tuple[int, int, bytes, list[list[bytes]]]  # a tile's level, index, bytes; expand_tile of it if it is full
 
 
 def grow(size: int, edge: Callable[[int, int, int], bytes], leaves: list[bytes]) -> Iterator[Grown]:
-    """Each tile that `leaves`, 32 bytes each, change or add behind `size` entries.
+    """Yields each tile that changes or is new when `leaves` (32-byte leaf hashes) are appended to `size` entries.
 
-    `edge(level, index, width)` returns the partial tile that stands at the right edge of a level until then.
+    `edge(level, index, width)` returns the partial tile at the right edge of a level before that.
     """
     level = 0
     while leaves:
@@ -1048,7 +1046,7 @@ def grow(size: int, edge: Callable[[int, int, int], bytes], leaves: list[bytes])
 # --- The witness's step, and what logs and witnesses send each other: tlog-witness ---------------------------
 
 class Stale(Error):
-    """The request builds on another checkpoint than the last one that was cosigned, which is of `size`."""
+    """The old size of a request is not `size`, the size of the checkpoint that the witness cosigned last."""
     status, exit_code = 409, 1
 
     def __init__(self, size: int) -> None:
@@ -1065,7 +1063,7 @@ class AddCheckpoint:
 
     @classmethod
     def parse(cls, body: bytes) -> AddCheckpoint:
-        """Raises Malformed."""
+        """Parses the body of a request; raises Malformed."""
         head, separator, note = body.partition(b"\n\n")
         first, *lines = parse_text(head + b"\n").split("\n")[:-1]
         # "The client MUST NOT send more than 63 consistency proof lines."
@@ -1080,9 +1078,9 @@ class AddCheckpoint:
 
 @dataclass(frozen=True)
 class Witnessed:
-    """What a witness keeps of a log: the last checkpoint that it cosigned, when in seconds, and that note.
+    """What a witness stores for a log: the tree that it cosigned last, the time in seconds, and the note.
 
-    The note has the log's signatures and the witness's, all of them verified, and no others.
+    The note has only verified signatures: the log's and the witness's. It is empty after an import.
     """
     tree: Tree
     seconds: int
@@ -1092,15 +1090,15 @@ class Witnessed:
 def witness_step(
     last: Witnessed | None, keys: Collection[VerifierKey], request: AddCheckpoint, signer: Signer, now: int
 ) -> tuple[Witnessed, str]:
-    """What to store next for a log with these `keys`, and the line to answer with once it is stored.
+    """Returns what to store next for a log with these `keys`, and the line to answer with once it is stored.
 
-    Raises, in this order: Malformed; BadSignature, where no key signed or a signature is false; Malformed, where the
-    old size is above the checkpoint's; Stale; BadProof. Then nothing changes.
+    Raises, checked in this order: Malformed; BadSignature (no key signed, or a signature is false); Malformed (the old
+    size is above the checkpoint's); Stale; BadProof.
     """
     try:
         text, signed = open_note(request.note, keys)
     except BadSignature:
-        Checkpoint.parse(split_note(request.note)[0])  # what is malformed is so whoever signed it
+        Checkpoint.parse(split_note(request.note)[0])  # a malformed checkpoint is Malformed, whoever signed it
         raise
     checkpoint = Checkpoint.parse(text)
     # "The old size MUST be equal to or lower than the checkpoint size."
@@ -1111,7 +1109,7 @@ def witness_step(
     if request.old != before.size:
         raise Stale(before.size)
     check_consistency(before, checkpoint.tree, request.proof)
-    # A time that fell would say that an older view is the newer one.
+    # Times must not decrease: else an older checkpoint would look like the newer one.
     seconds = max(now, last.seconds if last else 1)
     line = signer.cosign(text, seconds)
     kept = keep_signed(request.note, signed)[1]
@@ -1119,14 +1117,14 @@ def witness_step(
 
 
 def keep_signed(note: bytes, keys: Collection[VerifierKey]) -> tuple[str, list[str]]:
-    """The text of a note that has been verified, and each of its lines that is of one of `keys`, once."""
+    """Returns the text of a verified note, and its signature lines by `keys`, without duplicates."""
     text, signatures = split_note(note)
     known = {(key.name, key.key_id) for key in keys}
     return text, list(dict.fromkeys(signature_line(*parts) for parts in signatures if parts[:2] in known))
 
 
 def take_cosignature(text: str, answer: bytes, key: VerifierKey) -> str:
-    """The line of a witness's answer that is the valid cosignature of `key`; raises Malformed, BadSignature."""
+    """Returns the line of a witness's answer with the valid cosignature of `key`; raises Malformed, BadSignature."""
     # "the client MAY concatenate it to the checkpoint, and use a note verification function"
     note = text.encode() + b"\n" + answer
     open_note(note, [key])
@@ -1134,23 +1132,23 @@ def take_cosignature(text: str, answer: bytes, key: VerifierKey) -> str:
 
 
 def cosignature_times(note: bytes) -> list[tuple[str, int]]:
-    """UNVERIFIED, the name and time of each line of a note that may be a cosignature: for display."""
+    """The UNVERIFIED names and times in seconds of all lines that may be cosignatures in a note: for display."""
     return [(name, seconds) for name, _, value in split_note(note)[1]
             if len(value) == 72 and 0 < (seconds := int.from_bytes(value[:8], "big")) < 1 << 35]
 
 
 def utc(seconds: float) -> str:
-    """A time for people; whoever has given it may have given anything."""
+    """Returns a time as text for people. Any number will do, since some come from untrusted sources."""
     if not 0 <= seconds < 253_402_300_800:  # the year 10000
         return f"{seconds:.0f} s after 1970"
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
 
 def check_age(checkpoint: Checkpoint, policy: Policy, limit: float | None, now: float) -> None:
-    """Raises BadSignature unless there are cosignatures of the last `limit` seconds, enough for the quorum."""
+    """If `limit` is given: raises BadSignature unless a quorum of one or more cosigned in the last `limit` seconds."""
     fresh = [key for key, at in checkpoint.cosigned if limit is None or now - limit <= at <= now + MAX_SKEW]
     if limit is not None and not (fresh and policy.quorum.met(fresh)):
-        times = ", ".join(utc(at) for _, at in checkpoint.cosigned) or "never"
+        times = ", ".join(utc(at) for _, at in checkpoint.cosigned) or "no time"
         raise BadSignature(f"the checkpoint is not fresh enough: it was cosigned at {times}")
 
 
@@ -1158,10 +1156,10 @@ def check_age(checkpoint: Checkpoint, policy: Policy, limit: float | None, now: 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that the one who watches a log, or an index, has to know.
+    """Something that a monitor reports about a log or an index.
 
-    `evidence` has files by name: checkpoints verbatim, and parts of the log's static tree under their tlog-tiles
-    paths. For entries, by `indices`, it is their .tlog-proof files, which are made when it is reported.
+    `evidence` has files by name: checkpoints verbatim, and tiles and bundles under their tlog-tiles paths. For the
+    entries at `indices`, .tlog-proof files are added when the finding is reported.
     """
     kind: str
     text: str
@@ -1170,7 +1168,7 @@ class Finding:
 
 
 class Found(Error):
-    """A finding after which the log can't be followed any further."""
+    """A finding after which a monitor can't follow the log any further."""
     status, exit_code = 422, 1
 
     def __init__(self, kind: str, text: str, evidence: dict[str, bytes]) -> None:
@@ -1181,39 +1179,39 @@ class Found(Error):
 def monitor_step(
     earlier: Iterable[bytes], note: bytes, tree: Tree, prefix: Callable[[int], bytes]
 ) -> None:
-    """Returns if the tree of a new checkpoint continues those of all `earlier` ones that are not larger.
+    """Returns if `tree`, of a new checkpoint, begins with the tree of each `earlier` checkpoint that is not larger.
 
-    `prefix(size)` is the 32-byte root that the new tree had at that size. Raises Found.
+    `prefix(size)` returns the 32-byte root of the new tree's first `size` entries. Raises Found.
     """
     for known in earlier:
         past = Checkpoint.parse(split_note(known)[0]).tree
         if past.size <= tree.size and prefix(past.size) != past.root:
-            sizes = f"that of size {tree.size} does not begin with that of size {past.size}"
+            sizes = f"its tree of size {tree.size} does not begin with its tree of size {past.size}"
             raise Found("fork", f"the log has signed two histories: {sizes}",
                         {"earlier-checkpoint": known, "checkpoint": note})
 
 
 def went_back(before: Tree, tree: Tree, is_prefix: bool, evidence: dict[str, bytes]) -> Found:
-    """What it is that a log shows, after the tree `before`, another one that is not larger."""
-    sizes = f"its last checkpoint was of size {before.size}, and now of {tree.size}"
+    """The finding about a log that signed `before` and later `tree`, another tree that is not larger."""
+    sizes = f"its last checkpoint was of size {before.size}, its new one is of size {tree.size}"
     if is_prefix:
         return Found("rollback", f"the log has gone back: {sizes}", evidence)
-    return Found("fork", f"the log has signed two histories: {sizes}, which does not go with it", evidence)
+    return Found("fork", f"the log has signed two histories: {sizes}, and they contradict each other", evidence)
 
 
-# What installers take: the extensions of pip and of uv, and eggs.
+# The extensions of files that installers accept: those of pip and uv, and eggs.
 DISTRIBUTIONS = (".whl", ".zip", ".tar.gz", ".tgz", ".tar", ".tar.bz2", ".tbz", ".tar.xz", ".txz", ".tlz", ".tar.lz",
                  ".tar.lzma", ".tar.zst", ".tzst", ".egg")
 
 
 def project_of(filename: str) -> str:
-    """The normalized name (PEP 503) of the project whose distribution file this is; "" where the name shows none."""
+    """The normalized project name (PEP 503) in the name of a distribution file; "" if there is none."""
     wheel = filename.endswith((".whl", ".egg"))
     return normalize(filename.partition("-")[0] if wheel else filename.rpartition("-")[0])
 
 
 def url_name(url: str) -> str:
-    """The name of the file at a URL or path, as pip has it: the last part of the path, once that is decoded."""
+    """The filename in a URL or path, as pip reads it: the last part of the decoded path; "" if there is none."""
     try:
         return urllib.parse.unquote(urllib.parse.urlsplit(url).path).rstrip("/").rpartition("/")[2]
     except ValueError:
@@ -1221,26 +1219,26 @@ def url_name(url: str) -> str:
 
 
 def normalize(project: str) -> str:
-    """The name of a project as PEP 503 has it in URLs."""
+    """The normalized name of a project (PEP 503)."""
     return re.sub(r"[-_.]+", "-", project).lower()
 
 
 @functools.lru_cache(4096)
 def _project_pattern(project: str) -> re.Pattern[str]:
-    # Names are ASCII (PEP 508): without the flag, U+212A would be a k. In the name of a wheel, "-" ends the project's.
+    # Names are ASCII (PEP 508): without flag `a`, U+212A would match k. In a wheel's name, "-" ends the project name.
     words = [re.escape(word) for word in project.split("-")]
     wheel, sdist = "[_.]+".join(words), "[-_.]+".join(words)
     return re.compile(rf"(?ais:{wheel}-.*\.(?:whl|egg)|{sdist}[-_.]+v?[0-9](?!.*\.(?:whl|egg)\Z).*)")
 
 
 def is_of(project: str, filename: str) -> bool:
-    """Whether a distribution with this name is of a project, whose name is normalized."""
+    """True if a distribution with this filename belongs to `project`, a normalized name."""
     return _project_pattern(project).fullmatch(filename) is not None
 
 
 @dataclass(frozen=True)
 class WatchTerm:
-    """What somebody looks for: entries of a project; or, with none, those that both regular expressions match."""
+    """A search term: matches the entries of `project`; or, if that is empty, those that both regexes match."""
     filename: str = ""
     checksum: str = ""
     project: str = ""
@@ -1255,7 +1253,7 @@ class WatchTerm:
 
 
 def watch_terms(filenames: Sequence[str], checksums: Sequence[str], projects: Iterable[str]) -> tuple[WatchTerm, ...]:
-    """Any of these filenames and any of these checksums, where there are both; or a file of any of these projects."""
+    """Search terms: one for each pair of a filename regex and a checksum regex, and one for each project."""
     regexes = itertools.product(filenames or [""], checksums or [""]) if filenames or checksums else ()
     named = (WatchTerm(project=normalize(project)) for project in projects)
     return tuple(dict.fromkeys([*(WatchTerm(*pair) for pair in regexes), *named]))
@@ -1265,7 +1263,7 @@ _PLAIN = re.compile(rb"(?:pypi-transparency/v1\nsha256:[0-9a-f]{64}\n[!-.0-[\]-~
 
 
 def all_plain(entries: Sequence[bytes]) -> bool:
-    """Whether all of these are entries without a publisher, of ASCII without spaces, as most are: a quick look."""
+    """True if all are entries without a publisher and with a plain ASCII filename: a fast check that most pass."""
     for at in range(0, len(entries), 256):
         part = entries[at : at + 256]
         data = b"\x00".join(part) + b"\x00"
@@ -1275,7 +1273,7 @@ def all_plain(entries: Sequence[bytes]) -> bool:
 
 
 def match_entries(entries: Iterable[bytes]) -> list[re.Match[str] | None]:
-    """For each entry its checksum, filename and publisher as groups of a match; None where Entry.parse refuses it."""
+    """Returns the match of each entry, with the groups of _ENTRY; None for an entry that Entry.parse refuses."""
     matches = []
     for data in entries:
         match = _ENTRY.fullmatch(data.decode(errors="surrogateescape"))
@@ -1291,7 +1289,7 @@ def match_entries(entries: Iterable[bytes]) -> list[re.Match[str] | None]:
 def replaced(
     first: int, matches: Sequence[re.Match[str] | None], stored: Iterable[tuple[int, bytes]]
 ) -> Iterator[Finding]:
-    """Of entries behind `first` those that have the filename of an earlier one, and another checksum."""
+    """Yields a finding for each entry from `first` on that has an earlier entry's filename, but another checksum."""
     known: dict[str, tuple[int, str]] = {}
     for index, data in stored:
         if earlier := match_entries([data])[0]:
@@ -1305,7 +1303,7 @@ def replaced(
 
 
 def publisher_name(match: re.Match[str]) -> str:
-    """The publisher of an entry, "" for none; of a very long one the beginning, and a hash of all of it."""
+    """The publisher of an entry, "" for none. A very long one is cut to its beginning and a hash of all of it."""
     name = f"{match[3]} {match[4]}" if match[3] else ""
     return name if len(name) <= 400 else f"{name[:300]}… (sha256:{hashlib.sha256(name.encode()).hexdigest()})"
 
@@ -1313,28 +1311,27 @@ def publisher_name(match: re.Match[str]) -> str:
 def copies(
     first: int, matches: Sequence[re.Match[str] | None], stored: Iterable[tuple[int, bytes]]
 ) -> set[int]:
-    """The indices of those entries behind `first` whose filename and checksum one of `stored`, or of these, has."""
+    """The indices of entries from `first` on that have filename and checksum of an earlier or a `stored` entry."""
     seen = {data[21:92] + data[92:].partition(b"\npublisher ")[0] for _, data in stored}
-    found = set[int]()
+    copied = set[int]()
     for at, match in enumerate(matches, first):
         if match:
             key = f"{match[1]}\n{match[2]}".encode()
             if key in seen:
-                found.add(at)
+                copied.add(at)
             seen.add(key)
-    return found
+    return copied
 
 
 def publishers(
     first: int, matches: Sequence[re.Match[str] | None], known: dict[str, dict[str, int]],
     copied: Collection[int] = (),
 ) -> Iterator[Finding]:
-    """Of entries behind `first` those that have another publisher than all earlier ones of their project, or none.
+    """Yields a finding for each entry from `first` on whose publisher, or lack of one, is new to its project.
 
-    Those of `copied` that have none say nothing new.
-
-    `known` has, by project, the publishers with the index of the first entry of each; "" stands for none, and counts
-    only once the project had one. What is new is added to it.
+    `known` maps a project to its publishers, and each publisher to the index of its first entry; new ones are added.
+    "" stands for no publisher, and counts only once the project had a publisher. It never counts for entries whose
+    indices are in `copied`, since these say nothing new.
     """
     for at, match in enumerate(matches, first):
         if match and (match[3] or known) and (match[3] or at not in copied):

@@ -1127,7 +1127,7 @@ def test_verify_on_a_bare_python(tmp_path: Path) -> None:
     (tmp_path / "key").write_text(LOG_VKEY)
     for words, code, says in [
         (("verify", "some-1.0.whl", "--public-key", "key", "--proof", "proof"), 0, "logged at index 0"),
-        (("keygen", "--origin", "log.example/x"), 3, "btlog: to sign takes PyNaCl: python -m pip install 'PyNaCl"),
+        (("keygen", "--origin", "log.example/x"), 3, "btlog: signing needs PyNaCl: python -m pip install 'PyNaCl"),
     ]:
         bare = [sys.executable, "-S", str(SOURCE), *words]
         done = subprocess.run(bare, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
