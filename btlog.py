@@ -7873,14 +7873,14 @@ def gate_files(kind: str, data: bytes, url: str) -> list[GateFile]:
                 raise ValueError("a file without a name")
             proof = file.get("_tlog-proof") or file.get("tlog-proof") or ""
             more = tuple((key, file[key]) for key in REPEATED if file.get(key) is not None)
-            target = urllib.parse.urljoin(url, file["url"])
+            target = urllib.parse.urldefrag(urllib.parse.urljoin(url, file["url"])).url
             files.append(GateFile(name, _checksum(hashes.get("sha256")), target, str(proof), more))
         return files
     parse_links(data, page := _Anchors(url))
     for link, said in zip(page.links, page.more, strict=True):
         file = index_file("", link, "")
         if file.name.endswith(DISTRIBUTIONS) or file.checksum:
-            files.append(GateFile(file.name, file.checksum, link, "", tuple(said.items())))
+            files.append(GateFile(file.name, file.checksum, urllib.parse.urldefrag(link).url, "", tuple(said.items())))
     return files
 
 
