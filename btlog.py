@@ -2871,7 +2871,7 @@ class Connection(asyncio.Protocol):
         try:
             response = handler.answer(body)
         except Exception as error:
-            response = self._trouble(handler, error)
+            response = self._error_answer(handler, error)
         if isinstance(response, Response) and isinstance(response.body, bytes):
             self._write(handler, response, response.body)
         else:
@@ -2883,13 +2883,14 @@ class Connection(asyncio.Protocol):
             if not isinstance(response, Response):
                 response = await response
         except Exception as error:
-            response = self._trouble(handler, error)
+            response = self._error_answer(handler, error)
         if isinstance(response.body, bytes):
             self._write(handler, response, response.body)
         else:
             await self._stream(handler, response, response.body)
 
-    def _trouble(self, handler: Handler, error: Exception) -> Response:
+    def _error_answer(self, handler: Handler, error: Exception) -> Response:
+        """Logs an error; returns the answer for it."""
         if isinstance(error, Error) and error.status < 500:
             logger.debug("%s %s: %d: %s", handler.command, handler.path[:200], error.status, error)
         if not isinstance(error, Error) or error.status == 500:
@@ -2918,7 +2919,7 @@ class Connection(asyncio.Protocol):
                     return
         except Exception as error:
             # The status is sent already. Without the last chunk, the client knows that the answer is incomplete.
-            self._trouble(handler, error)
+            self._error_answer(handler, error)
             self._transport.abort()
             return
         self._send(b"0\r\n\r\n" if chunked else b"")
@@ -3614,10 +3615,10 @@ class Sequencer:
         # Sign nothing until the last checkpoint is cosigned again: a witness may know a newer one that this log lost.
         self.agreed = not witnesses
         self._earliest = self._due = 0.0  # the next cosigning round starts between these times
-        self._usual = 1  # entries in the last batch: once as many wait again, commit before `_earliest`
+        self._usual = 1  # entries that waited at the last Commit: once as many wait again, commit before `_earliest`
         self._backoff, self._pause = 0.1, 0.05  # before the next try: after a missed quorum, after a failed commit
         self._again, self._refusals = 0.0, 0  # when to try the disk again, and how often in a row it has refused
-        self._missed = self._full = self._halted = ""  # why the last round failed, the last commit failed, all halted
+        self._missed = self._full = self._halted = ""  # why the last round failed, the last commit failed, all ended
         self.stopping = self.over = False
 
     @property
@@ -3650,7 +3651,7 @@ class Sequencer:
             self.signed = signed or self.signed
             self.unpublished += action.batch
             if not self._witnesses:
-                self._published(self.signed)
+                self._set_published(self.signed)
             elif not self.stopping:
                 self._ask(now)
         elif isinstance(action, Publish):
@@ -3660,7 +3661,7 @@ class Sequencer:
             self._earliest = now + min(self._options.checkpoint_interval, now - action.begun)
             idle = max(self._options.republish_interval, self._options.checkpoint_interval)
             self._due = now + idle if self._options.republish_interval else math.inf
-            self._published(action.checkpoint)
+            self._set_published(action.checkpoint)
 
     def refused(self, now: float, error: str) -> None:
         """The action from `next` failed, and changed nothing."""
@@ -3669,9 +3670,9 @@ class Sequencer:
             self._miss(now, error)
             return
         if isinstance(action, Commit):
-            again = [submission for submission in action.batch if not submission.given_up]
-            self.queue.extendleft(reversed(again))
-            self.weight += sum(len(submission.entries) for submission in again)
+            retried = [submission for submission in action.batch if not submission.given_up]
+            self.queue.extendleft(reversed(retried))
+            self.weight += sum(len(submission.entries) for submission in retried)
             self._refusals += 1
         self._full, self._again = error, now + self._pause
         self._pause = min(2 * self._pause, 2.0)
@@ -3719,7 +3720,7 @@ class Sequencer:
         if self._full and (now < self._again or not self.queue):
             self._doing = Probe() if now >= self._again else None
         elif self.queue and self._may_commit(now):
-            self._doing = Commit(self._take())
+            self._doing = Commit(self._next_batch())
         elif self._witnesses and now >= self._due:
             self._ask(now)
             return self._todo.popleft()
@@ -3736,7 +3737,7 @@ class Sequencer:
         enough = self.weight >= min(self._usual, MAX_BATCH)
         return self.agreed and (not self._witnesses or enough or now >= self._earliest)
 
-    def _take(self) -> list[Submission]:
+    def _next_batch(self) -> list[Submission]:
         """Takes the next batch from the queue: all that waits, up to about MAX_BATCH entries."""
         self._usual, batch, weight = self.weight, list[Submission](), 0
         while self.queue and weight < MAX_BATCH:
@@ -3770,7 +3771,7 @@ class Sequencer:
         self._missed, self._due = why, now + self._backoff
         self._backoff = min(2 * self._backoff, 2.0)
 
-    def _published(self, checkpoint: Published) -> None:
+    def _set_published(self, checkpoint: Published) -> None:
         self.published = checkpoint
         waiting = [submission for submission in self.unpublished if not submission.given_up]
         self.unpublished = [submission for submission in waiting if submission.size() > checkpoint.tree.size]
@@ -3851,7 +3852,7 @@ class WitnessClient:
         """The line of the witness's cosignature; raises Error, or LogBehindWitness if this log must stop."""
         note, tree = round_.signed.note, round_.signed.tree
         old = min(self.size, tree.size)
-        for _ in range(3):  # one 409 tells the size to prove from; a witness that repeats it is faulty
+        for _ in range(3):  # a 409 tells the size to prove from; a witness that goes on with them is faulty
             request = AddCheckpoint(old, tuple(prove_consistency(self._log.tiles(tree), old)), note).encode()
             status, _, answer = self._client.request("POST", "/add-checkpoint", request, {}, MAX_ADD_CHECKPOINT)
             if status == 200:
@@ -5036,7 +5037,7 @@ class Witness:
         return job.line
 
     def check(self) -> None:
-        """Raises Unavailable while nothing can be stored."""
+        """Raises Unavailable while the database can't be written, or the clock is behind the last cosignature."""
         if self.trouble and not self.failed.is_set():
             self.store.database.probe()
             self.trouble = ""
@@ -5408,7 +5409,7 @@ class Comparison:
         waiting = "SELECT name FROM project WHERE compared < ? ORDER BY compared LIMIT ?"
         names = [name for name, in self._store.query(waiting, turn, MAX_COMPARED) if name not in self._unread]
         for project, files in self._pages(names):
-            yield from self._differing(project, files or [], size)
+            yield from self._compare_checksums(project, files or [], size)
             self._store.compared(done, [project], turn)
         self._store.compared(done, self._unread, turn)
         yield from self._not_logged()
@@ -5426,12 +5427,12 @@ class Comparison:
             wanted = {name for _, name in projects[project]}
             names = {name for file in files or () for name, _ in file.readings() if name in wanted}
             for at, name in projects[project]:
-                if name not in names and not self._elsewhere(project, name):
+                if name not in names and not self._in_shorter_project(project, name):
                     yield Finding("not-on-index", f"{name} is logged at index {at}, but not in the index", (at,))
-            yield from self._differing(project, files or [], size)
+            yield from self._compare_checksums(project, files or [], size)
         self._store.compared(done, compared, turn)
 
-    def _elsewhere(self, project: str, name: str) -> bool:
+    def _in_shorter_project(self, project: str, name: str) -> bool:
         """True if a shorter-named project has the file: an old sdist's name does not tell where its version begins."""
         if name.endswith((".whl", ".egg")):  # these names tell it
             return False
@@ -5441,9 +5442,9 @@ class Comparison:
         for _, files in self._pages(shorter):
             if any(name == other for file in files or () for other, _ in file.readings()):
                 return True
-        return len(self._errors) > errors  # no finding if a page could not be read
+        return len(self._errors) > errors  # an unreadable page may have it: report nothing
 
-    def _differing(self, project: str, files: list[IndexFile], size: int) -> Iterator[Finding]:
+    def _compare_checksums(self, project: str, files: list[IndexFile], size: int) -> Iterator[Finding]:
         """Yields files whose checksum in the index differs from the log's. Remembers files that the log lacks."""
         readings = (reading for file in files for reading in (file.readings() if file.other else [file[:2]]))
         while part := list(itertools.islice(readings, 1000)):
@@ -5561,7 +5562,7 @@ class Monitor:
         self.store, self._source, self._policy, self._watch = store, source, policy, watch
         self._key = policy.logs[0]
         self._goal: ServedTree | None = None  # the tree that is being stored
-        self._near: tuple[int, list[bytes]] = -1, []  # the number of the last bundle read, and its entries
+        self._last_bundle: tuple[int, list[bytes]] = -1, []  # the number of the last bundle read, and its entries
         self._stalled: ServedTree | None = None  # the tree whose tiles could not be fetched for evidence
         self.conditions: list[Finding] = []
         if (key := store.key()) is None:
@@ -5761,9 +5762,9 @@ class Monitor:
     def entry(self, index: int) -> bytes:
         """A stored entry. Keeps its bundle for the next call: findings come bundle by bundle."""
         n = index // 256
-        if self._near[0] != n or len(self._near[1]) <= index % 256:
-            self._near = n, self.store.bundled(n, min(256, self.store.stored().size - 256 * n))
-        return self._near[1][index % 256]
+        if self._last_bundle[0] != n or len(self._last_bundle[1]) <= index % 256:
+            self._last_bundle = n, self.store.bundled(n, min(256, self.store.stored().size - 256 * n))
+        return self._last_bundle[1][index % 256]
 
     def log_size(self) -> int:
         """The size of the last tree that the log served."""
