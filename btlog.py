@@ -2511,7 +2511,7 @@ def takes_gzip(accepted: str) -> bool:
 
 
 def is_address(host: str) -> bool:
-    """True if a Host header has an IP address or localhost. Anybody could point another name at this server."""
+    """True if a Host header has an IP address or localhost. Any other name could point here by DNS rebinding."""
     name = re.sub(r":[0-9]+\Z", "", host).strip("[]")
     with contextlib.suppress(ValueError):
         return bool(ipaddress.ip_address(name))
@@ -4079,7 +4079,7 @@ class Log:
 
         def seal(tree: Tree) -> bytes:
             if self._signer is None:
-                raise Unavailable("this log is only read")
+                raise Unavailable("this log is open for reading only")
             sealed.append(self._signer.sign(Checkpoint(self.key.name, tree)))
             return sealed[0]
 
@@ -4719,7 +4719,7 @@ class LogHandler(Handler):
         # A web page can make a browser send this request, but can't hide that: the browser sets these headers.
         origin, site = self.headers.get("origin"), self.headers.get("sec-fetch-site", "none")
         host = self.headers.get("host", "")
-        same = origin is None or (origin.partition("://")[2] == host and is_address(host))  # a name could be anybody's
+        same = origin is None or (origin.partition("://")[2] == host and is_address(host))  # against DNS rebinding
         if site not in ("none", "same-origin") or not same:
             raise HttpError(403, "a web page of another site can't write here")
         if self.app.read_only:
