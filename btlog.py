@@ -2451,16 +2451,16 @@ class WitnessStore:
 
 # === Part IV: network ===================================================================================
 # --- HTTP: requests and answers, and the connections below them --------------------------------------------
-# One thread reads and writes all connections. With a thread for each, as in http.server, passing the interpreter
-# lock around costs more than most answers, and every idle client holds a thread.
+# One thread serves all connections. In http.server each has a thread: handing over the interpreter lock then costs
+# more than most answers do, and every idle client holds a thread.
 
 def printable(text: str) -> str:
-    """Fit for a terminal, whoever has written it."""
+    """The text with "?" for each unprintable character, so that text from others is safe on a terminal."""
     return "".join(c if c.isprintable() else "?" for c in text)
 
 
 class Lines(logging.Formatter):
-    """A log record as a line for a person; only the traceback of an internal error takes more."""
+    """Formats a log record as one line for people; the traceback of an internal error follows on more lines."""
 
     def format(self, record: logging.LogRecord) -> str:
         trace = f"\n{self.formatException(record.exc_info)}" if record.exc_info else ""
@@ -2468,7 +2468,7 @@ class Lines(logging.Formatter):
 
 
 class JsonLines(logging.Formatter):
-    """A log record as a line of JSON, with the keys that Go's slog has."""
+    """Formats a log record as a line of JSON, with the keys that Go's slog uses."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = {"time": utc(record.created), "level": record.levelname, "msg": record.getMessage()}
@@ -2476,36 +2476,36 @@ class JsonLines(logging.Formatter):
 
 
 class Flood(logging.Filter):
-    """Lets at most `limit` records of a kind through in a period, in seconds, and then says how many it held back.
+    """Passes at most `limit` records of a kind in each `period` (seconds). The next period reports how many it dropped.
 
-    A kind is a message about one log, witness or path. What is critical always gets through.
+    A kind is a message about one log, witness or path. Critical records always pass.
     """
 
-    KINDS = 1000  # that are remembered
+    KINDS = 1000  # kinds to remember
 
     def __init__(self, limit: int = 20, period: float = 60) -> None:
         super().__init__()
         self._limit, self._period = limit, period
-        self._seen = OrderedDict[tuple[str, str], tuple[float, int]]()  # by text and first value
+        self._seen = OrderedDict[tuple[str, str], tuple[float, int]]()  # start and count, by kind
 
     def filter(self, record: logging.LogRecord) -> bool:
         if record.levelno >= logging.CRITICAL:
             return True
-        first = record.args[0] if isinstance(record.args, tuple) and record.args else ""
-        kind = str(record.msg), str(first)[:200]
-        begun, count = self._seen.pop(kind, (-math.inf, 0))
-        if record.created > begun + self._period:
+        subject = record.args[0] if isinstance(record.args, tuple) and record.args else ""
+        kind = str(record.msg), str(subject)[:200]
+        start, count = self._seen.pop(kind, (-math.inf, 0))
+        if record.created > start + self._period:
             if count > self._limit:
                 record.msg = f"{kind[0]} (and {count - self._limit} more like it)"
-            begun, count = record.created, 0
-        self._seen[kind] = begun, count + 1
+            start, count = record.created, 0
+        self._seen[kind] = start, count + 1
         if len(self._seen) > self.KINDS:
             self._seen.popitem(last=False)
         return count < self._limit
 
 
 class HttpError(Error):
-    """A request that is answered with `status`, for reasons of HTTP."""
+    """An error of the HTTP request itself, answered with `status` and `headers`."""
 
     def __init__(self, status: int, message: str, **headers: str) -> None:
         super().__init__(message)
@@ -2513,13 +2513,13 @@ class HttpError(Error):
 
 
 def takes_gzip(accepted: str) -> bool:
-    """Whether an Accept-Encoding header names gzip, and not to refuse it."""
+    """True if an Accept-Encoding header accepts gzip: it names gzip with a weight other than 0."""
     codings = (part.replace(" ", "").lower().partition(";q=") for part in accepted.split(","))
     return any(name == "gzip" and (not q or quality.strip("0.") != "") for name, q, quality in codings)
 
 
 def is_address(host: str) -> bool:
-    """Whether a Host header has an IP address or localhost, and not a name that somebody else could let point here."""
+    """True if a Host header has an IP address or localhost. Any other name could point here by DNS rebinding."""
     name = re.sub(r":[0-9]+\Z", "", host).strip("[]")
     with contextlib.suppress(ValueError):
         return bool(ipaddress.ip_address(name))
@@ -2527,7 +2527,7 @@ def is_address(host: str) -> bool:
 
 
 class Body:
-    """What follows a request's head: `length` bytes, of which `missing` are still to come, and `unread` to be taken."""
+    """A request's body of `length` bytes: `missing` have not arrived yet, and `unread` wait here for part()."""
 
     def __init__(self, length: int, taken: Callable[[], None]) -> None:
         self.length = self.missing = length
@@ -2537,16 +2537,16 @@ class Body:
         self._error: HttpError | None = None
 
     def feed(self, data: bytes) -> bytes:
-        """Takes what belongs to the body, and returns the rest."""
-        mine, rest = data[: self.missing], data[self.missing :]
-        self.missing -= len(mine)
-        self.unread += len(mine)
-        self._parts.append(mine)
+        """Takes the bytes that belong to the body; returns the others."""
+        part, rest = data[: self.missing], data[self.missing :]
+        self.missing -= len(part)
+        self.unread += len(part)
+        self._parts.append(part)
         self._wake()
         return rest
 
     def end(self, error: HttpError) -> None:
-        """No more will come."""
+        """Ends the body early: part() raises `error` once all bytes that arrived are read."""
         self._error = error
         self._wake()
 
@@ -2555,7 +2555,7 @@ class Body:
             self._more.set_result(None)
 
     async def part(self) -> bytes:
-        """What has come since, at least a byte of it; b"" at the end."""
+        """The bytes that have arrived since the last call, b"" at the end. Waits for one; raises HttpError."""
         while not self.unread and self.missing:
             if self._error:
                 raise self._error
@@ -2578,13 +2578,13 @@ class Body:
 
 @dataclass
 class Response:
-    """An answer; a `body` that is an iterator is sent in chunks as it comes, each of several pieces."""
+    """An answer. Where `body` is an iterator, each list of bytes that it yields is sent as one chunk."""
     body: bytes | Iterator[list[bytes]] | AsyncIterator[list[bytes]]
     kind: str = "application/json"
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
-    reason: str | None = None  # the words behind the status, if not those of its kind
-    head: tuple[str, bool, bytes] = ("", False, b"")  # the last one for it: its date, whether to keep, its bytes
+    reason: str | None = None  # the words behind the status, if not the usual ones
+    head: tuple[str, bool, bytes] = ("", False, b"")  # cached: its date, if the connection is kept, its bytes
 
     @classmethod
     def json(cls, value: Any, headers: dict[str, str], status: int = 200) -> Response:
@@ -2592,7 +2592,7 @@ class Response:
 
     @classmethod
     def error(cls, error: Error) -> Response:
-        """The answer that an error is; of our own state it says nothing."""
+        """The answer for an error. An internal error (500) gives no details."""
         message = "internal error" if error.status == 500 else str(error)
         headers = {name.replace("_", "-"): value for name, value in getattr(error, "headers", {}).items()}
         if error.status == 503:
@@ -2608,27 +2608,26 @@ _http_date = functools.lru_cache(1)(lambda second: email.utils.formatdate(second
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """A request, which http.server parses, and the heads of its answers, which http.server writes.
+    """One HTTP request. http.server parses its head and writes the head of its answer; `Connection` carries the bytes.
 
-    It has no socket: `Connection` carries the bytes. A subclass has do_GET, and do_POST, which gets the body. They
-    return a Response, or a coroutine that does, or raise an Error.
+    A subclass defines do_GET and do_POST. Each returns a Response, or a coroutine that does, or raises an Error.
     """
     protocol_version = "HTTP/1.1"
     request_version, command, close_connection = "HTTP/1.1", "", True  # until a head is read
     length, expects = 0, False
 
-    app: Any  # what all requests are about
+    app: Any  # the LogServer or Witness that answers
 
     def __init__(self) -> None:
-        """A request that has not been read."""
+        """An empty request. It skips http.server's own __init__, which would read from a socket."""
 
     @classmethod
     def of(cls, app: Any) -> type[Self]:
-        """The class of handlers that answer for `app`."""
+        """A subclass that is bound to `app`."""
         return type(cls.__name__, (cls,), {"app": app})
 
     def read(self, head: bytes) -> None:
-        """Reads the head of a request, up to its empty line; raises HttpError."""
+        """Reads the head of a request, from its request line to its empty line; raises HttpError."""
         known: Handler | None = _heads.get(head)
         if known is None:
             known = Handler()
@@ -2638,27 +2637,27 @@ class Handler(http.server.BaseHTTPRequestHandler):
         vars(self).update(vars(known))
 
     def _parse(self, head: bytes) -> None:
-        """Strict where RFC 9112 lets a server be: what two parsers may read in two ways is refused before it is read,
-        such as a bare newline, a folded header or two lengths.
+        """As strict as RFC 9112 lets a server be. Refuses all that two parsers could read differently, such as a bare
+        newline, a folded header or two lengths.
         """
         if not (line := _REQUEST_LINE.match(head)):
             raise HttpError(400, "not a request line of HTTP/1.1")
         if not _HEADERS.fullmatch(head, line.end()):
             raise HttpError(400, "not a header line")
         self.raw_requestline, self.rfile = line[0], io.BytesIO(head[line.end() :])
-        self.parse_request()  # which calls send_error for what it refuses
+        self.parse_request()  # it reports errors through send_error
         if not self.request_version.startswith("HTTP/1."):
             raise HttpError(505, "this is an HTTP/1.1 server")
-        if twice := [name for name in _ONCE if len(self.headers.get_all(name, ())) > 1]:
-            raise HttpError(400, f"two {twice[0]} headers")
-        if b" //" in line[0]:  # http.server makes one slash of them
+        if repeated := [name for name in _ONCE if len(self.headers.get_all(name, ())) > 1]:
+            raise HttpError(400, f"two {repeated[0]} headers")
+        if b" //" in line[0]:  # http.server turns "//" into "/"
             raise HttpError(404, "there is nothing here")
         self.close_connection |= self.request_version == "HTTP/1.0"
         self.route = self.path.partition("?")[0]
         self.length = self._length()
 
     def _length(self) -> int:
-        """The bytes of the body."""
+        """The length of the body in bytes; raises HttpError."""
         if "transfer-encoding" in self.headers:
             raise HttpError(411, "send the body with a Content-Length, not in chunks")
         if (length := self.headers["content-length"]) is None:
@@ -2670,7 +2669,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         except Malformed:
             raise HttpError(400, "not a Content-Length") from None
 
-    # What http.server calls
+    # Called by http.server
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         raise HttpError(code, message or http.client.responses[code])
@@ -2688,10 +2687,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def date_time_string(self, timestamp: float | None = None) -> str:
         return _http_date(int(time.time()))
 
-    # What `Connection` calls
+    # Called by `Connection`
 
     def answer(self, body: Body) -> Response | Coroutine[Any, Any, Response]:
-        """What to answer; may raise an Error."""
+        """The answer, or a coroutine that returns it; raises Error."""
         if self.command not in (allowed := self.allowed()):
             raise HttpError(405, f"{self.route[:80]} takes {' and '.join(allowed)}", Allow=", ".join(allowed))
         if self.command == "POST":
@@ -2699,7 +2698,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         return self.do_HEAD() if self.command == "HEAD" else self.do_GET()
 
     def head(self, response: Response, keep: bool) -> bytes:
-        """The head of an answer; `keep` if the connection is kept."""
+        """The bytes of an answer's head. With `keep`, the connection stays open after the answer."""
         date = self.date_time_string()
         if response.head[:2] == (date, keep) and self.request_version == "HTTP/1.1":
             return response.head[2]
@@ -2708,7 +2707,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_header("Content-Type", response.kind)
         if isinstance(response.body, bytes):
             self.send_header("Content-Length", str(len(response.body)))
-        elif self.request_version != "HTTP/1.0":  # which knows no chunks, and reads until the connection is closed
+        elif self.request_version != "HTTP/1.0":  # HTTP/1.0 has no chunks: the body ends with the connection
             self.send_header("Transfer-Encoding", "chunked")
         for name, value in response.headers.items():
             self.send_header(name, value)
@@ -2718,10 +2717,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         response.head = date, keep, written.getvalue()
         return written.getvalue()
 
-    # What a subclass has
+    # Defined by a subclass
 
     def allowed(self) -> tuple[str, ...]:
-        """The methods that its path takes; raises HttpError where there is nothing."""
+        """The methods that the path allows; raises HttpError 404 if there is no such path."""
         raise NotImplementedError
 
     def do_GET(self) -> Response | Coroutine[Any, Any, Response]:
@@ -2734,7 +2733,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         raise NotImplementedError
 
     def query(self) -> dict[str, str]:
-        """The query's parameters. A plus sign is a plus sign here: filenames with local versions have them."""
+        """The query's parameters; raises Malformed. A "+" is no space here: filenames with local versions have it."""
         pairs = [part.partition("=") for part in self.path.partition("?")[2].split("&") if part]
         try:
             values = {name: urllib.parse.unquote(value, errors="strict") for name, _, value in pairs}
@@ -2746,17 +2745,17 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 def _weigh(handler: Handler) -> int:
-    """About how many bytes of memory a head that was read takes."""
+    """About how many bytes of memory a parsed head takes."""
     return 3000 + 3 * len(handler.path) + sum(400 + 3 * (len(n) + len(v)) for n, v in handler.headers.items())
 
 
-_heads = Cache(1 << 22, _weigh)  # clients repeat themselves
+_heads = Cache(1 << 22, _weigh)  # a client sends the same head again and again
 
 
 class Connection(asyncio.Protocol):
-    """A client's connection: cuts what comes into requests, and answers them one after the other.
+    """A client's connection: splits the incoming bytes into requests, and answers one request after the other.
 
-    It is waiting for a request, or answering one (then it has a `_body`), or closing: then what still comes is dropped.
+    It has three states: waiting for a request; answering one (`_body` is set); closing (it drops incoming bytes).
     """
 
     def __init__(self, server: Server) -> None:
@@ -2764,11 +2763,11 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport
         self._body: Body | None = None
         self._task: asyncio.Task[None] | None = None
-        self._eof = self._closing = self._paused = False  # it sends no more; nor do we; it does not read what we send
+        self._eof = self._closing = self._paused = False  # client has ended; we have ended; client does not read
         self._writable: asyncio.Future[None] | None = None
-        self.deadline = 0.0  # when what it waits for has to have come, in the loop's time
+        self.deadline = 0.0  # in the loop's time: when `expire` is called unless the client goes on
 
-    # What the transport calls
+    # Called by the transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
@@ -2787,7 +2786,7 @@ class Connection(asyncio.Protocol):
             self._advance()
 
     def eof_received(self) -> bool:
-        """A client may close its side and still wait for its answer."""
+        """The client has closed its side. It may still wait for its answer."""
         self._eof = True
         if self._body:
             self._body.end(HttpError(400, "the body ended early"))
@@ -2807,15 +2806,15 @@ class Connection(asyncio.Protocol):
             self._writable.set_result(None)
         self._advance()
 
-    # What the server asks
+    # Called by the server
 
     def answering(self) -> bool:
-        """A request has come, whole, and its answer is not written yet."""
+        """True if a whole request has arrived, and its answer is not written yet."""
         return self._body is not None and not self._body.missing and not self._paused
 
     def expire(self) -> None:
-        """The deadline has passed."""
-        late = HttpError(408, "the request did not come to its end in time")
+        """Ends a wait for the client whose deadline has passed."""
+        late = HttpError(408, "the request took too long")
         if self._closing or self._paused:
             self._transport.abort()
         elif self._body and self._body.missing:
@@ -2828,13 +2827,13 @@ class Connection(asyncio.Protocol):
     def abort(self) -> None:
         self._transport.abort()
 
-    # What we do
+    # Private
 
     def _wait(self, seconds: float) -> None:
         self.deadline = self._server.loop.time() + seconds
 
     def _regulate(self) -> None:
-        """Reads on, unless there is more than we can use now."""
+        """Pauses reading while more has arrived than can be used now; else resumes it."""
         unread = self._body.unread >= MAX_UNREAD if self._body else False
         if not self._transport.is_closing():
             if not self._closing and (self._paused or unread or len(self._buffer) > MAX_HEAD):
@@ -2843,7 +2842,7 @@ class Connection(asyncio.Protocol):
                 self._transport.resume_reading()
 
     def _advance(self) -> None:
-        """Begins to answer the next request, if all of its head has come and the last answer is on its way."""
+        """Begins to answer the next request, once its whole head has arrived and the last answer is sent."""
         if self._body or self._closing or self._paused:
             self._regulate()
             return
@@ -2881,25 +2880,26 @@ class Connection(asyncio.Protocol):
         try:
             response = handler.answer(body)
         except Exception as error:
-            response = self._trouble(handler, error)
+            response = self._error_answer(handler, error)
         if isinstance(response, Response) and isinstance(response.body, bytes):
             self._write(handler, response, response.body)
         else:
             self._task = self._server.loop.create_task(self._finish(handler, response))
 
     async def _finish(self, handler: Handler, response: Response | Coroutine[Any, Any, Response]) -> None:
-        """Waits for an answer that takes its time."""
+        """Awaits the answer if it is a coroutine, then sends it."""
         try:
             if not isinstance(response, Response):
                 response = await response
         except Exception as error:
-            response = self._trouble(handler, error)
+            response = self._error_answer(handler, error)
         if isinstance(response.body, bytes):
             self._write(handler, response, response.body)
         else:
             await self._stream(handler, response, response.body)
 
-    def _trouble(self, handler: Handler, error: Exception) -> Response:
+    def _error_answer(self, handler: Handler, error: Exception) -> Response:
+        """Logs an error; returns the answer for it."""
         if isinstance(error, Error) and error.status < 500:
             logger.debug("%s %s: %d: %s", handler.command, handler.path[:200], error.status, error)
         if not isinstance(error, Error) or error.status == 500:
@@ -2917,7 +2917,7 @@ class Connection(asyncio.Protocol):
     ) -> None:
         keep, chunked = not (handler.close_connection or self._server.stopping), handler.request_version != "HTTP/1.0"
         self._send(handler.head(response, keep))
-        self._transport.set_write_buffer_limits(MAX_STREAM)  # so that the next part is made while this one is sent
+        self._transport.set_write_buffer_limits(MAX_STREAM)  # the next chunk is made while this one is sent
         try:
             while pieces := next(body, None) if isinstance(body, Iterator) else await anext(body, None):
                 length = sum(map(len, pieces))
@@ -2925,12 +2925,12 @@ class Connection(asyncio.Protocol):
                 if self._paused:
                     self._writable = self._server.loop.create_future()
                     await self._writable
-                await asyncio.sleep(0)  # others have a turn
+                await asyncio.sleep(0)  # lets other connections run
                 if self._closing:
                     return
         except Exception as error:
-            # The status is sent already; that the last chunk does not come says that the answer is not whole.
-            self._trouble(handler, error)
+            # The status is sent already. Without the last chunk, the client knows that the answer is incomplete.
+            self._error_answer(handler, error)
             self._transport.abort()
             return
         self._send(b"0\r\n\r\n" if chunked else b"")
@@ -2942,7 +2942,7 @@ class Connection(asyncio.Protocol):
             self._transport.write(data)
 
     def _next(self, keep: bool) -> None:
-        """An answer is written: on to the next request, or to the end."""
+        """Follows a written answer: goes on to the next request, or ends."""
         missing, self._body, self._task = self._body.missing if self._body else 0, None, None
         if not keep or missing:
             self._end()
@@ -2959,7 +2959,7 @@ class Connection(asyncio.Protocol):
         self._end()
 
     def _end(self) -> None:
-        """Sends no more. Closing on bytes that are not read would reset the connection, and the answer with it."""
+        """Sends no more, but reads on: closing with unread bytes would reset the connection and lose the answer."""
         self._closing, self._buffer = True, bytearray()
         self._wait(SEND_TIMEOUT if self._paused else LINGER_TIMEOUT)
         if self._eof or not self._transport.can_write_eof():
@@ -2970,11 +2970,11 @@ class Connection(asyncio.Protocol):
 
 
 class Server:
-    """Listens on host and port, and answers requests by a `handler` for each until it is stopped."""
+    """Listens on host and port, and answers each request with a new `handler`."""
 
     def __init__(self, host: str, port: int, handler: type[Handler] = Handler, share_port: bool = False) -> None:
         self.handler, self.stopping = handler, False
-        self.connections: dict[Connection, None] = {}  # those that were idle longest come first
+        self.connections: dict[Connection, None] = {}  # in order of the last request, oldest first
         self.loop: asyncio.AbstractEventLoop
         self.over: asyncio.Event
         self._bound = min(MAX_CONNECTIONS, _open_files() - 64)
@@ -2987,8 +2987,8 @@ class Server:
             self._socket.bind((host, port))
         except OSError as error:
             self._socket.close()
-            passing = error.errno in (errno.EADDRINUSE, errno.EADDRNOTAVAIL)  # so that it can be tried again
-            kind = Unavailable if passing else Malformed
+            temporary = error.errno in (errno.EADDRINUSE, errno.EADDRNOTAVAIL)
+            kind = Unavailable if temporary else Malformed
             raise kind(f"can't listen on {host} port {port}: {error.strerror or error}") from None
         host, port = self._socket.getsockname()[:2]
         self.url = f"http://[{host}]:{port}" if family == socket.AF_INET6 else f"http://{host}:{port}"
@@ -2997,14 +2997,14 @@ class Server:
         self, ready: Callable[[], None], ended: Callable[[], bool], hangup: Callable[[], None] | None = None,
         ending: Callable[[], None] = lambda: None,
     ) -> None:
-        """Serves until `ended` says so or SIGTERM or SIGINT come; then, after `ending`, finishes its answers."""
+        """Serves until SIGTERM, SIGINT or `ended()`; then calls `ending`, and finishes the answers under way."""
         self.loop = asyncio.get_running_loop()
         self.loop.set_exception_handler(lambda loop, context: logger.error("network: %s", context.get("message")))
         self.over = over = asyncio.Event()
         if threading.current_thread() is threading.main_thread():
             for number in signal.SIGTERM, signal.SIGINT:
                 self.loop.add_signal_handler(number, over.set)
-            if hangup or signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as `nohup` has it
+            if hangup or signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # `nohup` sets SIG_IGN
                 self.loop.add_signal_handler(signal.SIGHUP, hangup or over.set)
         self._tick()
         listener = await self.loop.create_server(lambda: Connection(self), sock=self._socket, backlog=1024)
@@ -3014,8 +3014,8 @@ class Server:
                 await asyncio.wait_for(over.wait(), 0.2)
             self._tick()
         self.stopping = True
-        self.loop.remove_reader(self._socket)  # a connection that is accepted while the listener closes would be lost
-        for _ in range(5):  # what has been accepted becomes a connection
+        self.loop.remove_reader(self._socket)  # accept no more: a connection accepted during close() would be lost
+        for _ in range(5):  # let the loop set up the connections that are accepted already
             await asyncio.sleep(0)
         listener.close()
         ending()
@@ -3037,12 +3037,12 @@ class Server:
             connection.expire()
 
     def enter(self, connection: Connection) -> None:
-        """A new connection. Beyond the bound, the one that has had no request for the longest time makes room."""
+        """Adds a connection. Beyond the bound, aborts the longest idle one that awaits no answer."""
         self.connections[connection] = None
         if len(self.connections) > self._bound:
-            out = next((c for c in self.connections if not c.answering()), connection)
-            del self.connections[out]
-            out.abort()
+            oldest = next((c for c in self.connections if not c.answering()), connection)
+            del self.connections[oldest]
+            oldest.abort()
 
     def touch(self, connection: Connection) -> None:
         if self.connections.pop(connection, True) is None:
@@ -3050,7 +3050,7 @@ class Server:
 
 
 def _open_files() -> int:
-    """How many files this process may have open, after raising that to where it may be raised."""
+    """Raises this process's limit of open files as far as needed and allowed; returns the new limit."""
     if sys.platform == "win32":
         return 512
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -3059,10 +3059,10 @@ def _open_files() -> int:
     return max(soft, wanted)
 
 
-# --- What clients send: entries as JSON --------------------------------------------------------------------
+# --- Entries as JSON ---------------------------------------------------------------------------------------
 
 def parse_json(data: bytes) -> Any:
-    """JSON with its objects as tuples of pairs, so that a key that comes twice is not lost; raises Malformed."""
+    """The value of a JSON text. Objects are tuples of pairs, so that a repeated key is not lost. Raises Malformed."""
     try:
         return _DECODER.decode(data.decode())
     except (ValueError, RecursionError) as error:
@@ -3073,23 +3073,23 @@ def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=tuple, parse_constant=_no_constant)  # json.loads makes one at each call
+_DECODER = json.JSONDecoder(object_pairs_hook=tuple, parse_constant=_no_constant)  # json.loads makes one per call
 json_string = json.encoder.encode_basestring_ascii
 
 
 def parse_object(value: Any, *names: str) -> dict[str, Any]:
-    """The fields of a JSON object from parse_json, which may have `names` and no others; raises Malformed."""
+    """The fields of a JSON object from parse_json; raises Malformed if one is repeated or not in `names`."""
     if type(value) is not tuple:
         raise Malformed("not a JSON object")
     fields = dict(value)
     if len(fields) < len(value) or not fields.keys() <= set(names):
-        raise Malformed(f"a JSON object with other fields than {', '.join(names)}, or with one of them twice")
+        raise Malformed(f"a JSON object with other fields than {', '.join(names)}, or with a repeated one")
     return fields
 
 
 def entry_from_json(value: Any) -> bytes:
-    """The entry that a value from parse_json asks to be logged, encoded; raises Malformed."""
-    if type(value) is tuple and len(value) == 2:  # most are like this, and encode_entry takes nothing but strings
+    """The encoded entry for a JSON object from parse_json; raises Malformed."""
+    if type(value) is tuple and len(value) == 2:  # fast path for most entries; encode_entry refuses all but strings
         (first, a), (second, b) = value
         if (first, second) == ("filename", "checksum"):
             return encode_entry(a, b)
@@ -3112,15 +3112,15 @@ def entry_to_json(index: int, entry: Entry) -> dict[str, Any]:
 
 
 class Refused(NamedTuple):
-    """A line of a bulk that is not logged: the filename in it, if it could be read, and why."""
+    """A line of a bulk that is no entry: its filename ("" if unreadable), and the reason."""
     filename: str
     error: Error
 
 
 def parse_lines(block: bytes) -> list[bytes | Refused]:
-    """The entries of NDJSON lines, and for a line that is none what it names and why it is none."""
-    # As one array they are read much faster. That says the same if every line begins and ends an object (a string
-    # can't go on over the newline, and no entry holds an array) and if all of them are entries.
+    """The encoded entry of each NDJSON line, or Refused for a line that is no entry."""
+    # Parsing all lines as one array is much faster. It gives the same result if every line begins and ends an object
+    # (no string can span a newline, and no entry holds an array), and if all of the objects are entries.
     block = block.removesuffix(b"\n")
     count = block.count(b"\n") + 1
     if block[:1] == b"{" and block[-1:] == b"}" and block.count(b"}\n{") == count - 1:
@@ -3135,15 +3135,15 @@ def parse_lines(block: bytes) -> list[bytes | Refused]:
             value = parse_json(line)
             results.append(entry_from_json(value))
         except Malformed as error:
-            named = [text for name, text in value if name == "filename"] if type(value) is tuple else []
-            # A new error, since this one holds its frame, which holds `results`: thousands of them would keep the
-            # garbage collector, and with it everybody, busy for seconds.
-            results.append(Refused(named[0] if named and type(named[0]) is str else "", Malformed(str(error))))
+            names = [text for name, text in value if name == "filename"] if type(value) is tuple else []
+            # Keep a new error without traceback: `error` refers to this frame, and so to `results`. Thousands of such
+            # cycles would keep the garbage collector busy, and stop all other work, for seconds.
+            results.append(Refused(names[0] if names and type(names[0]) is str else "", Malformed(str(error))))
     return results
 
 
 def slices(block: bytes) -> Iterator[bytes]:
-    """Whole lines, about 64 KiB of them at a time, or 4 KiB where they are too short to be entries."""
+    """Splits `block` into runs of whole lines, of about 64 KiB, or 4 KiB where lines are too short to be entries."""
     at = 0
     while at < len(block):
         size = 1 << 16 if block.count(b"\n", at, at + (1 << 16)) < 1024 else 1 << 12
@@ -3156,7 +3156,7 @@ def slices(block: bytes) -> Iterator[bytes]:
 # --- The client ----------------------------------------------------------------------------------------------
 
 class _Timed(io.RawIOBase):
-    """What comes in until a deadline: the time-out of a socket begins anew with every byte that it gets."""
+    """Reads a socket until one deadline. A socket's own time-out would begin anew with every byte received."""
 
     def __init__(self, sock: socket.socket, deadline: float, file: io.BufferedIOBase) -> None:
         self._sock, self._deadline, self._file = sock, deadline, file
@@ -3166,12 +3166,12 @@ class _Timed(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         if (left := self._deadline - time.monotonic()) <= 0:
-            raise TimeoutError("no whole answer in time")
+            raise TimeoutError("no complete answer in time")
         self._sock.settimeout(left)
         return self._sock.recv_into(buffer)
 
     def close(self) -> None:
-        self._file.close()  # which lets go of the socket
+        self._file.close()  # releases the socket
         super().close()
 
 
@@ -3183,25 +3183,25 @@ class _TimedResponse(http.client.HTTPResponse):
 
 
 class TimedOut(Unavailable):
-    """There was no answer in time."""
+    """No answer came in time."""
 
 
 class TooLarge(Unavailable):
-    """An answer has more bytes than it may have."""
+    """An answer is larger than its limit."""
 
 
 class Unreachable(Unavailable):
-    """A server as a whole does not answer, and is not asked any more."""
+    """The server has failed too often: no more requests are sent to it."""
 
 
 class Location(NamedTuple):
-    """Where an answer with this status leads to."""
+    """A redirect: its status, and the URL it leads to."""
     status: int
     url: str
 
 
 class Client:
-    """Talks to a log or witness at `url`, over one connection that is kept. Raises Unavailable."""
+    """An HTTP client of the server at `url`, with one connection that it keeps. Raises Unavailable."""
 
     def __init__(self, url: str, timeout: float = 30) -> None:
         try:
@@ -3220,13 +3220,13 @@ class Client:
         self.url, self._prefix, self.timeout = url.rstrip("/"), parts.path.rstrip("/"), timeout
         self._socket: socket.socket
         self._aborted = False
-        self.location: Location | None = None  # of the last answer, if it was a redirect
+        self.location: Location | None = None  # from the last answer; None unless that was a redirect
 
     def request(
         self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None,
         limit: int = MAX_ANSWER,
     ) -> tuple[int, str, bytes]:
-        """The status, content type and body of the answer. A redirect is not followed: it would lose a POST."""
+        """The status, content type and body of the answer. Does not follow redirects: one would lose a POST's body."""
         fields = {"User-Agent": f"btlog/{__version__}", **(headers or {})}
         for attempt in (1, 2):
             fresh = self._connection.sock is None
@@ -3234,7 +3234,7 @@ class Client:
                 if fresh:
                     self._connection.timeout = min(self.timeout, CONNECT_TIMEOUT)
                     self._connection.connect()
-                self._socket = self._connection.sock  # which the connection lets go of before the answer is read
+                self._socket = self._connection.sock  # for abort(): http.client may drop it before the body is read
                 self._socket.settimeout(self.timeout)
                 self._connection.request(method, self._prefix + path, body, fields)
                 answer = self._connection.getresponse()
@@ -3244,7 +3244,7 @@ class Client:
                 break
             except (OSError, http.client.HTTPException, ValueError) as error:
                 self._connection.close()
-                # A connection that was kept may have been closed meanwhile; what is sent can be sent twice.
+                # The server may have closed a kept connection. Sending again is safe: all requests are idempotent.
                 if fresh or attempt == 2 or self._aborted or isinstance(error, TimeoutError):
                     reason = str(error) or type(error).__name__
                     kind = TimedOut if isinstance(error, TimeoutError) else Unavailable
@@ -3266,7 +3266,7 @@ class Client:
         return data
 
     def abort(self) -> None:
-        """Ends what another thread is waiting for."""
+        """Interrupts a request that another thread waits for."""
         self._aborted = True
         with contextlib.suppress(OSError, AttributeError):
             self._socket.shutdown(socket.SHUT_RDWR)
@@ -3287,7 +3287,7 @@ def _unzip(data: bytes, limit: int) -> bytes:
 
 
 def error_message(data: bytes) -> str:
-    """What the body of an error says, in a line that is fit for a terminal."""
+    """The message in the body of an error answer, at most 300 bytes, as one printable line."""
     with contextlib.suppress(ValueError, RecursionError):
         value = json.loads(data)
         if isinstance(value, dict) and isinstance(value.get("error"), str):
@@ -3296,7 +3296,7 @@ def error_message(data: bytes) -> str:
 
 
 class Stopped(Error):
-    """Somebody has asked this process to end."""
+    """This process was asked to end."""
 
 
 ItemT = TypeVar("ItemT")
@@ -3304,28 +3304,28 @@ ResultT = TypeVar("ResultT")
 
 
 class Fetcher:
-    """Fetches what a log or an index serves at `url`, in several threads. Each keeps its connection."""
+    """Fetches paths below `url` from a log or an index, in several threads. Each thread keeps its own connection."""
 
     THREADS, WINDOW = 8, 16
 
     def __init__(
         self, url: str, attempts: int = 5, timeout: float = 30, give_up: int = 0, patience: float | None = None
     ) -> None:
-        """Asks each time up to `attempts` times. All that is asked has to be answered within `patience` seconds, and
-        after `give_up` failures in a row, or one at the very beginning, nothing more is asked."""
+        """Tries each path up to `attempts` times. `timeout` is for one answer, `patience` for all together (seconds).
+        With `give_up`, stops asking after that many failures in a row, or after one before any answer."""
         self.url, self._attempts, self._timeout = Client(url).url, attempts, timeout
         self._give_up, self._until = give_up, math.inf if patience is None else time.monotonic() + patience
         self._failures, self._answered, self._lost = 0, False, ""
-        self._own, self._clients = threading.local(), list[Client]()
+        self._local, self._clients = threading.local(), list[Client]()
         self._pool = concurrent.futures.ThreadPoolExecutor(self.THREADS, "reader")
         self._closed = threading.Event()
 
     def fetch(
         self, path: str, headers: dict[str, str] | None = None, limit: int = MAX_ANSWER, missing: tuple[int, ...] = ()
     ) -> tuple[str, bytes] | None:
-        """Content type and body, None where there is nothing; raises Unavailable once trying again has not helped.
+        """The content type and body; None for status 404, 410 or one of `missing`. Raises Unavailable after all tries.
 
-        A redirect is not followed: see `redirected`.
+        Does not follow redirects: see `redirected`.
         """
         error = Unavailable(f"{self.url} is not asked")
         for attempt in range(self._attempts):
@@ -3342,7 +3342,7 @@ class Fetcher:
                     self._failures, self._answered = 0, True
                     return (kind, data) if status == 200 else None
                 error = Unavailable(f"{self.url}{path[:80]} answers {status}: {error_message(data)}")
-                if status != 429 and status < 500:  # it answers, if only for others
+                if status != 429 and status < 500:  # the server is up, and trying again won't help
                     self._failures, self._answered = 0, True
                     raise error
             if isinstance(error, (TimedOut, TooLarge)):
@@ -3358,44 +3358,44 @@ class Fetcher:
         raise error
 
     def again(self) -> None:
-        """Asks again a server that was given up."""
+        """Asks the server again, even if it was given up."""
         self._failures, self._answered, self._lost = 0, True, ""
 
     @property
     def location(self) -> Location | None:
-        """Where the last answer that this thread got leads to, if it was a redirect."""
-        client: Client = self._own.client
+        """The redirect that this thread got as its last answer; None if that was no redirect."""
+        client: Client = self._local.client
         return client.location
 
     def redirected(self, path: str) -> str:
-        """The path that the last answer for `path` leads to, within the same server; "" if it leads elsewhere."""
+        """The path that the last answer for `path` redirects to; "" unless that is below `url`, too."""
         location = self.location.url if self.location else ""
         try:
             target = urllib.parse.urlsplit(urllib.parse.urljoin(f"{self.url}{path}", location))
-            own = urllib.parse.urlsplit(self.url)
+            base = urllib.parse.urlsplit(self.url)
         except ValueError:
             return ""
-        plain = target.path.startswith(f"{own.path}/") and re.fullmatch("[!-~]*", target.path + target.query)
-        if not location or (target.scheme, target.netloc) != (own.scheme, own.netloc) or not plain:
+        below = target.path.startswith(f"{base.path}/") and re.fullmatch("[!-~]*", target.path + target.query)
+        if not location or (target.scheme, target.netloc) != (base.scheme, base.netloc) or not below:
             return ""
-        return target.path.removeprefix(own.path) + (f"?{target.query}" if target.query else "")
+        return target.path.removeprefix(base.path) + (f"?{target.query}" if target.query else "")
 
     def _client(self) -> Client:
-        """The connection of this thread, with the time that is left."""
-        if not hasattr(self._own, "client"):
-            self._own.client = Client(self.url, self._timeout)
-            self._clients.append(self._own.client)
-        client: Client = self._own.client
+        """This thread's client. Its time-out is cut to what is left of `patience`."""
+        if not hasattr(self._local, "client"):
+            self._local.client = Client(self.url, self._timeout)
+            self._clients.append(self._local.client)
+        client: Client = self._local.client
         client.timeout = max(min(self._timeout, self._until - time.monotonic()), 0.001)
         return client
 
     def get(self, path: str, limit: int = MAX_ANSWER) -> bytes:
-        if not (found := self.fetch(path, None, limit)):
+        if not (answer := self.fetch(path, None, limit)):
             raise Unavailable(f"{self.url}{path} is not there")
-        return found[1]
+        return answer[1]
 
     def each(self, do: Callable[[ItemT], ResultT], items: Iterable[ItemT]) -> Iterator[ResultT]:
-        """What `do` returns for each of the items, in order; some are on their way while others are used."""
+        """Yields do(item) for each item, in order. The next WINDOW items are worked on meanwhile, in other threads."""
         waiting: deque[concurrent.futures.Future[ResultT]] = deque()
         try:
             for item in items:
@@ -3420,24 +3420,24 @@ class Fetcher:
 
 
 class LogReader(Fetcher):
-    """Reads the tiles and entry bundles of a log; nothing of it is checked yet."""
+    """Reads the tiles and entry bundles of a log. It checks none of them against a root: the caller has to."""
 
     def tile(self, level: int | None, index: int, width: int, limit: int = MAX_BUNDLE) -> tuple[bytes, bool]:
-        """A tile, or with level None an entry bundle; and whether it is the full one, in the place of a partial one."""
-        limit = limit if level is None else MAX_HEAD  # room for the page of an error, too
-        # object stores may say 403 of what is not there
-        if width < 256 and (found := self.fetch(f"/{tile_path(level, index, width)}", None, limit, (403,))):
-            return found[1], False
+        """A tile, or the entry bundle if `level` is None; and True if it is full although `width` asks for a part."""
+        limit = limit if level is None else MAX_HEAD  # larger than a tile, to have room for an error page
+        # Object stores may answer 403 for a missing file.
+        if width < 256 and (partial := self.fetch(f"/{tile_path(level, index, width)}", None, limit, (403,))):
+            return partial[1], False
         # "MAY fetch the full tile … as a fallback in case the partial tile is not available anymore"
         return self.get(f"/{tile_path(level, index)}", limit), width < 256
 
     def hashes(self, level: int, index: int, width: int) -> bytes:
-        """The bytes of a tile, not checked yet."""
+        """The first `width` hashes of a tile (32 bytes each), not checked yet."""
         data, full = self.tile(level, index, width)
         return data[: 32 * width] if full else data
 
     def entries(self, index: int, width: int, limit: int = MAX_BUNDLE) -> tuple[bytes, list[bytes] | None]:
-        """A bundle as it was served, and its first `width` entries, None where it is not one of as many."""
+        """A bundle as served, and its first `width` entries; None for these if it is no bundle of the right size."""
         data, full = self.tile(None, index, width, limit)
         with contextlib.suppress(Malformed):
             entries = split_bundle(data)
@@ -3446,18 +3446,18 @@ class LogReader(Fetcher):
         return data, None
 
 
-# --- Measures ------------------------------------------------------------------------------------------------
+# --- Metrics -------------------------------------------------------------------------------------------------
 
 class Latency:
-    """How long requests took that were answered, and how many failed: as bt-log's status has it, and Prometheus."""
+    """The times of successful requests and the count of failures, for the status (as bt-log's) and for Prometheus."""
 
     BOUNDS = 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30  # seconds
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self.count = self.failures = 0
-        self.last = self.total = self.least = self.most = self.rate = 0.0  # in milliseconds; entries a second
-        self._buckets, self._seconds = [0] * (len(self.BOUNDS) + 1), 0.0  # of requests, however many entries they have
+        self.last = self.total = self.least = self.most = self.rate = 0.0  # milliseconds; rate: entries a second
+        self._buckets, self._seconds = [0] * (len(self.BOUNDS) + 1), 0.0  # these count requests, not entries
 
     def add(self, seconds: float, entries: int = 1, failures: int = 0) -> None:
         with self._lock:
@@ -3480,7 +3480,7 @@ class Latency:
             return dict(zip(names, (round(value, 3) for value in values), strict=True))
 
     def samples(self, **labels: str) -> Iterator[Sample]:
-        """As the samples of a histogram."""
+        """The samples of a Prometheus histogram."""
         with self._lock:
             counts = list(itertools.accumulate(self._buckets))
             for bound, count in zip((*map(str, self.BOUNDS), "+Inf"), counts, strict=True):
@@ -3489,12 +3489,12 @@ class Latency:
             yield "_count", labels, counts[-1]
 
 
-Sample = tuple[str, dict[str, str], float]  # what follows the metric's name, its labels and its value
+Sample = tuple[str, dict[str, str], float]  # the suffix of the metric's name, the labels, the value
 
 
-def metric(name: str, kind: str, what: str, samples: Iterable[Sample]) -> str:
+def metric(name: str, kind: str, help_text: str, samples: Iterable[Sample]) -> str:
     """A metric in the text format of Prometheus."""
-    lines = [f"# HELP {name} {what}\n# TYPE {name} {kind}\n"]
+    lines = [f"# HELP {name} {help_text}\n# TYPE {name} {kind}\n"]
     for suffix, labels, value in samples:
         pairs = ",".join(f"{label}={prometheus_string(text)}" for label, text in labels.items())
         lines.append(f"{name}{suffix}{f'{{{pairs}}}' if pairs else ''} {value}\n")
@@ -3510,17 +3510,17 @@ METRICS = "text/plain; version=0.0.4; charset=utf-8"
 
 
 # --- The log: the sequencer, a state machine ---------------------------------------------------------------
-# It decides what a log does next, without I/O: no lock, thread, clock or database. Whatever happens is told to it by a
-# method; `next` returns the one thing to do now, and `Log` below does it. The way of an entry:
+# It decides what a log does next, without I/O: no lock, thread, clock or database. Methods report events to it. `next`
+# returns the one action to do now, and `Log` below does it. An entry passes through these steps:
 #
 #   submit -> Commit -> done -> Ask -> cosigned, until the quorum is met -> Publish -> done -> Answer
 #
-# Without witnesses, what is committed is published with it. Everything that waits goes into one Commit. While that is
-# made, and while witnesses are asked, the next batch grows.
+# Without witnesses, a Commit also publishes. One Commit takes all submissions that wait. While it is under way, and
+# while witnesses are asked, the next batch grows.
 
 @dataclass(frozen=True)
 class Published:
-    """A signed checkpoint: its note, its tree, and how JSON answers hold the note."""
+    """A signed checkpoint: its note, its tree, and the note as a JSON string of base64."""
     note: bytes
     tree: Tree
     json: bytes
@@ -3531,25 +3531,25 @@ class Published:
 
 
 class Submission:
-    """Entries to be logged. Once it is answered, `outcomes` and, if asked for, `proofs` hold at `published`."""
+    """Entries to be logged. The Answer sets `published`, and `outcomes` and (with `prove`) `proofs` for that tree."""
 
     def __init__(self, entries: list[bytes], prove: bool) -> None:
         self.entries, self.prove = entries, prove
         self.outcomes: list[Outcome] = []
         self.proofs: dict[int, bytes] = {}
         self.published: Published
-        self.error = ""  # why it has not been published
-        self.given_up = False  # nobody waits for it any more
+        self.error = ""  # why it was not published
+        self.given_up = False  # the client has timed out: no answer is needed
         self.waiter: asyncio.Future[None] | None = None
 
     def size(self) -> int:
-        """How large a published tree has to be to include all of it."""
+        """The size of the smallest tree that includes all of its entries."""
         return max((outcome for outcome in self.outcomes if isinstance(outcome, int)), default=-1) + 1
 
 
 @dataclass
 class CosigningRound:
-    """A signed checkpoint that all witnesses are asked to cosign, and what they have answered by now."""
+    """A signed checkpoint that all witnesses are asked to cosign, and their answers so far."""
     signed: Published
     begun: float
     deadline: float
@@ -3559,19 +3559,19 @@ class CosigningRound:
 
 @dataclass(frozen=True)
 class Commit:
-    """Append what is new of these, and sign the new tree, in one transaction."""
+    """Append the new entries of these submissions, and sign the new tree, in one transaction."""
     batch: list[Submission]
 
 
 @dataclass(frozen=True)
 class Ask:
-    """Ask all witnesses."""
+    """Ask all witnesses to cosign."""
     round: CosigningRound
 
 
 @dataclass(frozen=True)
 class Publish:
-    """Store the checkpoint as the published one, and the size that each witness has cosigned."""
+    """Store the checkpoint as published, and the size that each witness has cosigned."""
     checkpoint: Published
     sizes: dict[VerifierKey, int]
     begun: float  # when the witnesses were asked
@@ -3579,19 +3579,19 @@ class Publish:
 
 @dataclass(frozen=True)
 class Answer:
-    """Tell those who wait that the published tree includes them; or, with an error, that it will not."""
+    """Tell the clients that the published tree includes their entries; with an error, that it does not."""
     submissions: list[Submission]
     error: str = ""
 
 
 @dataclass(frozen=True)
 class Probe:
-    """Find out whether anything can be committed again."""
+    """Test if the database accepts writes again."""
 
 
 @dataclass(frozen=True)
 class Halt:
-    """Nothing is signed any more; `fatal` if nobody knows what is stored: then nothing is read either."""
+    """Sign nothing more. With `fatal`, serve nothing either: it is unknown what the database holds."""
     message: str
     fatal: bool
 
@@ -3601,16 +3601,16 @@ Action = Commit | Ask | Publish | Answer | Probe | Halt
 
 @dataclass(frozen=True)
 class LogOptions:
-    """How a log works; times in seconds."""
-    replace: bool = False  # log a filename again with another checksum
+    """The options of a log; times in seconds."""
+    replace: bool = False  # a logged filename may be logged again with another checksum
     add_timeout: float = 30
-    checkpoint_interval: float = 0.2  # the longest pause between two rounds of witnesses
+    checkpoint_interval: float = 0.2  # the longest pause between two cosigning rounds
     witness_timeout: float = 5
-    republish_interval: float = 3600  # after which an idle log has its checkpoint cosigned anew, 0 for never
+    republish_interval: float = 3600  # an idle log has its checkpoint cosigned again after this time; 0 for never
 
 
 class Sequencer:
-    """The state of a log that signs. Times, in seconds, are of any clock that does not go back."""
+    """The state of a log that signs. All times are seconds of a monotonic clock."""
 
     def __init__(
         self, signed: Published, published: Published | None, policy: Policy, witnesses: Collection[VerifierKey],
@@ -3618,18 +3618,18 @@ class Sequencer:
     ) -> None:
         self.signed, self.published = signed, published
         self._policy, self._witnesses, self._options = policy, witnesses, options
-        self.queue, self.weight = deque[Submission](), 0  # what was submitted, and how many entries that is
-        self.unpublished: list[Submission] = []  # what is committed
+        self.queue, self.weight = deque[Submission](), 0  # submissions, and the sum of their entries
+        self.unpublished: list[Submission] = []  # committed, but not published yet
         self.round: CosigningRound | None = None
-        self._doing: Commit | Publish | Probe | None = None  # what `next` has returned, until its outcome is told
+        self._doing: Commit | Publish | Probe | None = None  # the action under way: its outcome is not reported yet
         self._todo = deque[Ask | Answer | Halt]()
-        # It signs nothing before its last checkpoint is cosigned again: a witness may have seen what it has lost.
+        # Sign nothing until the last checkpoint is cosigned again: a witness may know a newer one that this log lost.
         self.agreed = not witnesses
-        self._earliest = self._due = 0.0  # when witnesses may be asked next, and when they have to be
-        self._usual = 1  # entries of the last batch: once as many wait again, witnesses may be asked
+        self._earliest = self._due = 0.0  # the next cosigning round starts between these times
+        self._usual = 1  # entries that waited at the last Commit: once as many wait again, commit before `_earliest`
         self._backoff, self._pause = 0.1, 0.05  # before the next try: after a missed quorum, after a failed commit
-        self._again, self._refusals = 0.0, 0  # when the disk is tried again, and how often it has refused in a row
-        self._missed = self._full = self._halted = ""  # why the last round, the last commit, or all of it has failed
+        self._again, self._refusals = 0.0, 0  # when to try the disk again, and how often in a row it has refused
+        self._missed = self._full = self._halted = ""  # why the last round failed, the last commit failed, all ended
         self.stopping = self.over = False
 
     @property
@@ -3640,7 +3640,7 @@ class Sequencer:
     # Events
 
     def submit(self, submission: Submission) -> None:
-        """Somebody wants entries logged; raises Unavailable if that has no prospect now."""
+        """Queues entries to be logged; raises Unavailable while the log can't take them."""
         if self._refusals >= PATIENCE or self.stopping or self.weight > MAX_WAITING:
             busy = "the server is shutting down" if self.stopping else "too much is waiting"
             raise Unavailable(self.trouble or busy)
@@ -3648,55 +3648,55 @@ class Sequencer:
         self.weight += len(submission.entries)
 
     def give_up(self, submission: Submission) -> None:
-        """Nobody waits for it any more."""
+        """The client no longer waits: takes the submission out of the queue, if it is still there."""
         submission.given_up = True
         if submission in self.queue:
             self.queue.remove(submission)
             self.weight -= len(submission.entries)
 
     def done(self, now: float, signed: Published | None = None) -> None:
-        """What `next` asked for has been done. A Commit has signed a new tree, if anything in it was new."""
+        """The action from `next` is done. `signed` is the new checkpoint of a Commit that had new entries."""
         action, self._doing = self._doing, None
         self._full, self._refusals, self._pause = "", 0, 0.05
         if isinstance(action, Commit):
             self.signed = signed or self.signed
             self.unpublished += action.batch
             if not self._witnesses:
-                self._published(self.signed)
+                self._set_published(self.signed)
             elif not self.stopping:
                 self._ask(now)
         elif isinstance(action, Publish):
             self._missed, self._backoff = "", 0.1
-            # Under load, those who were answered now come again. To wait for them, for as long as a round takes, makes
-            # batches grow; who comes alone waits for nobody.
+            # Under load, the clients that were just answered send their next entries. Waiting for these, for as long as
+            # a round takes, makes larger batches. A single client does not wait: see `_usual`.
             self._earliest = now + min(self._options.checkpoint_interval, now - action.begun)
             idle = max(self._options.republish_interval, self._options.checkpoint_interval)
             self._due = now + idle if self._options.republish_interval else math.inf
-            self._published(action.checkpoint)
+            self._set_published(action.checkpoint)
 
     def refused(self, now: float, error: str) -> None:
-        """What `next` asked for could not be done, and nothing has happened."""
+        """The action from `next` failed, and changed nothing."""
         action, self._doing = self._doing, None
         if isinstance(action, Publish):
             self._miss(now, error)
             return
         if isinstance(action, Commit):
-            again = [submission for submission in action.batch if not submission.given_up]
-            self.queue.extendleft(reversed(again))
-            self.weight += sum(len(submission.entries) for submission in again)
+            retried = [submission for submission in action.batch if not submission.given_up]
+            self.queue.extendleft(reversed(retried))
+            self.weight += sum(len(submission.entries) for submission in retried)
             self._refusals += 1
         self._full, self._again = error, now + self._pause
         self._pause = min(2 * self._pause, 2.0)
 
     def lost(self, error: str) -> None:
-        """Nobody knows whether what `next` asked for has happened: only the next start does, by reading it."""
+        """The outcome of the action from `next` is unknown. The next start finds out, by reading the database."""
         action, self._doing = self._doing, None
         if isinstance(action, Commit):
             self._todo.append(Answer(action.batch, error))
         self.halt(error, fatal=True)
 
     def halt(self, message: str, fatal: bool = False) -> None:
-        """Nothing may be signed any more."""
+        """Ends signing for good, because of `message`."""
         if not self._halted:
             self._halted = message
             self._todo.append(Halt(message, fatal))
@@ -3709,13 +3709,13 @@ class Sequencer:
         round_.errors[key] = error
 
     def stop(self) -> None:
-        """It is to end, once it has finished what it is at."""
+        """Ends the sequencer, once the action under way is done."""
         self.stopping = True
 
-    # What follows
+    # Actions
 
     def next(self, now: float) -> Action | None:
-        """What to do now; None if there is nothing to do before the next event, or `wake_at`."""
+        """The action to do now; None if there is none before the next event, or before `wake_at`."""
         if self._todo:
             return self._todo.popleft()
         if self.round and not self._doing:
@@ -3731,14 +3731,14 @@ class Sequencer:
         if self._full and (now < self._again or not self.queue):
             self._doing = Probe() if now >= self._again else None
         elif self.queue and self._may_commit(now):
-            self._doing = Commit(self._take())
+            self._doing = Commit(self._next_batch())
         elif self._witnesses and now >= self._due:
             self._ask(now)
             return self._todo.popleft()
         return self._doing
 
     def wake_at(self) -> float:
-        """When `next` may have something to do though nothing happens."""
+        """When to call `next` again if no event comes before."""
         if self.round or self._full:
             return self.round.deadline if self.round else self._again
         ready = self.queue and self.agreed
@@ -3748,8 +3748,8 @@ class Sequencer:
         enough = self.weight >= min(self._usual, MAX_BATCH)
         return self.agreed and (not self._witnesses or enough or now >= self._earliest)
 
-    def _take(self) -> list[Submission]:
-        """What waits, up to about MAX_BATCH entries."""
+    def _next_batch(self) -> list[Submission]:
+        """Takes the next batch from the queue: all that waits, up to about MAX_BATCH entries."""
         self._usual, batch, weight = self.weight, list[Submission](), 0
         while self.queue and weight < MAX_BATCH:
             batch.append(self.queue.popleft())
@@ -3762,7 +3762,7 @@ class Sequencer:
         self._todo.append(Ask(self.round))
 
     def _close_round(self, round_: CosigningRound, now: float) -> None:
-        """Publishes as soon as the quorum is met. A first round waits for all witnesses: any may know of more."""
+        """Publishes once the quorum is met. A first round waits for all witnesses: any may know a newer checkpoint."""
         met = self._policy.quorum.met(round_.lines)
         heard = len(round_.lines.keys() | round_.errors.keys()) == len(self._witnesses)
         if not (heard or now >= round_.deadline or self.stopping or (met and self.agreed)):
@@ -3778,11 +3778,11 @@ class Sequencer:
         self._doing = Publish(checkpoint, dict.fromkeys(round_.lines, checkpoint.tree.size), round_.begun)
 
     def _miss(self, now: float, why: str) -> None:
-        """A round was in vain. What is committed stays, and the witnesses are asked again."""
+        """Publishing failed. The committed entries stay, and the witnesses are asked again later."""
         self._missed, self._due = why, now + self._backoff
         self._backoff = min(2 * self._backoff, 2.0)
 
-    def _published(self, checkpoint: Published) -> None:
+    def _set_published(self, checkpoint: Published) -> None:
         self.published = checkpoint
         waiting = [submission for submission in self.unpublished if not submission.given_up]
         self.unpublished = [submission for submission in waiting if submission.size() > checkpoint.tree.size]
@@ -3791,16 +3791,16 @@ class Sequencer:
 
 
 # --- The log: its witnesses ----------------------------------------------------------------------------------
-# The worst that a witness can do to a log: it does not cosign, which counts if the quorum needs it; and a start waits
-# for it, for as long as --witness-timeout. It stops a log only by showing a checkpoint that this log's own key has
-# signed and that this log does not have. That is a proof, and no witness can make one.
+# A bad witness can do little harm. It can withhold its cosignature, which matters only if the quorum needs it, and it
+# can delay a start by --witness-timeout. To stop the log, it has to show a checkpoint that is signed with this log's
+# own key and that this log does not have. Without that key, no witness can make one.
 
 class LogBehindWitness(Error):
     """A witness shows a checkpoint with this log's signature that this log does not have."""
 
 
 class UnprovenClaim(Error):
-    """A witness says that it has what this log does not have, and does not show it."""
+    """A witness claims a newer or other checkpoint than this log has, but does not show one."""
 
 
 class WitnessClient:
@@ -3808,7 +3808,7 @@ class WitnessClient:
 
     def __init__(self, key: VerifierKey, url: str, size: int, timeout: float, log: Log) -> None:
         self.key, self.url, self.size, self._log = key, url, size, log
-        self.dark_since, self.error, self.cosigned = 0.0, "", 0  # two times in seconds, and why the first
+        self.dark_since, self.error, self.cosigned = 0.0, "", 0  # times in seconds; `error`: why it is dark
         self.latency = Latency()
         self._wake = threading.Condition()
         self._next: CosigningRound | None = None
@@ -3816,7 +3816,7 @@ class WitnessClient:
         threading.Thread(target=self._run, name=f"witness {key.name}", daemon=True).start()
 
     def ask(self, round_: CosigningRound) -> None:
-        """Asks for a cosignature as soon as the witness has answered what it was asked before."""
+        """Asks for a cosignature, after the answer to the last request. A round that still waits is replaced."""
         with self._wake:
             self._next = round_
             self._wake.notify()
@@ -3860,41 +3860,41 @@ class WitnessClient:
         self._log.tell(Sequencer.declined, round_, self.key, f"since {utc(self.dark_since)} ({error})")
 
     def _ask(self, round_: CosigningRound) -> str:
-        """The line of the witness's cosignature; raises Error, and LogBehindWitness where this log must not go on."""
+        """The line of the witness's cosignature; raises Error, or LogBehindWitness if this log must stop."""
         note, tree = round_.signed.note, round_.signed.tree
         old = min(self.size, tree.size)
-        for _ in range(3):  # it says what it has, once; more often, and it plays games
+        for _ in range(3):  # a 409 tells the size to prove from; a witness that goes on with them is faulty
             request = AddCheckpoint(old, tuple(prove_consistency(self._log.tiles(tree), old)), note).encode()
             status, _, answer = self._client.request("POST", "/add-checkpoint", request, {}, MAX_ADD_CHECKPOINT)
             if status == 200:
                 return take_cosignature(split_note(note)[0], answer, self.key)
-            if status == 422:  # the proof was checked before it was sent
+            if status == 422:  # the proof is right for our tree: the witness must have another one
                 raise self._judge(f"refuses the proof from size {old} to {tree.size}")
             if status != 409:
                 raise Unavailable(f"{self.url} answers {status}: {error_message(answer)}")
             old = parse_decimal(answer.decode(errors="replace").removesuffix("\n"))
             if old > self._log.signed.tree.size:
                 raise self._judge(f"has cosigned size {old}")
-            if old > tree.size:  # somebody else has shown it what was published meanwhile
+            if old > tree.size:  # someone else has shown it a newer checkpoint of this log
                 self.size = old
                 raise Unavailable(f"has cosigned size {old} already")
         raise Unavailable(f"{self.url} answers 409 again and again")
 
-    def _judge(self, what: str) -> Error:
-        """LogBehindWitness, if the witness shows a checkpoint that this log does not have; else UnprovenClaim."""
+    def _judge(self, claim: str) -> Error:
+        """LogBehindWitness if the witness shows a checkpoint that this log does not have; else UnprovenClaim."""
         name = hashlib.sha256(self._log.key.name.encode()).hexdigest()
         status, _, note = self._client.request("GET", f"/{name}/checkpoint", None, {}, MAX_ADD_CHECKPOINT)
-        ours = self._log.signed.tree  # only now: while the answer was awaited, the log has gone on, for all to see
-        says = f"the witness {self.key.name} {what}, and this log has size {ours.size}"
+        ours = self._log.signed.tree  # read after the answer: meanwhile the log may have grown, and the witness seen it
+        context = f"the witness {self.key.name} {claim}, and this log has size {ours.size}"
         try:
             theirs = open_checkpoint(note, simple_policy([self._log.key])).tree if status == 200 else ours
             same = theirs.size <= ours.size and self._log.tiles(ours).hash(0, theirs.size) == theirs.root
         except Error:
             same = True
         if same:
-            return UnprovenClaim(f"{says}; it does not show that")
+            return UnprovenClaim(f"{context}; it does not show that")
         return LogBehindWitness(
-            f"{says}. Either this folder is an old backup, or the log runs twice, or its key was stolen. It signs "
+            f"{context}. Either this folder is an old backup, or the log runs twice, or its key was stolen. It signs "
             f"nothing more, since that would be a second history. The witness shows a checkpoint of size {theirs.size} "
             f"with this log's signature: bring back the folder that has it, or begin a new log."
         )
@@ -3903,30 +3903,30 @@ class WitnessClient:
 # --- The log: what it stores and serves ------------------------------------------------------------------------
 
 class Log:
-    """A log: its store, its sequencer, and the thread that does what the sequencer says."""
+    """A log: its store, its sequencer, and the thread that does the sequencer's actions."""
 
     def __init__(self, store: LogStore, signer: Signer | None, policy: Policy, options: LogOptions) -> None:
-        """Opens a log, which only one process may do with a `signer`; raises Corrupt, Unavailable, Malformed."""
+        """Opens a log. Only one process may open it with a `signer`. Raises Corrupt, Unavailable, Malformed."""
         self.store, self.options, self._signer = store, options, signer
         if (key := store.key()) is None:
             raise Corrupt(f"{store.folder} is not the store of a log yet")
         if store.setting("stored") is not None and (signer or not store.checkpoint("published")):
             raise Unavailable(f"{store.folder} is the mirror of a part of its log: run `monitor` until it has all")
-        self.key, self._cache = key, Cache(208)  # the tiles of a bulk, and some above them
+        self.key, self._cache = key, Cache(208)  # room for the tiles of a bulk, and some above them
         self._policy = dataclasses.replace(policy, logs=(key,))
         signed = self._open("signed")
-        with store.database.snapshot():  # another process may be writing
+        with store.database.snapshot():  # another process may write at the same time
             store.check_last_part()
         published: Published | None = self._open("published")
         witnesses = self._witness_urls() if signer and policy.quorum.threshold else {}
-        if signer and not witnesses and published != signed:  # it had witnesses, and has none any more
+        if signer and not witnesses and published != signed:  # its policy no longer has witnesses
             store.publish(signed.note, {})
             published = signed
         published = published if published and self._accepts(published.note) else None
-        self.failed = threading.Event()  # set once, for good: only what is on disk counts now
-        self.publishing = Latency()  # from when entries are taken up until they are published
+        self.failed = threading.Event()  # set for good once memory may differ from the disk: only a restart helps
+        self.publishing = Latency()  # from the Commit of entries to their Answer
         self.sequencer = Sequencer(signed, published, self._policy, witnesses, options)
-        self._wake, self._begun, self._told = threading.Condition(), 0.0, ""
+        self._wake, self._begun, self._reported = threading.Condition(), 0.0, ""
         self._thread = threading.Thread(target=self._run, name="sequencer", daemon=True)
         sizes = store.witnessed()
         self.witnesses = [
@@ -3935,7 +3935,7 @@ class Log:
         ]
 
     def _open(self, kind: str) -> Published:
-        """A stored checkpoint; raises Corrupt unless the key and the stored tiles go with it."""
+        """The stored "signed" or "published" checkpoint; raises Corrupt unless its signature and tiles match."""
         try:
             note = self.store.checkpoint(kind) or b""
             tree = open_checkpoint(note, simple_policy([self.key])).tree
@@ -3953,7 +3953,7 @@ class Log:
         return True
 
     def _witness_urls(self) -> dict[VerifierKey, str]:
-        """The witnesses of the quorum that can be asked; raises Malformed where they can't meet it."""
+        """The URLs of the quorum's witnesses that can be asked; raises Malformed if these can't meet the quorum."""
         urls = dict(self._policy.urls)
         reached = {key: urls[key] for key in self._policy.quorum.leaves() if key in urls and key.kind == COSIGNATURE}
         if len(reached) > MAX_WITNESSES:
@@ -3972,9 +3972,9 @@ class Log:
 
     @property
     def published(self) -> Published:
-        """What readers see; raises Unavailable while no checkpoint has met the quorum."""
+        """The checkpoint that readers see; raises Unavailable while none has met the quorum."""
         published = self.sequencer.published
-        if self._signer is None:  # another process writes
+        if self._signer is None:  # another process may have published a newer one
             note = self.store.checkpoint("published")
             if note and (published is None or note != published.note):
                 self.sequencer.published = published = Published.of(note)
@@ -3986,18 +3986,18 @@ class Log:
         return Tiles(tree.size, self.store.tile, self._cache)
 
     def proofs(self, published: Published, indices: Iterable[int]) -> dict[int, bytes]:
-        """The inclusion proofs of entries, as the inside of a JSON array of base64."""
+        """The inclusion proofs of entries, by index: the elements of a JSON array of base64, without brackets."""
         ordered = sorted(set(indices))
         proofs = prove_many(self.tiles(published.tree), ordered, b'","')
         return {index: b'"%b"' % proof if proof else b"" for index, proof in zip(ordered, proofs, strict=True)}
 
     def waiting(self) -> int:
-        """How many entries are not published yet."""
+        """The number of entries that are not published yet."""
         with self._wake:
             return self.sequencer.weight + sum(len(submission.entries) for submission in self.sequencer.unpublished)
 
     async def submit(self, submission: Submission, timeout: float | None = None) -> Submission:
-        """Has entries logged; raises Unavailable if they are not published within `timeout` seconds."""
+        """Logs entries, and waits for their Answer; raises Unavailable if it does not come in `timeout` seconds."""
         timeout = timeout or self.options.add_timeout
         waiter = submission.waiter = asyncio.get_running_loop().create_future()
         self.tell(Sequencer.submit, submission)
@@ -4010,17 +4010,17 @@ class Log:
             raise Unavailable(submission.error)
         return submission
 
-    def tell(self, event: Callable[..., None], *what: Any) -> None:
-        """Tells the sequencer of an event, which is one of its methods; any thread may."""
+    def tell(self, event: Callable[..., None], *args: Any) -> None:
+        """Reports an event, which is a method of Sequencer, with its arguments. Any thread may call this."""
         with self._wake:
-            event(self.sequencer, *what)
+            event(self.sequencer, *args)
             self._wake.notify()
 
     def start(self) -> None:
         self._thread.start()
 
     def quit(self) -> None:
-        """Ends it, once it has finished what it is at."""
+        """Ends the sequencer, once its action is done. Does not wait for that."""
         self.tell(Sequencer.stop)
 
     def stop(self) -> None:
@@ -4044,18 +4044,18 @@ class Log:
                     self.tell(Sequencer.done, time.monotonic(), signed)
 
     def _next(self) -> Action | None:
-        """Waits for the next thing to do; None at the end."""
+        """Waits for the sequencer's next action; None at the end."""
         with self._wake:
             while not (action := self.sequencer.next(time.monotonic())) and not self.sequencer.over:
-                if self.trouble and not self._told and not self.sequencer.stopping:
+                if self.trouble and not self._reported and not self.sequencer.stopping:
                     logger.error("%s; trying again", self.trouble)
-                self._told = self.trouble
+                self._reported = self.trouble
                 wait = self.sequencer.wake_at() - time.monotonic()
                 self._wake.wait(None if wait == math.inf else max(wait, 0))
         return action
 
     def _do(self, action: Action) -> Published | None:
-        """Does it; of a Commit, returns the checkpoint that was signed. Raises what the store does."""
+        """Does an action; returns the new checkpoint of a Commit. Raises the errors of the store."""
         match action:
             case Commit(batch):
                 self._begun = time.monotonic()
@@ -4085,12 +4085,12 @@ class Log:
             self.tell(Sequencer.refused, time.monotonic(), error)
 
     def _append(self, batch: list[Submission]) -> Published | None:
-        """Logs what is new in `batch`; returns the checkpoint that was signed for it, if there was something."""
+        """Stores the new entries of `batch`; returns the checkpoint signed for them, None if there were none."""
         sealed: list[bytes] = []
 
         def seal(tree: Tree) -> bytes:
             if self._signer is None:
-                raise Unavailable("this log is only read")
+                raise Unavailable("this log is open for reading only")
             sealed.append(self._signer.sign(Checkpoint(self.key.name, tree)))
             return sealed[0]
 
@@ -4116,7 +4116,7 @@ class Log:
 
     @staticmethod
     def _settle(submissions: list[Submission], error: str = "") -> None:
-        """Tells those who wait; one call into each loop, however many they are."""
+        """Wakes the clients that wait, with one call into each event loop."""
 
         def settle(waiters: list[asyncio.Future[None]]) -> None:
             for waiter in waiters:
@@ -4129,14 +4129,14 @@ class Log:
             if submission.waiter:
                 waiters.append(submission.waiter)
         for loop in {waiter.get_loop() for waiter in waiters}:
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits there
                 loop.call_soon_threadsafe(settle, [waiter for waiter in waiters if waiter.get_loop() is loop])
 
 
 # --- The log: its page ---------------------------------------------------------------------------------------
 
 def page_policy(page: str) -> str:
-    """The Content-Security-Policy under which a page runs its own script and style, and nothing else."""
+    """The Content-Security-Policy that lets a page use its own script and style, and nothing else."""
 
     def source(tag: str) -> str:
         inside = page.partition(f"<{tag}>")[2].partition(f"</{tag}>")[0]
@@ -4263,8 +4263,8 @@ footer { margin-top: 1.5rem } footer code { display: block; margin-top: .3rem }
       <pre id="vkey">–</pre></section>
   </div>
 </main>
-<footer class="small mute">What this page can't show is that it is honest: it comes from the server that it checks.
-  For assurance, verify with your own copy of btlog.py, and with keys that you got elsewhere:
+<footer class="small mute">This page can't prove its own honesty: it comes from the server that it checks.
+  To be sure, verify with your own copy of btlog.py, and with keys that you got elsewhere:
   <code>python btlog.py verify FILE --public-key KEY --log-url <span id="url"></span></code></footer>
 <script>
 "use strict";
@@ -4294,7 +4294,7 @@ async function get(path) {
 
 // --- What is checked: RFC 9162 section 2.1.3.2, C2SP signed-note, tlog-checkpoint, tlog-cosignature, tlog-proof
 const bytes = text => new TextEncoder().encode(text), subtle = crypto.subtle ?? {digest: async () => {
-  throw Error("browsers hash and verify only on pages that come by https or from localhost"); }};
+  throw Error("browsers hash and verify only on pages from https or localhost"); }};
 const hashed = async data => new Uint8Array(await subtle.digest("SHA-256", data));
 const hex = data => Array.from(data, byte => (byte + 256).toString(16).slice(1)).join("");
 const sha256 = (...parts) => hashed(Uint8Array.from(parts.flatMap(part => [...part])));
@@ -4350,7 +4350,7 @@ async function parseKey(vkey, type) {
   must(name && bytes(name).length <= 255, `not a verifier key: ${vkey}`);
   const data = unbase64(value), [kind] = data, key = data.slice(1), pq = type === 4 && kind === 6;
   const keyId = async kind => hex((await sha256(bytes(name + "\n"), [kind], key)).slice(0, 4));
-  must(await keyId(kind) === id, `the key ID ${id} of ${name} is not that of its name and key`);
+  must(await keyId(kind) === id, `the key ID ${id} does not match the name ${name} and its key`);
   // A witness's key may be written with type 1; what it verifies are cosignatures, of type 4. ML-DSA never counts.
   must(key.length === (pq ? 1312 : 32) && (kind === 1 || kind === type || pq), `not a key for this: ${vkey}`);
   return {name, key, by: `${name}+${pq ? `${id} (ML-DSA-44)` : await keyId(type)}`};
@@ -4407,7 +4407,7 @@ async function parsePolicy(text) {
       } else throw Error("not a log, witness, group or quorum line");
     } catch (error) { throw Error(`line ${i + 1} of the policy: ${error.message}`); }
   }
-  must(policy.quorum, "the policy has no quorum line (“quorum none” asks for no witness)");
+  must(policy.quorum, "the policy has no quorum line (“quorum none” requires no witness)");
   must(policy.logs.length, "the policy has no log line");
   return policy;
 }
@@ -4426,7 +4426,7 @@ async function check(entry, asked, proof, policy, add) {
   const results = (keys, test) => Promise.all(keys.map(async key => [key, await Promise.all(
     signatures.filter(({by}) => by === key.by).map(({data}) => test(key.key, data, signed)))]));
   add(own && entry[asked.name] === asked.value && index === BigInt(entry.index),
-    "The entry is what was asked for, and what the proof is about", {"entry": text,
+    "The entry is the one that you asked for, and the one in the proof", {"entry": text,
     ...(own ? {} : {"entry in the proof": new TextDecoder().decode(extra)}), "index in the answer": entry.index,
     "index in the proof": index, "leaf hash, SHA-256 of 0x00 and the entry": hex(leaf)});
   const top = await climb(leaf, index, size, proof.path);
@@ -4448,7 +4448,7 @@ async function check(entry, asked, proof, policy, add) {
   });
   const wrong = marks.includes(false), unknown = !k || marks.includes(null), enough = met(policy.quorum, held);
   add(wrong ? false : unknown ? null : enough || "short", wrong ? "The cosignatures are true" : k ?
-    "Enough of your witnesses have cosigned it" : "Witnesses: you ask for none", rows);
+    "Enough of your witnesses have cosigned it" : "Witnesses: you require none", rows);
   const n = members.filter(member => held.includes(member)).length;
   return {log, cosigned: held.length ? `, cosigned by ${held.length} of your ${policy.witnesses.length} witnesses` : "",
     short: !enough && (members.some(member => member.members) ? "too few for your policy have cosigned" : n ?
@@ -4486,9 +4486,9 @@ async function verify(entry, asked, {verdict, more, steps, fold}) {
     policy = await readPins({...pins, key: pins.key || served});
     must(Number.isSafeInteger(entry.index) && entry.index >= 0, "the answer has no index");
     proof = await get(`/entry/${entry.index}/proof`);
-  } catch (error) { return say("unchecked", `Not verified: ${error.message}.`, "It takes a key and a proof."); }
+  } catch (error) { return say("unchecked", `Not verified: ${error.message}.`, "Verifying needs a key and a proof."); }
   try { found = await check(entry, asked, proof = parseProof(proof), policy, add); }
-  catch (error) { add(false, `The check ended early (${error.message}). What should be proved`); }
+  catch (error) { add(false, `The proof (its check ended early: ${error.message})`); }
   if (marks.includes(false)) {
     const there = marks.slice(0, 2).includes(false) && proof.path && await loggedThere(proof);
     return say("refused", "Refused: this does not prove that the file is logged. Don't trust it.",
@@ -4499,13 +4499,13 @@ async function verify(entry, asked, {verdict, more, steps, fold}) {
   const whose = asked.sum ? "your file" : `a file ${asked.name === "filename" ? "of this name" : "with this checksum"}`;
   const what = `${whose} is entry ${number(entry.index)} of the ${number(proof.size)} that ${proof.origin} has signed`;
   const hint = asked.sum ? entry.filename === asked.file ? "" : `The log has your file as ${entry.filename}.` :
-    asked.name === "filename" ? "Is its checksum, below, that of your file? Drop the file here to compare." : "";
+    asked.name === "filename" ? "Does your file have the checksum below? Drop the file here to compare." : "";
   if (differs) say("refused", "Refused: your file is not the one that is logged.");
   else if (found.log === null) say("unchecked", "Not verified: this browser has no Ed25519.", "Use btlog.py verify.");
   else if (found.short) say("short", `Not verified: ${found.short}.`, `No check has failed: ${what}. Ask again later.`);
   else if (pins.key) say("verified", `Verified: ${what}${found.cosigned}.`, hint);
   else say("consistent", `Consistent: ${whose} is entry ${number(entry.index)}, by this server's own key.`,
-    "That is no proof yet: pin a key of the log that you got elsewhere, and a forged log can't pass for it. " + hint);
+    "That is no proof yet: pin a key of the log that you got elsewhere. Then a forged log can't pass for it. " + hint);
 }
 
 // --- The keys, and the search for what stands behind # in the address, or for a file
@@ -4518,8 +4518,8 @@ function showKeys() {
   $("key").value = key || served; $("trusted").value = witnesses; $("k").value = k; $("key").oninput();
   put("whose", key ? `the ${isPolicy(key) ? "policy" : "key"} that you pinned` : "the key that this server gives");
   put("remark", differs ? `The server gives another key: ${served || "none"}` : key ? "The server gives it, too." :
-    "This key is from the server itself: it shows no more than that its answers go together. Paste the one that you " +
-    "got elsewhere, and trust.", `small ${differs ? "bad" : "mute"}`);
+    "This key is from the server itself: it shows only that the server's answers are consistent. Paste a key that " +
+    "you got elsewhere and trust.", `small ${differs ? "bad" : "mute"}`);
 }
 function pin(key, witnesses = "", k = "") {
   pins = {key, witnesses, k};
@@ -4563,11 +4563,11 @@ async function search() {
   const [says, kind] = !length ? [(file ? `Neither the name nor the checksum of your file is logged: ${file.file}, ` +
     `${file.sum}.` : sum ? "No file with this checksum is logged. Is it the SHA-256 of the whole file?" :
     "No file of exactly this name is logged. Try the file's full name, its checksum, or drop the file here.") +
-    " The server says so, and can't prove it.", "warn"] :
+    " The server can't prove that.", "warn"] :
     others.length ? ["", ""] : file && !found.some(entry => entry.filename === file.file) ?
       [`The log knows your file under another name: ${found[0].filename}`, "warn"] :
     new Set(found.map(entry => entry.checksum)).size > 1 ? [`${number(length)} entries with different ` +
-      "checksums. Which is that of your file?", "warn"] : [length > 1 ? `${number(length)} entries are here.` : "", ""];
+      "checksums. Which one is your file's?", "warn"] : [length > 1 ? `${number(length)} entries are here.` : "", ""];
   put("found", says, kind);
   const byName = {...file, name: "filename", value: file?.file};
   const runs = found.map(entry => showEntry(entry, others.includes(entry) ? byName : asked));
@@ -4585,7 +4585,7 @@ async function take([file]) {  // hashes a file, and asks for its checksum and i
     if (mine === searches) { dropped = {file: name, sum}; search(); }
   } catch (error) {
     if (mine === searches)
-      put("found", `This page can't hash ${name}: ${error.message}. Search for what sha256sum says of it.`, "bad");
+      put("found", `This page can't hash ${name}: ${error.message}. Search for its SHA-256 instead.`, "bad");
   }
 }
 
@@ -4625,11 +4625,11 @@ async function show(status) {
   $("next").hidden = begun; $("tree").hidden = $("recent").hidden = !begun;
   put("h-next", available ? "This log is empty" : "Nothing is published yet");
   put("how", !available ? "Are the witnesses up, and do they know the verifier key below?" : read_only ?
-    "What is added to it will be shown here." : "Log its first file from a terminal, and it will be shown here:");
+    "New entries will be shown here." : "Log its first file from a terminal, and it will be shown here:");
   put("first", available && !read_only ? `python btlog.py add FILE --log-url ${location.origin}` : "");
   $("witnesses").replaceChildren(...witnesses.map(witness => showWitness(witness, now)));
   if (!witnesses.length) $("witnesses").append(el("li", "small mute", read_only ? "The writing process asks them." :
-    "None: nobody else sees to it that the log shows the same tree to everybody."));
+    "None: nobody else checks that the log shows everybody the same tree."));
   $("since").hidden = !work.some(numbers => numbers?.count || numbers?.failures);
   $("work").replaceChildren(...WORK.map(([title, name, format]) => el("tr", "", el("th", "", title),
     ...work.map(numbers => el("td", "", format === number || numbers?.count ? format(numbers?.[name]) : "–")))));
@@ -4690,13 +4690,13 @@ PAGE_POLICY = page_policy(PAGE)
 # --- The log: its routes ---------------------------------------------------------------------------------------
 
 class LogServer:
-    """The routes of the log. GET also answers HEAD, and reads are open to any web page."""
+    """What all requests to a log share: the log, the options, the metrics and the cached answers."""
 
     def __init__(self, log: Log, token: str | None = None, max_bulk: int = 50_000, read_only: bool = False) -> None:
         self.log, self.token, self.max_bulk, self.read_only = log, token, max_bulk, read_only
         self.adds, self.bulks, self.results = Latency(), Latency(), Counter[str]()
-        self.bulk_timeout: float | None = None  # seconds, if not those of an add
-        self.checkpoint = Response(b"")  # the last answer, with its head
+        self.bulk_timeout: float | None = None  # seconds; None: as for an add
+        self.checkpoint = Response(b"")  # the last answer, kept with its head
         self.cache = Cache(32 << 20, lambda response: len(response.body) + 600)
 
     def count(self, error: Error, entries: int = 1) -> None:
@@ -4726,12 +4726,12 @@ class LogHandler(Handler):
         return self._add(body) if self.route == "/add" else self._bulk(body)
 
     def _admit(self) -> None:
-        """Raises HttpError where this request may not write."""
-        # A web page can have a browser send this; what the page can't do is to make it look as if nobody had asked.
+        """Raises HttpError if this request may not write."""
+        # A web page can make a browser send this request, but can't hide that: the browser sets these headers.
         origin, site = self.headers.get("origin"), self.headers.get("sec-fetch-site", "none")
         host = self.headers.get("host", "")
-        own = origin is None or (origin.partition("://")[2] == host and is_address(host))  # a name could be anybody's
-        if site not in ("none", "same-origin") or not own:
+        same = origin is None or (origin.partition("://")[2] == host and is_address(host))  # against DNS rebinding
+        if site not in ("none", "same-origin") or not same:
             raise HttpError(403, "a web page of another site can't write here")
         if self.app.read_only:
             raise HttpError(405, "this server is read-only", Allow="GET")
@@ -4761,7 +4761,7 @@ class LogHandler(Handler):
             level, index, width = parse_tile_path(path)
         except Malformed as error:
             raise HttpError(404, str(error)) from None
-        # What the published checkpoint does not imply is not there, even if it is stored already.
+        # Serve only what the published tree includes: more may be stored already.
         if self.app.log.published.tree.size >> 8 * (level or 0) < 256 * index + width:
             raise HttpError(404, f"the published tree has no {path}")
         store, headers = self.app.log.store, {**OPEN, "Cache-Control": "public, max-age=31536000, immutable"}
@@ -4820,7 +4820,7 @@ class LogHandler(Handler):
         return Response(self._bulk_answer(published, results), NDJSON)
 
     async def _read_bulk(self, body: Body) -> list[bytes | Refused]:
-        """The entries of the lines of a body, which is read as it comes."""
+        """The entry of each line of the body, or Refused. Parses lines as they arrive. Raises HttpError."""
         if body.length > MAX_BULK:
             raise HttpError(413, f"at most {MAX_BULK} bytes can be appended at once")
         parsed: list[bytes | Refused] = []
@@ -4831,7 +4831,7 @@ class LogHandler(Handler):
                 parsed += parse_lines(lines)
                 if len(parsed) > self.app.max_bulk:
                     break
-                await asyncio.sleep(0)  # others have a turn
+                await asyncio.sleep(0)  # lets other connections run
             if len(rest) > MAX_ADD or len(parsed) > self.app.max_bulk:
                 break
         if len(rest) > MAX_ADD:
@@ -4858,10 +4858,10 @@ class LogHandler(Handler):
             raise Malformed("ask for /entries?filename=F or /entries?checksum=C")
         [(name, value)] = query.items()
         kind = FILENAME if name == "filename" else CHECKSUM
-        found = self.app.log.store.look_up(kind, value.encode(), self.app.log.published.tree.size)
+        matches = self.app.log.store.look_up(kind, value.encode(), self.app.log.published.tree.size)
         entries = []
-        for index, data in found:
-            with contextlib.suppress(Malformed):  # a mirror keeps also what is no entry; nobody can look that up
+        for index, data in matches:
+            with contextlib.suppress(Malformed):  # a mirror also stores malformed entries
                 if getattr(entry := Entry.parse(data), name) == value:
                     entries.append(entry_to_json(index, entry))
         return Response.json({"entries": entries}, OPEN)
@@ -4896,10 +4896,10 @@ class LogHandler(Handler):
         dark: list[Sample] = [("", {"witness": w.key.name}, float(bool(w.dark_since))) for w in witnesses]
         times = itertools.chain(*(w.latency.samples(witness=w.key.name) for w in witnesses))
         return Response("".join([
-            metric("btlog_entries_total", "counter", "Entries that were asked to be logged, by what became of them.",
+            metric("btlog_entries_total", "counter", "Entries that clients sent, by result.",
                    [("", {"result": name}, self.app.results[name]) for name in names]),
-            metric("btlog_add_seconds", "histogram", "Time of adds that were answered.", self.app.adds.samples()),
-            metric("btlog_bulk_seconds", "histogram", "Time of bulks that were answered.", self.app.bulks.samples()),
+            metric("btlog_add_seconds", "histogram", "Time of successful adds.", self.app.adds.samples()),
+            metric("btlog_bulk_seconds", "histogram", "Time of successful bulks.", self.app.bulks.samples()),
             metric("btlog_publish_seconds", "histogram", "Time from a batch to its published checkpoint.",
                    log.publishing.samples()),
             metric("btlog_witness_seconds", "histogram", "Time of cosignatures, by witness.", times),
@@ -4908,7 +4908,7 @@ class LogHandler(Handler):
             metric("btlog_tree_size", "gauge", "Entries of the tree.", sizes),
             metric("btlog_queue_entries", "gauge", "Entries that wait to be published.", [("", {}, log.waiting())]),
             metric("btlog_checkpoint_age_seconds", "gauge", "Time since the newest published cosignature.", ages),
-            metric("btlog_trouble", "gauge", "1 while it can't publish.", [("", {}, float(bool(log.trouble)))]),
+            metric("btlog_trouble", "gauge", "1 while the log can't publish.", [("", {}, float(bool(log.trouble)))]),
         ]).encode(), METRICS)
 
     def _status(self) -> Response:
@@ -4931,7 +4931,7 @@ class LogHandler(Handler):
         }, OPEN)
 
     def _cosigned(self) -> list[dict[str, Any]]:
-        """For a process that asks no witness: who cosigned what is published."""
+        """The witnesses that cosigned the published checkpoint: the status of a process that asks none itself."""
         try:
             published = self.app.log.published
         except Unavailable:
@@ -4970,13 +4970,13 @@ class LogHandler(Handler):
 
 
 def _publisher_field(outcome: int) -> bytes:
-    """What an answer adds where the proof is about an entry that has the file's publisher, too; else b""."""
+    """The answer's "publisher" field if the file was logged earlier, in an entry with a publisher; else b""."""
     publisher = Entry.parse(outcome.entry).publisher if isinstance(outcome, Earlier) else None
     return b',"publisher":' + json.dumps(publisher._asdict()).encode() if publisher else b""
 
 
 def _bulk_result(entry: bytes | str, outcome: int | Error, proofs: dict[int, bytes]) -> bytes:
-    """The line that answers a line of a bulk, from its entry or only its filename."""
+    """The answer to one line of a bulk. `entry` is the encoded entry, or only a filename for a refused line."""
     filename = json_string(entry if isinstance(entry, str) else entry[93:].partition(b"\n")[0].decode()).encode()
     if isinstance(outcome, int):
         line = b'{"type":"result","result":{"filename":%b,"index":%d,"status":"logged","inclusionProof":[%b]%b}}\n'
@@ -4989,7 +4989,7 @@ def _bulk_result(entry: bytes | str, outcome: int | Error, proofs: dict[int, byt
 # --- The witness -----------------------------------------------------------------------------------------------
 
 class Cosigning:
-    """A request for a cosignature: once it is done, its `line`, or its error."""
+    """A request for a cosignature. Once `done`, it has the cosignature `line` or an error."""
 
     def __init__(self, origin: str, request: AddCheckpoint) -> None:
         self.origin, self.request, self.line = origin, request, ""
@@ -4997,9 +4997,9 @@ class Cosigning:
 
 
 class Witness:
-    """Cosigns what follows from what it cosigned last, and stores that before the cosignature leaves.
+    """Cosigns a checkpoint if it extends the one cosigned last, and stores it before it returns the cosignature.
 
-    What has come in one turn of the loop is stored in one transaction.
+    One transaction stores all requests of one turn of the event loop.
     """
 
     def __init__(self, store: WitnessStore, signer: Signer, clock: Callable[[], float] = time.time) -> None:
@@ -5016,13 +5016,13 @@ class Witness:
         self.origins = {hashlib.sha256(origin.encode()).hexdigest(): origin for origin in self.logs}
 
     def adopt(self, logs: Collection[tuple[VerifierKey, Tree]]) -> None:
-        """Takes over the logs and sizes of another database of this witness; raises Malformed, BadProof."""
+        """Takes over logs and their last trees from another database of this witness; raises Malformed, BadProof."""
         self._check_logs([key for key, _ in logs])
         self.store.adopt(logs)
         self._read_logs()
 
     def register(self, keys: Collection[VerifierKey]) -> None:
-        """Makes logs known, for good; raises Malformed for what is no log's key, or for our own."""
+        """Registers logs. Cannot be undone. Raises Malformed if a key is no log's key, or is this witness's own."""
         self._check_logs(keys)
         new = [key for key in keys if self.store.register(key)]
         self._read_logs()
@@ -5037,7 +5037,7 @@ class Witness:
                 raise Malformed(f"{encode_vkey(key)} has the name or the key of this witness: it can't be a log's")
 
     async def cosign(self, origin: str, request: AddCheckpoint) -> str:
-        """The line to answer with; raises what witness_step does, or Unavailable."""
+        """The cosignature line to answer with; raises Unavailable and the errors of witness_step."""
         if self.failed.is_set():
             raise Unavailable(self.trouble)
         job = Cosigning(origin, request)
@@ -5048,7 +5048,7 @@ class Witness:
         return job.line
 
     def check(self) -> None:
-        """Raises Unavailable while nothing can be stored."""
+        """Raises Unavailable while the database can't be written, or the clock is behind the last cosignature."""
         if self.trouble and not self.failed.is_set():
             self.store.database.probe()
             self.trouble = ""
@@ -5056,8 +5056,8 @@ class Witness:
             raise Unavailable(f"the witness can't cosign: {self.trouble}")
         [(seconds,)] = self.store.database.read("SELECT max(seconds) FROM log")
         if (seconds or 0) > self._clock() + MAX_SKEW:
-            raise Unavailable(f"the witness has cosigned at {utc(seconds)}, which is ahead of its clock: since times "
-                              "never fall, cosignatures say so until then. Set the clock, or begin anew with a new key")
+            raise Unavailable(f"the witness has cosigned at {utc(seconds)}, ahead of its clock. Its times never go "
+                              "back, so they stay there until then. Set the clock, or start over with a new key")
 
     def _process(self) -> None:
         batch, self._waiting = self._waiting, []
@@ -5073,7 +5073,7 @@ class Witness:
         except Error as error:
             self.trouble = str(error)
             logger.critical("%s", error)
-            if isinstance(error, (CommitFailed, Corrupt)):  # only what is on disk counts now
+            if isinstance(error, (CommitFailed, Corrupt)):  # it is unknown what the disk has: only a restart helps
                 self.failed.set()
             errors = [Unavailable(str(error))] * len(batch)
         for job, failure in zip(batch, errors, strict=True):
@@ -5098,18 +5098,17 @@ class Witness:
         return line
 
     def _accuse(self, db: sqlite3.Connection, job: Cosigning, last: Witnessed, error: str) -> None:
-        """Keeps, and says, that a log has signed two checkpoints without a proof that the one continues the other.
+        """Stores and logs as evidence two checkpoints that a log has signed, and that no proof shows to be consistent.
 
-        For two trees of one size there can be none. Else whoever asked may have left out a good proof: the log has
-        signed both, but that alone is no fork.
+        Two roots for one size prove a fork. For two sizes, the client may have left out a good proof: that proves none.
         """
-        text, kept = keep_signed(job.request.note, self.logs[job.origin])
+        text, log_lines = keep_signed(job.request.note, self.logs[job.origin])
         tree = Checkpoint.parse(text).tree
         if tree == last.tree:
             return
         forked = tree.size == last.tree.size
         reason = f"{'two trees of one size' if forked else 'a proof that does not verify'}: {error}"
-        offered = f"{text}\n{''.join(kept)}".encode()
+        offered = f"{text}\n{''.join(log_lines)}".encode()
         if self.store.accuse(db, job.origin, forked, reason, (last.note, offered)):
             level = logging.CRITICAL if forked else logging.WARNING
             notes = json.dumps([note.decode() for note in (last.note, offered)])
@@ -5149,7 +5148,7 @@ class WitnessHandler(Handler):
         # "If the checkpoint origin is unknown, the witness MUST respond with a "404 Not Found" HTTP status code."
         if origin not in self.app.logs:
             text = split_note(request.note)[0]
-            Checkpoint.parse("any" * bool(origin) + text[len(origin) :])  # unknown it may be, and not malformed
+            Checkpoint.parse("any" * bool(origin) + text[len(origin) :])  # a malformed checkpoint gets 400, not 404
             raise HttpError(404, f"the log {origin} is not known here")
         try:
             line = await self.app.cosign(origin, request)
@@ -5159,11 +5158,11 @@ class WitnessHandler(Handler):
         return Response(line.encode(), TEXT)
 
     def _checkpoint(self) -> Response:
-        """The last cosigned checkpoint of a log, under the SHA-256 of its origin in hex."""
+        """The last cosigned checkpoint of the log whose origin has the SHA-256 (in hex) that the path names."""
         name, _, rest = self.path[1:].partition("/")
         origin = self.app.origins.get(name) if rest == "checkpoint" else None
         last = self.app.store.last(origin) if origin else None
-        if last is None or not last.note:  # of what was taken over there is no note
+        if last is None or not last.note:  # a log from `adopt` has no note yet
             raise HttpError(404, "there is nothing here, or not yet")
         return Response(last.note, TEXT, headers={**OPEN, "Cache-Control": "no-cache"})
 
@@ -5174,12 +5173,12 @@ class WitnessHandler(Handler):
         known = {origin: last for origin, last in lasts.items() if last}
         evidence = witness.store.database.read("SELECT origin, count(*) FROM evidence WHERE forked GROUP BY origin")
         return Response("".join([
-            metric("btlog_cosign_seconds", "histogram", "Time of requests that were cosigned.",
+            metric("btlog_cosign_seconds", "histogram", "Time of cosigned requests.",
                    witness.latency.samples()),
             metric("btlog_refused_total", "counter", "Requests that were not cosigned, by HTTP status.", refused),
-            metric("btlog_log_size", "gauge", "The size that was cosigned last, by log.",
+            metric("btlog_log_size", "gauge", "The last cosigned size, by log.",
                    [("", {"log": origin}, last.tree.size) for origin, last in known.items()]),
-            metric("btlog_log_cosigned_timestamp_seconds", "gauge", "When that was, by log.",
+            metric("btlog_log_cosigned_timestamp_seconds", "gauge", "Time of the last cosignature, by log.",
                    [("", {"log": origin}, last.seconds) for origin, last in known.items()]),
             metric("btlog_forks", "gauge", "Pairs of checkpoints of one size with different roots, by log.",
                    [("", {"log": origin}, count) for origin, count in evidence]),
@@ -5197,33 +5196,33 @@ JSON_PAGE, HTML_PAGE = "application/vnd.pypi.simple.v1+json", "application/vnd.p
 
 
 class IndexFile(NamedTuple):
-    """A file of an index: its name and its checksum, "" where it has none, and those that another reader would see.
+    """A file of an index: its name and its checksum ("" if none), and as `other` those that pip reads, if they differ.
 
-    pip goes by the name in the URL and by a hash behind it, uv by `filename` and `hashes`.
+    pip reads the name in the URL and the hash in its fragment; uv reads `filename` and `hashes`.
     """
     name: str
     checksum: str
     other: tuple[str, str] | None = None
 
     def readings(self) -> list[tuple[str, str]]:
-        """Each name with each checksum that an installer may take it for."""
+        """All pairs of a name and a checksum that some installer may read."""
         name, checksum = self.other or (self.name, self.checksum)
         return list(itertools.product(dict.fromkeys((self.name, name)), dict.fromkeys((self.checksum, checksum))))
 
 
-_LINK_HASH = re.compile(r"[#&](sha512|sha384|sha256|sha224|sha1|md5)=([^&]*)")  # the first one, as pip has it
+_LINK_HASH = re.compile(r"[#&](sha512|sha384|sha256|sha224|sha1|md5)=([^&]*)")  # pip takes the first match
 
 
 def index_file(filename: str, url: str, sha256: Any) -> IndexFile:
-    """A file by what a page says of it; `filename` and `sha256` may be empty, in HTML."""
-    named, link, checksum = url_name(url), _LINK_HASH.search(url), _checksum(sha256)
-    behind = checksum if link is None else _checksum(link[2]) if link[1] == "sha256" else ""
-    name, checksum = filename or named, checksum or behind
-    return IndexFile(name, checksum, None if (named, behind) == (name, checksum) else (named, behind))
+    """The file that a page links to. In HTML, `filename` and `sha256` are empty: both come from the URL."""
+    link_name, link, checksum = url_name(url), _LINK_HASH.search(url), _checksum(sha256)
+    link_sum = checksum if link is None else _checksum(link[2]) if link[1] == "sha256" else ""
+    name, checksum = filename or link_name, checksum or link_sum
+    return IndexFile(name, checksum, None if (link_name, link_sum) == (name, checksum) else (link_name, link_sum))
 
 
 class _Links(html.parser.HTMLParser):
-    """Where the links of a page of PEP 503 lead: <a href>, whether it is closed or not."""
+    """Collects the URLs of a PEP 503 page: the href of each <a>, even if no </a> follows."""
 
     def __init__(self, url: str) -> None:
         super().__init__(convert_charrefs=False)
@@ -5244,7 +5243,7 @@ class _Links(html.parser.HTMLParser):
 
 
 def parse_links(data: bytes, page: _Links) -> list[str]:
-    """The links of an HTML page, resolved; raises ValueError. Takes time and memory in proportion to the page."""
+    """The absolute URLs of an HTML page's links; raises ValueError. Time and memory are linear in the page's size."""
     if any(tag.end() - tag.start() > 65536 for tag in re.finditer(rb"<[^>]*", data)) or data.count(b"<![") > 100 or (
         data.count(b"<") > 5 * MAX_FILES
     ):
@@ -5258,7 +5257,7 @@ def parse_links(data: bytes, page: _Links) -> list[str]:
 
 
 def _slim(pairs: list[tuple[str, Any]]) -> Any:
-    """Of a JSON object of an index only what is used; None where that is nothing."""
+    """The part of an index's JSON object that is used; None if there is none. Drops the rest to save memory."""
     fields = dict(pairs)
     if "filename" in fields:
         if not isinstance(fields["filename"], str) or not isinstance(fields.get("url"), str):
@@ -5270,9 +5269,9 @@ def _slim(pairs: list[tuple[str, Any]]) -> Any:
 
 
 def parse_index_json(data: bytes, key: str) -> list[Any]:
-    """The array `key` of a page in JSON, its objects made slim; raises ValueError, RecursionError.
+    """The array `key` of a JSON page, each object reduced by _slim; raises ValueError, RecursionError.
 
-    What costs much more memory than it has bytes, such as millions of empty arrays, is refused.
+    Refuses pages that would take far more memory than their size, such as millions of empty arrays.
     """
     values, size = (3 if key == "files" else 6) * MAX_FILES, MAX_PAGE if data.isascii() else MAX_PAGE // 4
     if data.count(b",") > values or data.count(b"[") > MAX_FILES // 5 or len(data) > size:
@@ -5280,14 +5279,14 @@ def parse_index_json(data: bytes, key: str) -> list[Any]:
     text = data.decode()
     del data
     page = json.loads(text, object_pairs_hook=_slim, parse_int=lambda text: 0, parse_float=lambda text: 0)
-    found = page.get(key) if isinstance(page, dict) else None
-    if not isinstance(found, list) or not all(isinstance(item, IndexFile if key == "files" else str) for item in found):
-        raise ValueError(f"it has no array {key!r}, or that has something else in it")
-    return found
+    items = page.get(key) if isinstance(page, dict) else None
+    if not isinstance(items, list) or not all(isinstance(item, IndexFile if key == "files" else str) for item in items):
+        raise ValueError(f"it has no array {key!r}, or one with wrong items")
+    return items
 
 
 class Index:
-    """A package index, by the URL that pip takes as --index-url."""
+    """A package index at a URL, as in pip's --index-url."""
 
     def __init__(self, url: str, attempts: int = 5, timeout: float = 30, give_up: int = 0) -> None:
         self.source = Fetcher(url, attempts, timeout, give_up)
@@ -5295,21 +5294,21 @@ class Index:
     def projects(self) -> list[str]:
         """The names of all projects that the index lists; raises Unavailable."""
         if (page := self._page("/", "projects", MAX_PAGE)) is None:
-            raise Unavailable(f"{self.source.url} does not list its projects: name those that are meant")
-        path, found = page
-        if path is None:
-            return found
-        links = [link for link in found if link.startswith(path)]
-        matches = [re.fullmatch(r"([^/?#]+)/?", link[len(path) :]) for link in links]
+            raise Unavailable(f"{self.source.url} does not list its projects: name them on the command line")
+        url, items = page
+        if url is None:
+            return items
+        links = [link for link in items if link.startswith(url)]
+        matches = [re.fullmatch(r"([^/?#]+)/?", link[len(url) :]) for link in links]
         names = [urllib.parse.unquote(match[1]) for match in matches if match]
-        if found and not names:
-            raise Unavailable(f"{path} has links, and none of them leads to a project below it")
+        if items and not names:
+            raise Unavailable(f"{url} has links, and none of them leads to a project below it")
         return names
 
     def files(self, project: str, limit: int = MAX_AHEAD) -> list[IndexFile] | None:
-        """The files of a project; None if the index has no such project, or says by a redirect that others may.
+        """The files of a project; None if the index has no such project, or redirects to another index (status 303).
 
-        A name may come more than once: installers differ in which one they take. Raises Unavailable.
+        A name may occur more than once, since installers differ in which file they take. Raises Unavailable.
         """
         path = f"/{urllib.parse.quote(normalize(project), errors='replace')}/"
         if (page := self._page(path, "files", limit)) is None:
@@ -5322,7 +5321,7 @@ class Index:
         return [file for file in files if file.name.endswith(DISTRIBUTIONS) or file.checksum]
 
     def each(self, projects: Sequence[str]) -> Iterator[tuple[str, list[IndexFile] | Unavailable | None]]:
-        """Each project with its files, or with why they can't be had. A large page is read when its turn comes."""
+        """Yields each project with its files or its error. A large page is not read ahead, but in its turn."""
         for project, ahead in zip(projects, self.source.each(self._files, projects), strict=True):
             yield project, self._files(project, MAX_PAGE) if isinstance(ahead, TooLarge) else ahead
 
@@ -5330,46 +5329,46 @@ class Index:
         try:
             return self.files(project, limit)
         except Unavailable as error:
-            error.__context__ = None  # which has the page, and that may be large
+            error.__context__ = None  # it refers to the page, which may be large
             return error.with_traceback(None)
 
     def page(self, path: str, limit: int) -> tuple[str, list[bytes], str] | None:
-        """The type of a page, JSON_PAGE or "text/html", a list of its bytes alone, and its URL; None if there is none.
+        """The type of a page (JSON_PAGE or "text/html"), its bytes in a list, and its URL; None if there is none.
 
-        Raises Unavailable.
+        Whoever pops the bytes off the list has the only reference to a large page. Raises Unavailable.
         """
         accept = {"Accept": f"{JSON_PAGE}, text/html;q=0.1"}
         for _ in range(MAX_REDIRECTS + 1):
-            found = self.source.fetch(path, accept, limit, (301, 302, 303, 307, 308))
+            answer = self.source.fetch(path, accept, limit, (301, 302, 303, 307, 308))
             location = self.source.location
-            if found or not location:
+            if answer or not location:
                 break
             if not (target := self.source.redirected(path)):
-                if location.status == 303:  # pypiserver sends on what it does not have
+                if location.status == 303:  # pypiserver redirects to another index for a project that it lacks
                     return None
                 raise Unavailable(f"{self.source.url}{path[:80]} leads elsewhere: {printable(location.url[:200])}")
             path = target
         else:
             raise Unavailable(f"{self.source.url}{path[:80]}: more than {MAX_REDIRECTS} redirects")
-        if found is None:
+        if answer is None:
             return None
-        url, kind = f"{self.source.url}{path}", found[0].partition(";")[0].strip().lower()
+        url, kind = f"{self.source.url}{path}", answer[0].partition(";")[0].strip().lower()
         if kind in (JSON_PAGE, "application/json"):
-            return JSON_PAGE, [found[1]], url
+            return JSON_PAGE, [answer[1]], url
         if kind in (HTML_PAGE, "text/html"):
-            return "text/html", [found[1]], url
+            return "text/html", [answer[1]], url
         raise Unavailable(printable(f"{url[:200]} is no page of a package index: its type is {kind or 'missing'}"))
 
     def _page(self, path: str, key: str, limit: int) -> tuple[str | None, list[Any]] | None:
-        """Of a JSON page None and its array `key`, of an HTML page its URL and its links; None where there is none."""
-        if (found := self.page(path, limit)) is None:
+        """(None, array `key`) for a JSON page, (URL, links) for an HTML page, None for no page; raises Unavailable."""
+        if (page := self.page(path, limit)) is None:
             return None
-        kind, body, url = found
-        try:  # nobody else holds the page while it is parsed: it may be large
+        kind, body, url = page
+        try:
             if kind == JSON_PAGE:
                 return None, parse_index_json(body.pop(), key)
             return url, parse_links(body.pop(), _Links(url))
-        except (ValueError, RecursionError, AssertionError) as error:  # the last one is how html.parser refuses
+        except (ValueError, RecursionError, AssertionError) as error:  # html.parser raises AssertionError
             reason = f"{url[:200]} is no page of a package index: {error}"
             raise Unavailable(printable(reason[:400])) from None
 
@@ -5380,23 +5379,23 @@ def _checksum(sha256: Any) -> str:
 
 
 class Comparison:
-    """Holds what is logged against what an index serves."""
+    """Compares what the log has with what an index serves."""
 
     CHUNK = 20_000  # entries at a time
-    MISSING = 10_000  # files that are not logged, and are remembered one by one
+    MISSING = 10_000  # unlogged files to remember by name
 
     def __init__(self, store: MirrorStore, index: Index, renew: Callable[[], object]) -> None:
         self._store, self._index, self._renew = store, index, renew
         self._missing: list[tuple[str, str, str]] = []  # project, filename and checksum
-        self._more = 0  # beyond these
+        self._more = 0  # further unlogged files
         self._errors: list[Unavailable] = []
-        self._unread = set[str]()  # projects whose page could not be read in this round, and in the last one
-        self._before = set[str]()
+        self._unread = set[str]()  # projects whose page could not be read in this round
+        self._before = set[str]()  # the same for the last round
 
     def round(self) -> Iterator[Finding]:
-        """Compares the entries that are new, all files of their projects, and of some projects that wait longest.
+        """Compares the new entries, all files of their projects, and all files of the projects compared longest ago.
 
-        What is in the index and not in the log may have been logged since the log was read: `renew` reads on.
+        A file that seems unlogged may have been logged after the log was read. So `renew` reads the log again first.
         """
         self._missing, self._more, self._errors = [], 0, []
         self._before, self._unread = self._unread, set()
@@ -5408,8 +5407,8 @@ class Comparison:
                               f"{'. It is not asked any more in this round' if lost else ''}")
 
     def _pages(self, projects: Iterable[str]) -> Iterator[tuple[str, list[IndexFile] | None]]:
-        """The files of each of the projects whose page can be read, until the index does not answer any more."""
-        names = sorted(projects, key=self._before.__contains__)  # what was not to be had waits for the rest
+        """Yields each project with its files. Skips unreadable pages; ends once the index is unreachable."""
+        names = sorted(projects, key=self._before.__contains__)  # pages that were unreadable last time come last
         for project, files in self._index.each(names):
             if not isinstance(files, Unavailable):
                 yield project, files
@@ -5422,25 +5421,25 @@ class Comparison:
     def _round(self) -> Iterator[Finding]:
         size = self._store.tree("signed").size
         start = done = self._store.setting("compared") or 0
-        turn = (self._store.setting("turn") or 0) + 1  # a clock may stand still, or go back
+        turn = (self._store.setting("turn") or 0) + 1  # counts rounds: a clock may stand still, or go back
         for first in range(start, size, self.CHUNK):
             last = min(first + self.CHUNK, size)
             yield from self._compare(first, last, done, turn)
             yield from self._not_logged()
             if self._errors and isinstance(self._errors[-1], Unreachable):
                 return
-            done = last if not self._errors else done  # what could not be compared is due again
+            done = last if not self._errors else done  # after an error, the next round starts here again
             self._store.compared(done, (), turn)
         waiting = "SELECT name FROM project WHERE compared < ? ORDER BY compared LIMIT ?"
         names = [name for name, in self._store.query(waiting, turn, MAX_COMPARED) if name not in self._unread]
         for project, files in self._pages(names):
-            yield from self._differing(project, files or [], size)
+            yield from self._compare_checksums(project, files or [], size)
             self._store.compared(done, [project], turn)
         self._store.compared(done, self._unread, turn)
         yield from self._not_logged()
 
     def _compare(self, first: int, last: int, done: int, turn: int) -> Iterator[Finding]:
-        """The entries from `first` up to `last`, and the projects that they are of; all up to `done` were compared."""
+        """Compares entries `first` to `last` (exclusive) and their projects. All below `done` are compared already."""
         projects: dict[str, list[tuple[int, str]]] = {}
         for n in range(first // 256, (last + 255) // 256):
             for at, match in enumerate(match_entries(self._store.bundled(n, min(256, last - 256 * n))), 256 * n):
@@ -5452,14 +5451,14 @@ class Comparison:
             wanted = {name for _, name in projects[project]}
             names = {name for file in files or () for name, _ in file.readings() if name in wanted}
             for at, name in projects[project]:
-                if name not in names and not self._elsewhere(project, name):
-                    yield Finding("not-on-index", f"{name} is logged at index {at}, and not in the index", (at,))
-            yield from self._differing(project, files or [], size)
+                if name not in names and not self._in_shorter_project(project, name):
+                    yield Finding("not-on-index", f"{name} is logged at index {at}, but not in the index", (at,))
+            yield from self._compare_checksums(project, files or [], size)
         self._store.compared(done, compared, turn)
 
-    def _elsewhere(self, project: str, name: str) -> bool:
-        """Whether a file is of a project with a shorter name: old names do not tell where the version begins."""
-        if name.endswith((".whl", ".egg")):  # which do
+    def _in_shorter_project(self, project: str, name: str) -> bool:
+        """True if a shorter-named project has the file: an old sdist's name does not tell where its version begins."""
+        if name.endswith((".whl", ".egg")):  # these names tell it
             return False
         words = name.split("-")
         shorter = sorted({normalize("-".join(words[:n])) for n in range(1, min(len(words), 6))} - {project})
@@ -5467,10 +5466,10 @@ class Comparison:
         for _, files in self._pages(shorter):
             if any(name == other for file in files or () for other, _ in file.readings()):
                 return True
-        return len(self._errors) > errors  # nobody is accused for want of a page
+        return len(self._errors) > errors  # an unreadable page may have it: report nothing
 
-    def _differing(self, project: str, files: list[IndexFile], size: int) -> Iterator[Finding]:
-        """What the index has of a project with another checksum than the log; keeps what the log has not."""
+    def _compare_checksums(self, project: str, files: list[IndexFile], size: int) -> Iterator[Finding]:
+        """Yields files whose checksum in the index differs from the log's. Remembers files that the log lacks."""
         readings = (reading for file in files for reading in (file.readings() if file.other else [file[:2]]))
         while part := list(itertools.islice(readings, 1000)):
             known = self._store.look_up_names([name.encode(errors="replace") for name, _ in part], size)
@@ -5483,7 +5482,7 @@ class Comparison:
                 elif checksum not in sums:
                     logged, at = next(iter(sums.items()))
                     ours = f"the log has it with {logged} at index {at}"
-                    text = f"the index has {name} with {checksum or 'no SHA-256'}, and {ours}"
+                    text = f"the index has {name} with {checksum or 'no SHA-256'}, but {ours}"
                     yield Finding("index-differs", text, (at,), self._evidence(project, name, checksum))
 
     @staticmethod
@@ -5491,16 +5490,16 @@ class Comparison:
         return {"index.json": json.dumps({"project": project, "filename": name, "checksum": checksum}).encode()}
 
     def _not_logged(self) -> Iterator[Finding]:
-        """What the log has not, now that it has been read once more."""
+        """Yields the files that the log still lacks after it is read again."""
         if self._missing:
             self._renew()
             size = self._store.tree("signed").size
             for project, name, checksum in self._missing:
                 if not self._store.look_up(FILENAME, name.encode(errors="replace"), size):
-                    text = f"{name} of {project} is in the index, and not in the log"
+                    text = f"{name} of {project} is in the index, but not in the log"
                     yield Finding("not-logged", text, (), self._evidence(project, name, checksum))
         if self._more:
-            yield Finding("not-logged", f"{self._more} more files are in the index, and not in the log")
+            yield Finding("not-logged", f"{self._more} more files are in the index, but not in the log")
         self._missing, self._more = [], 0
 
 
@@ -5508,17 +5507,17 @@ class Comparison:
 
 @dataclass(frozen=True)
 class WatchList:
-    """What a monitor looks for, beside what no log may do: these entries, and checkpoints older than `max_age`."""
+    """What a monitor reports besides a log's faults: matching entries, and checkpoints over `max_age` seconds old."""
     terms: tuple[WatchTerm, ...] = ()
     max_age: float | None = None
 
 
 class ServedTree:
-    """A checkpoint that a log serves, and its tree's tiles; `served` has those of the right edge, and the last others
-    that were read, verbatim, by path.
-    """
+    """A checkpoint that a log serves, and the tiles of its tree.
 
-    RECENT = 256  # tiles, beside those of the edge
+    `served` keeps tiles as they were served, by path: those of the right edge, and the RECENT others read last.
+    """
+    RECENT = 256
 
     def __init__(self, note: bytes, tree: Tree, fetch: Callable[[int, int, int], bytes]) -> None:
         self.note, self.tree, self._fetch = note, tree, fetch
@@ -5528,13 +5527,13 @@ class ServedTree:
             self.tiles = AuthenticTiles(tree, self.tile)
         except BadProof as error:
             raise self.bad_tile(error) from None
-        self._recent.clear()  # what was read by now is the edge
+        self._recent.clear()  # the tiles read so far are the right edge: keep them
 
     def width(self, level: int, index: int) -> int:
         return min(256, (self.tree.size >> 8 * level) - 256 * index)
 
     def tile(self, level: int, index: int, width: int) -> bytes:
-        """A tile as it is served."""
+        """The bytes of a tile as served, not checked yet."""
         path = tile_path(level, index, width)
         if path not in self.served:
             self.served[path] = data = self._fetch(level, index, width)
@@ -5548,14 +5547,14 @@ class ServedTree:
         return Found("bad-tile", str(error), {"checkpoint": self.note, **self.served})
 
     def prefix(self, size: int) -> bytes:
-        """The root that the tree had when it was of `size`; raises Found where the tiles do not tell."""
+        """The root of the tree's first `size` entries; raises Found if the tiles do not lead to the tree's root."""
         try:
             return self.tiles.hash(0, size)
         except BadProof as error:
             raise self.bad_tile(error) from None
 
     def path_to(self, level: int, index: int) -> dict[str, bytes]:
-        """The tiles that authenticate a tile: those of the right edge, and those above it; and the checkpoint."""
+        """The files that authenticate a tile: the checkpoint, the tiles of the right edge, and the tiles above it."""
         places = [(above, self.tree.size >> 8 * above >> 8) for above in range(8)]
         places += [(level + up, index >> 8 * up) for up in range(8 - level)]
         widths = [(above, i, self.width(above, i)) for above, i in places]
@@ -5563,7 +5562,7 @@ class ServedTree:
 
 
 class ServedBundle(NamedTuple):
-    """A bundle and its level 0 tile as they are served: its entries, or the bytes of what is no bundle."""
+    """An entry bundle and its level 0 tile as served. `garbage` has the bundle's bytes if they are no bundle."""
     n: int
     tile: bytes
     entries: list[bytes]
@@ -5574,21 +5573,21 @@ class ServedBundle(NamedTuple):
 
 
 class Monitor:
-    """Follows a log into a mirror: all entries are hashed, and only what leads to a signed root is kept.
+    """Follows a log into a mirror. Hashes all entries, and keeps only those that lead to a signed root.
 
     `conditions` are the findings of the last round that are not about entries.
     """
 
-    BATCH = 1 << 14  # entries that are stored together, up to borders whose roots few tiles tell
+    BATCH = 1 << 14  # entries per batch: a batch ends at a multiple of it, where few tiles give the root
 
     def __init__(self, store: MirrorStore, source: LogReader, policy: Policy, watch: WatchList) -> None:
         if len(policy.logs) != 1:
             raise Malformed(f"a monitor follows one log, and the policy names {len(policy.logs)}")
         self.store, self._source, self._policy, self._watch = store, source, policy, watch
         self._key = policy.logs[0]
-        self._goal: ServedTree | None = None  # what is on its way to be stored
-        self._near: tuple[int, list[bytes]] = -1, []  # a bundle's number, and its entries
-        self._stalled: ServedTree | None = None  # that whose tiles were not to be had for evidence
+        self._goal: ServedTree | None = None  # the tree that is being stored
+        self._last_bundle: tuple[int, list[bytes]] = -1, []  # the number of the last bundle read, and its entries
+        self._stalled: ServedTree | None = None  # the tree whose tiles could not be fetched for evidence
         self.conditions: list[Finding] = []
         if (key := store.key()) is None:
             store.create_log(self._key, None)
@@ -5599,12 +5598,12 @@ class Monitor:
         store.check_last_part()
 
     def _check_stored(self, kind: str) -> None:
-        """Raises Corrupt where what was accepted can't have been: nobody else is to blame for that."""
+        """Raises Corrupt if a stored checkpoint is invalid. It was valid when stored, so the log is not to blame."""
         if (note := self.store.checkpoint(kind)) is not None:
             try:
                 tree = open_checkpoint(note, simple_policy([self._key])).tree
-                own = Tiles(self.store.stored().size, self.store.tile)
-                if kind == "signed" and own.hash(0, tree.size) != tree.root:
+                stored = Tiles(self.store.stored().size, self.store.tile)
+                if kind == "signed" and stored.hash(0, tree.size) != tree.root:
                     raise Corrupt("the stored tiles do not lead to its root")
             except Error as error:
                 raise Corrupt(f"{self.store.folder}: {kind} checkpoint: {error}") from None
@@ -5613,9 +5612,9 @@ class Monitor:
         self, progress: Callable[[int, int], None], clock: Callable[[], float],
         tell: Callable[[], None] = lambda: None,
     ) -> bool:
-        """Accepts what the log has published since the last round, and says whether that is all of it.
+        """Stores what the log has published since the last round; returns False if a fault of the log ended it early.
 
-        `tell` is called whenever entries, and what was found in them, have been stored. Raises Unavailable, Corrupt.
+        Calls `tell` each time after entries and their findings are stored. Raises Unavailable, Corrupt.
         """
         self.conditions = []
         try:
@@ -5625,7 +5624,7 @@ class Monitor:
         except Found as found:
             self.conditions.append(found.finding)
             return False
-        except (BadProof, BadSignature, Malformed) as error:  # where the log is to blame, that is Found by now
+        except (BadProof, BadSignature, Malformed) as error:  # a fault of the log would be Found: this one is ours
             raise Corrupt(f"{self.store.folder}: {error}") from None
         return True
 
@@ -5645,21 +5644,21 @@ class Monitor:
             goal = ServedTree(note, tree, self._source.hashes)
             goal.prefix(before.size)
         except Unavailable:
-            self.store.seen(note)  # it is signed, and what comes later has to continue it
+            self.store.seen(note)  # it is signed: later checkpoints have to be consistent with it
             raise
         try:
             monitor_step(filter(None, (last, self.store.checkpoint("seen"))), note, tree, goal.prefix)
         except Found as found:
             found.finding.evidence.update(goal.served)
             raise
-        if goal.prefix(stored.size) != stored.root:  # when it was stored it was proved to be the beginning of `before`
-            raise Corrupt(f"{self.store.folder}: what is stored does not lead to a signed root")
+        if goal.prefix(stored.size) != stored.root:  # `stored` was proved to be a prefix of `before` when it was stored
+            raise Corrupt(f"{self.store.folder}: the stored entries do not lead to a signed root")
         self._goal, size = goal, stored.size
         numbers = range(size // 256, (tree.size + 255) // 256)
         ahead = zip(numbers, self._source.each(functools.partial(self._read, goal), numbers), strict=True)
         while size < tree.size:
             if (free := shutil.disk_usage(self.store.folder).free) < MIN_FREE:
-                raise Unavailable(f"{self.store.folder} has room for {free >> 20} MiB more: a monitor leaves it there")
+                raise Unavailable(f"{self.store.folder} has only {free >> 20} MiB free: too little for a monitor")
             served, weight, end = list[ServedBundle](), 0, size
             while end < tree.size and weight < MAX_HELD and (not served or end % self.BATCH):
                 n, bundle = next(ahead)
@@ -5672,7 +5671,7 @@ class Monitor:
             size = end
 
     def _open(self, note: bytes, now: float) -> Checkpoint:
-        """The checkpoint that is served, if the policy accepts it; what else is remarkable is a condition."""
+        """The served checkpoint; raises Found unless the policy accepts it. Extensions and high age are conditions."""
         served = {"checkpoint": note}
         try:
             checkpoint = open_checkpoint(note, self._policy)
@@ -5680,7 +5679,7 @@ class Monitor:
             try:
                 open_checkpoint(note, simple_policy([self._key]))
             except Error as unsigned:
-                text = f"what is served is not a checkpoint of {self._key.name}: {unsigned}"
+                text = f"the log serves no checkpoint of {self._key.name}: {unsigned}"
                 raise Found("bad-signature", text, served) from None
             raise Found("bad-cosignature", str(error), served) from None
         if checkpoint.extensions:
@@ -5693,25 +5692,25 @@ class Monitor:
         return checkpoint
 
     def _gone_back(self, before: Tree, last: bytes, tree: Tree, note: bytes) -> Found:
-        """What it is that the log shows, after the tree `before`, another one that is not larger.
+        """The finding for a log that showed `before`, and now another tree that is not larger.
 
-        Two trees of a size need no tiles to contradict each other. Else those of `before` tell: our own, as far as they
-        go, or the log's; a log that has them no more has gone back at least.
+        Two roots for one size are a fork. For a smaller size, the tiles of `before` tell if `tree` is a prefix of it:
+        our stored ones, if we have all, or the log's. Without these, it is certain only that the log went back.
         """
         notes = {"earlier-checkpoint": last, "checkpoint": note}
-        good, served, own = False, dict[str, bytes](), self.store.stored() == before
+        prefix, served, stored = False, dict[str, bytes](), self.store.stored() == before
         if tree.size < before.size:
             try:
-                earlier = ServedTree(last, before, self.store.tile if own else self._source.hashes)
-                good, served = earlier.prefix(tree.size) == tree.root, earlier.served
+                earlier = ServedTree(last, before, self.store.tile if stored else self._source.hashes)
+                prefix, served = earlier.prefix(tree.size) == tree.root, earlier.served
             except (Found, Unavailable) as error:
-                if own:
+                if stored:
                     raise Corrupt(f"{self.store.folder}: {error}") from None
-                good = True
-        return went_back(before, tree, good, {**notes, **({} if good else served)})
+                prefix = True
+        return went_back(before, tree, prefix, {**notes, **({} if prefix else served)})
 
     def _read(self, goal: ServedTree, index: int) -> ServedBundle | None:
-        """A bundle, ahead of its turn; None for one that is too large for that."""
+        """A bundle, read ahead of its turn; None if it is too large to be held until then."""
         try:
             return self._read_now(goal, index, MAX_AHEAD)
         except TooLarge:
@@ -5724,58 +5723,58 @@ class Monitor:
         return ServedBundle(index, tile, [], bundle) if entries is None else ServedBundle(index, tile, entries)
 
     def _follow(self, goal: ServedTree, size: int, end: int, served: Iterable[ServedBundle]) -> None:
-        """Stores the entries from `size` to `end`, which the blocks have, if they lead to the root."""
-        blocks: list[ServedBundle] = []
+        """Stores the entries from `size` to `end` (exclusive) of the bundles `served`, if they lead to the root."""
+        bundles: list[ServedBundle] = []
         entries: list[bytes] = []
-        for block in served:
-            if block.garbage is not None:
-                path = tile_path(None, block.n, goal.width(0, block.n))
-                raise Found("bad-bundle", f"{path} is not a bundle of as many entries",
-                            {**goal.path_to(0, block.n), path: block.garbage})
-            blocks.append(block)
-            # What is stored of a bundle that was partial is compared, and not stored again.
-            new = max(size - 256 * block.n, 0)
-            if new and block.entries[:new] != self.store.bundled(block.n, new):
-                raise self._blame(goal, blocks)
-            entries += block.entries[new:]
+        for bundle in served:
+            if bundle.garbage is not None:
+                path = tile_path(None, bundle.n, goal.width(0, bundle.n))
+                raise Found("bad-bundle", f"{path} is not a bundle of the right number of entries",
+                            {**goal.path_to(0, bundle.n), path: bundle.garbage})
+            bundles.append(bundle)
+            # The first bundle may be stored in part already: these entries are compared, and not stored again.
+            known = max(size - 256 * bundle.n, 0)
+            if known and bundle.entries[:known] != self.store.bundled(bundle.n, known):
+                raise self._blame(goal, bundles)
+            entries += bundle.entries[known:]
 
         def check(tree: Tree, grown: list[Grown]) -> list[Finding]:
             if tree.root != goal.prefix(end):
-                raise self._blame(goal, blocks)
-            return self._check_tiles(goal, {block.n: block.tile for block in blocks}, grown)
+                raise self._blame(goal, bundles)
+            return self._check_tiles(goal, {bundle.n: bundle.tile for bundle in bundles}, grown)
 
         self.store.follow(entries, (goal.tree, goal.note), check, self._watch.terms)
 
     def _check_tiles(self, goal: ServedTree, lowest: dict[int, bytes], grown: list[Grown]) -> list[Finding]:
-        """Holds the tiles that are served against those that the entries lead to."""
+        """The findings for served tiles that differ from those that the entries lead to, at most MAX_BAD_TILES."""
         findings: list[Finding] = []
         for level, index, data, _ in grown:
             width = goal.width(level, index)
             served = lowest[index] if level == 0 else goal.tile(level, index, width)
             if (served[: len(data)] != data or len(served) != 32 * width) and len(findings) < MAX_BAD_TILES:
                 path = tile_path(level, index, width)
-                text = f"{path} is not what the entries from {256 * index << 8 * level} on lead to"
+                text = f"{path} does not match the entries from index {256 * index << 8 * level} on"
                 findings.append(Finding("bad-tile", text, (), {**goal.path_to(level, index), path: served}))
         return findings
 
-    def _blame(self, goal: ServedTree, blocks: list[ServedBundle]) -> Error:
-        """The entries do not lead to the root: in which bundle that is so, by the tiles, which do."""
-        for block in blocks:
-            index, leaves, path = block.n, leaf_hashes(block.entries), tile_path(None, block.n, goal.width(0, block.n))
+    def _blame(self, goal: ServedTree, bundles: list[ServedBundle]) -> Error:
+        """The error for entries that do not lead to the root. The tiles do, so they tell which bundle is wrong."""
+        for bundle in bundles:
+            n, leaves, path = bundle.n, leaf_hashes(bundle.entries), tile_path(None, bundle.n, goal.width(0, bundle.n))
             try:
                 if len(leaves) < 256:
-                    good = goal.tiles.expanded(0, index)[0] == leaves
+                    good = goal.tiles.expanded(0, n)[0] == leaves
                 else:
-                    good = goal.tiles.hash(256 * index, 256 * index + 256) == expand_tile(b"".join(leaves))[8][0]
+                    good = goal.tiles.hash(256 * n, 256 * n + 256) == expand_tile(b"".join(leaves))[8][0]
             except BadProof as error:
                 return goal.bad_tile(error)
             if not good:
-                return Found("bad-bundle", f"the entries of {path} are not those that the log has signed",
-                             {**goal.path_to(0, index), path: block.bundle()})
-        return Corrupt(f"{self.store.folder}: what is stored does not lead to a signed root")
+                return Found("bad-bundle", f"the entries of {path} are not the ones that the log has signed",
+                             {**goal.path_to(0, n), path: bundle.bundle()})
+        return Corrupt(f"{self.store.folder}: the stored entries do not lead to a signed root")
 
     def evidence(self, finding: Finding) -> dict[str, bytes]:
-        """The files of a finding that are here; for entries, .tlog-proof files at the checkpoint that was reached."""
+        """A finding's evidence files. Each entry has an .entry file and, below the signed size, a .tlog-proof file."""
         note, files = self.store.checkpoint("signed"), dict[str, bytes]()
         tiles = Tiles(self.store.tree("signed").size, self.store.tile)
         for index in finding.indices:
@@ -5785,20 +5784,20 @@ class Monitor:
         return {**finding.evidence, **files}
 
     def entry(self, index: int) -> bytes:
-        """A stored entry; findings come bundle by bundle, so that the last bundle is kept."""
+        """A stored entry. Keeps its bundle for the next call: findings come bundle by bundle."""
         n = index // 256
-        if self._near[0] != n or len(self._near[1]) <= index % 256:
-            self._near = n, self.store.bundled(n, min(256, self.store.stored().size - 256 * n))
-        return self._near[1][index % 256]
+        if self._last_bundle[0] != n or len(self._last_bundle[1]) <= index % 256:
+            self._last_bundle = n, self.store.bundled(n, min(256, self.store.stored().size - 256 * n))
+        return self._last_bundle[1][index % 256]
 
     def log_size(self) -> int:
-        """The size of the tree that was read last."""
+        """The size of the last tree that the log served."""
         return self._goal.tree.size if self._goal else self.store.tree("signed").size
 
     def late_evidence(self, finding: Finding) -> dict[str, bytes]:
-        """The .tlog-proof files at a checkpoint that is not reached yet, for which the log is asked.
+        """The .tlog-proof files for a finding's entries beyond the signed size, at the checkpoint that is being stored.
 
-        There are none where it does not give what they are made of.
+        Fetches their tiles from the log. Leaves out each proof whose tiles the log does not give.
         """
         files, size = dict[str, bytes](), self.store.tree("signed").size
         for index in finding.indices:
@@ -5806,7 +5805,7 @@ class Monitor:
                 try:
                     entry = self.entry(index)
                     files[f"{index}.tlog-proof"] = self.store.proof(index, self._goal.note, self._goal.tiles, entry)
-                except (Unavailable, BadProof, Stopped):  # it is not asked again: other findings wait to be told
+                except (Unavailable, BadProof, Stopped):  # ask no more: other findings wait to be reported
                     self._stalled = self._goal
         return files
 
