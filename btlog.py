@@ -5791,12 +5791,9 @@ class Monitor:
 # --- Files -----------------------------------------------------------------------------------------------
 
 def open_file(path: str | Path, pipe: bool = False) -> io.BufferedReader:
-    """Opens a regular file for reading, or, if `pipe`, a pipe whose first bytes come within PIPE_TIMEOUT seconds.
-
-    Nothing else can make it wait. Raises Unavailable.
-    """
+    """Opens a regular file or, with `pipe`, a pipe that has bytes within PIPE_TIMEOUT seconds. Raises Unavailable."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # else a pipe without a writer would block
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise Unavailable(f"can't read {path}: {getattr(error, 'strerror', error)}") from None
     mode = os.fstat(descriptor).st_mode
@@ -5917,10 +5914,7 @@ def make_folder(folder: Path) -> None:
 
 
 def replace_file(path: Path, data: bytes, sync: bool = True, name: bool = True) -> None:
-    """Replaces a file atomically: after a crash there is the old file or the new one. Raises Unavailable.
-
-    With `sync`, the bytes are on disk on return. With `name` as well, the folder is synced, too.
-    """
+    """Replaces a file atomically. With `sync`, syncs its bytes, and with `name` the folder. Raises Unavailable."""
     try:
         write_draft(path, data, sync=sync).replace(path)
         if sync and name:
@@ -6052,7 +6046,7 @@ def check_begin(folder: Path, args: argparse.Namespace) -> None:
     elif private.exists() and not (args.new or is_unused(private)):
         raise Malformed(
             f"{folder} holds no log, and {private} may have signed for one. Is its folder elsewhere, or not mounted? A "
-            "second history of one key would end the trust in it. Only if this key has signed nothing yet: --new")
+            "second history of one key would end the trust in it. Give --new only if this key has signed nothing yet")
 
 
 def holds_log(folder: Path) -> bool:
@@ -6108,12 +6102,9 @@ def default_origin(what: str) -> str:
 
 
 def read_pair(args: argparse.Namespace, private: Path, public: Path) -> Signer:
-    """The signer in --private-key, by default in `private`. Raises Malformed if --public-key or --origin differs.
-
-    Writes the default's public key file if it is missing: the private key determines it.
-    """
+    """The signer in --private-key, by default in `private`. Raises Malformed if --public-key or --origin differs."""
     signer = read_signer(args.private_key or str(private))
-    if not (args.private_key or args.public_key or public.exists()):
+    if not (args.private_key or args.public_key or public.exists()):  # the private key determines it
         write_new(public, f"{encode_vkey(signer.key)}\n".encode())
     vkey_path = args.public_key or (None if args.private_key else str(public))
     if vkey_path and read_vkey(vkey_path) != signer.key:
@@ -6271,7 +6262,7 @@ def add_file(writer: LogWriter, path: Path) -> Proof:
         proof = Proof(parse_decimal(str(answer["index"])), hashes, parse_base64(answer["checkpoint"]), extra)
         check_logged(logged, encode_proof(proof), writer.policy)
     except (Malformed, KeyError, TypeError) as error:
-        raise BadProof(f"the log's answer does not have the form that it should have: {error}") from None
+        raise BadProof(f"the log's answer is malformed: {error}") from None
     return proof
 
 
@@ -6384,7 +6375,7 @@ def _in_folder(folder: Path) -> list[Artifact]:
 
 
 # --- Targets: lock files, each held to a schema -------------------------------------------------------------------
-# A schema gives each allowed key (all keys with "*") a type, a schema, or ANY if no value changes what is installed.
+# A schema gives each allowed key ("*": any other) a type, a schema, or ANY if no value changes what is installed.
 
 ANY = object
 _HASHES = {"*": str}
@@ -6449,10 +6440,7 @@ REPORT = {  # written by `pip install --report` or `pip inspect`
 
 
 def conform(value: Any, schema: Any, where: str) -> None:
-    """Checks that a value has the types of a schema, and only its keys.
-
-    Raises Malformed for a wrong type, Unavailable for an unknown key: it might change what is installed.
-    """
+    """Holds a value to a schema. Raises Malformed for a wrong type, Unavailable for a key that is not in the schema."""
     if isinstance(schema, dict):
         if not isinstance(value, dict):
             raise Malformed(f"{where} is not a table")
@@ -6526,7 +6514,7 @@ class LockedPackage:
         return Artifact(self._target, project=self.name, skipped=f"a folder: {folder}")
 
     def file(self, hashes: dict[str, str], *names: str) -> Artifact:
-        """The artifact with these hashes and names, if any; or trouble if an installer might take another file."""
+        """The artifact with these hashes and names, or with trouble if an installer might take another file."""
         filenames = tuple(dict.fromkeys(filter(None, names)))
         checksum = _checksum(hashes.get("sha256"))
         if not re.fullmatch(_PROJECT, self.name) or not re.match("v?[0-9]|\\Z", self._version):
@@ -6539,7 +6527,7 @@ class LockedPackage:
         return Artifact(self._target, filenames, checksum, self._project)
 
     def _is_foreign(self, name: str) -> bool:
-        """True if a filename shows another project or version. Few names of sdists show any."""
+        """True if a filename belongs to another project or version. Few names of sdists show that."""
         of_project = is_of(self._project, name)
         if not name.lower().endswith((".whl", ".egg")) and not of_project:
             versioned = re.match(r".+?-v?[0-9]", normalize(name)) and name.endswith(DISTRIBUTIONS)
@@ -6628,7 +6616,7 @@ def _poetry_lock(target: str, lock: dict[str, Any]) -> Iterator[Artifact]:
 
 
 def direct_sources(dependencies: Any) -> set[Any]:
-    """The URLs and paths among a package's dependencies in poetry.lock: each is a version, a table, or an array."""
+    """The URLs and paths of a package's dependencies. In poetry.lock, each is a version, a table, or an array."""
     values = dependencies.values() if isinstance(dependencies, dict) else ()
     items = itertools.chain.from_iterable(value if isinstance(value, list) else [value] for value in values)
     tables = [item for item in items if isinstance(item, dict)]
@@ -6674,7 +6662,7 @@ def _pipfile_lock(target: str, lock: dict[str, Any]) -> Iterator[Artifact]:
 
 
 def _report(target: str, report: dict[str, Any]) -> Iterator[Artifact]:
-    """The artifacts of a `pip install --report`. A `pip inspect` has checksums only of files from direct URLs."""
+    """The artifacts of `pip install --report`, or of `pip inspect`, which has checksums only for direct URLs."""
     need_version(need(report, "version", target), "1", target)
     if ("install" in report) == ("installed" in report):
         raise Malformed(f"{target} lacks 'install' or 'installed': it is not a report of pip")
@@ -6706,7 +6694,7 @@ LOCKS: dict[str, tuple[Callable[[str], Any], Any, Callable[[str, dict[str, Any]]
 # --- Targets: requirements files, in the one form that lock tools write ---------------------------------------------
 
 _URL = r"(?:https?|file)://[A-Za-z0-9._~:/?@!*+,%=()-]+"
-_REQUIREMENT = re.compile(  # matches a line in which each run of spaces is collapsed
+_REQUIREMENT = re.compile(  # of a line without runs of spaces
     rf"(?:(?P<name>{_PROJECT}) ?(?:\[[A-Za-z0-9._, -]*\])?(?: ?== ?(?P<version>[A-Za-z0-9.!+_-]+)| @ (?P<url>{_URL}))"
     rf"|(?P<bare>{_URL}|[A-Za-z0-9._/+][A-Za-z0-9._/+-]*))"
     r"(?P<fragment>#sha256=[0-9a-fA-F]{64})?(?P<marker> ?; ?[A-Za-z0-9_.,'\"<>=!~()+*/ -]+?)?"
@@ -6889,10 +6877,7 @@ class ProofSource:
         self._other = other  # for files without a .tlog-proof beside them
 
     def find(self, artifact: Artifact) -> Iterable[tuple[str, bytes]]:
-        """The filenames that the artifact may be logged under, each with an unchecked proof.
-
-        Raises BadProof if it is not logged, Unavailable if that can't be told.
-        """
+        """Filenames of the artifact, each with an unchecked proof. Raises BadProof if not logged, or Unavailable."""
         beside = Path(f"{artifact.target}.tlog-proof")
         if os.path.exists(beside) and Path(artifact.target).name == artifact.filename:
             return [(artifact.filename, read_proof(beside))]
@@ -7105,7 +7090,7 @@ print(json.dumps([{
 
 
 def installed_artifacts(python: str) -> Iterator[Verified]:
-    """Yields, for each distribution that an interpreter has installed, an artifact to verify or an error.
+    """Yields, for each distribution that an interpreter has installed, the artifact to verify or an error.
 
     direct_url.json (PEP 610) has the checksum of a file that did not come from an index. RECORD has the hashes of the
     installed files, which show later changes. Raises Unavailable.
@@ -7284,7 +7269,7 @@ def tell_lines(results: list[Verified], quiet: bool) -> None:
         elif not result.error and not quiet:
             print(result.line())
     if more := len(wrong) - len(printed):
-        logger.error("%d more are wrong, and not told one by one", more)
+        logger.error("%d more are wrong, and not shown one by one", more)
 
 
 def save_proofs(folder: Path, results: list[Verified]) -> set[int]:
@@ -7302,7 +7287,7 @@ def save_proofs(folder: Path, results: list[Verified]) -> set[int]:
 
 
 def worst(codes: set[int]) -> int:
-    """The exit code that counts: 1 (found) before 3 (could not be checked), so that a failing network hides nothing."""
+    """The exit code that counts: 1 (found) before 3 (could not be checked), so that no failure hides a finding."""
     return 1 if 1 in codes else max(codes)
 
 
@@ -7404,13 +7389,13 @@ def watch_round(
     tree = monitor.store.tree("signed")
     for finding in monitor.conditions:
         report(finding)
-    try:  # not with a part of the log, from which files would seem to be missing
+    try:  # only with the whole log: a part of it would seem to lack files
         for finding in _limited(comparison.round() if comparison and whole else ()):
             report(finding)
     except Unavailable as error:
         logger.error("%s", error)
         code = error.exit_code
-    for finding in monitor.conditions:  # the comparison reads on, which may add some
+    for finding in monitor.conditions:  # the comparison reads on, which may add conditions
         report(finding)
     report.end()
     if report.count:
@@ -7423,7 +7408,7 @@ def watch_round(
 
 
 def _limited(findings: Iterable[Finding]) -> Iterator[Finding]:
-    """Yields at most MAX_FINDINGS of each kind, then one finding that counts the rest."""
+    """Yields at most MAX_FINDINGS of each kind, then for each kind one finding that counts the rest."""
     counts, lasts = Counter[str](), dict[str, Finding]()
     trouble: Unavailable | None = None
     try:
@@ -7443,10 +7428,7 @@ def _limited(findings: Iterable[Finding]) -> Iterator[Finding]:
 
 
 class Reporter:
-    """Prints findings, and keeps the evidence of each in its own folder.
-
-    Prints a lasting finding once. Prints it again only if a round has passed without it.
-    """
+    """Prints findings and keeps their evidence. Repeats a finding only after a round has passed without it."""
 
     def __init__(self, monitor: Monitor, as_json: bool) -> None:
         self._monitor, self._json, self.count, self.told = monitor, as_json, 0, False
@@ -7500,7 +7482,7 @@ class Reporter:
         self._folders.add(folder)
         for name, data in files.items():
             make_folder((folder / name).parent)
-            replace_file(folder / name, data, sync=not finding.indices)  # there may be thousands of entries
+            replace_file(folder / name, data, sync=not finding.indices)  # no sync for entries: there may be thousands
         return str(folder)
 
     def _fields(self, finding: Finding) -> dict[str, Any]:
@@ -7529,9 +7511,9 @@ class Reporter:
 
 
 def run_rounds(args: argparse.Namespace, run: Callable[[], int], closing: Callable[[], None]) -> int:
-    """Runs once or, with --follow, until SIGTERM or SIGINT. Returns the exit code: with --follow, 1 if any round did.
+    """Runs `run` once and returns its exit code. With --follow, repeats it until a signal; returns 1 if any run did.
 
-    Runs in a thread of its own, so that no signal interrupts it within a lock. `closing` makes it end.
+    It has a thread of its own, so that no SIGTERM or SIGINT interrupts it within a lock. `closing` makes it end.
     """
     signals: list[int] = []
     stopping, codes, errors = threading.Event(), [0], list[BaseException]()
@@ -7672,8 +7654,8 @@ class StaticTree:
     def _remove_partials(self, new: list[tuple[int | None, int, int]]) -> None:
         """Removes partial tiles whose full tile is older than KEPT seconds: readers find the full one."""
         # "MAY delete any partial tile once the corresponding full tile is … available"
-        listed = self._out / ".partials"
-        folders = set(listed.read_text(errors="replace").split("\n") if listed.exists() else ())
+        list_file = self._out / ".partials"
+        folders = set(list_file.read_text(errors="replace").split("\n") if list_file.exists() else ())
         folders = {name for name in folders if self._is_partials(name)}
         folders |= {f"{tile_path(level, index)}.p" for level, index, _ in new}
         for name in sorted(folders):
@@ -7693,7 +7675,7 @@ class StaticTree:
         return width == 256 and f"{tile_path(level, index)}.p" == name and place.resolve() == place
 
 
-# --- Logging the files of an index---------------------------------------------------------------------------
+# --- Logging the files of an index ---------------------------------------------------------------------------
 
 def cmd_ingest(args: argparse.Namespace) -> int:
     index, totals, lines = Index(args.index_url), Counter[str](), list[dict[str, str]]()
@@ -7773,7 +7755,7 @@ def log_lines(writer: LogWriter, lines: list[dict[str, str]], size: int) -> Coun
             check_inclusion(leaf, index, tree, [parse_base64(text, 32) for text in proof])
             counts["new" if index >= size else "known"] += 1
     except (Malformed, KeyError, TypeError, ValueError) as error:
-        raise BadProof(f"the log's answer does not have the form that it should have: {error}") from None
+        raise BadProof(f"the log's answer is malformed: {error}") from None
     return counts
 
 
@@ -7915,7 +7897,7 @@ def _key_commands(command: Command) -> None:
     add("--origin", required=True, metavar="NAME", help="the name of the key: for a log, its origin")
     add("--public-key-path", required=True, metavar="F", help="the key, in PEM or base64 DER")
 
-    command(cmd_core, "print Part I of this file, which verifies alone, without PyNaCl", "> core.py")
+    command(cmd_core, "print Part I of this file, which verifies on its own, without PyNaCl", "> core.py")
 
 
 def _log_command(command: Command) -> None:
@@ -7926,7 +7908,7 @@ def _log_command(command: Command) -> None:
     add("--port", default=8080, type=port_number, help="the port to listen on, 0 for any")
     add("--private-key", metavar="F", help="the private key (default: private.key in the folder)")
     add("--public-key", metavar="F", help="the public key, which must match the private key")
-    add("--origin", metavar="NAME", help="the name of a new log (default: of this host)")
+    add("--origin", metavar="NAME", help="the name of a new log (default: from the host name)")
     add("--policy", metavar="F", help="a policy file with witnesses, their URLs and the quorum that publishing needs")
     add("--witness-url", metavar="U", help="the URL of one witness, instead of a policy")
     add("--witness-public-key", metavar="F", help="the public key of that witness")
@@ -7955,9 +7937,9 @@ def _witness_command(command: Command) -> None:
     add("--port", default=8081, type=port_number, help="the port to listen on, 0 for any")
     add("--private-key", metavar="F", help="the private key (default: witness-private.key, by the database)")
     add("--public-key", metavar="F", help="the public key, which must match the private key")
-    add("--origin", metavar="NAME", help="the name of a new witness (default: of this host)")
+    add("--origin", metavar="NAME", help="the name of a new witness (default: from the host name)")
     add("--log-public-key", metavar="F", action="append", help="a log's key, remembered for good; repeatable")
-    add("--policy", metavar="F", help="a policy file, whose logs are added")
+    add("--policy", metavar="F", help="a policy file whose logs the witness cosigns as well")
     add("--import", dest="import_", metavar="F", help="take over the logs and sizes of a bt-log witness's database")
     _add_logging(add)
 
@@ -7975,17 +7957,17 @@ def _user_commands(command: Command) -> None:
     add("targets", nargs="*", metavar="TARGET", help="a wheel or sdist, a folder of them, requirements.txt with "
         "hashes, pylock.toml, uv.lock, poetry.lock, pdm.lock, Pipfile.lock, or the JSON of pip install --report")
     add("--installed", nargs="?", const=sys.executable, metavar="PYTHON", help="verify what PYTHON has installed")
-    add("--timeout", type=duration, metavar="S", help="seconds that the log has to answer all requests")
+    add("--timeout", type=duration, metavar="S", help="seconds in all for the log's answers")
     add("--quiet", action="store_true", help="print only what is wrong")
     add("--log-url", metavar="U", help="ask this log (default: FILE.tlog-proof beside the file, or the policy's URL)")
     add("--proof", metavar="F", help="check against this .tlog-proof, offline")
     add("--proofs", metavar="D", help="check against the .tlog-proof files in this folder, offline")
     add("--save-proofs", metavar="D", help="keep the .tlog-proof files in this folder")
-    add("--publisher-issuer", metavar="R", type=regex, help="refuse a file whose publisher's issuer does not match")
-    add("--publisher-subject", metavar="R", type=regex, help="refuse a file whose publisher's subject does not match")
+    add("--publisher-issuer", metavar="R", type=regex, help="refuse files without a publisher whose issuer matches")
+    add("--publisher-subject", metavar="R", type=regex, help="refuse files without a publisher whose subject matches")
     add("--json", action="store_true", help="print JSON")
     add("--storage-dir", metavar="D", help="ask a log's or a monitor's folder, without a network")
-    add("--max-age", type=duration, metavar="S", help="refuse a proof that no quorum cosigned in the last S seconds")
+    add("--max-age", type=duration, metavar="S", help="refuse proofs that no quorum cosigned in the last S seconds")
     _add_policy(add)
 
     add = command(cmd_fsck, "recompute and check all that a log's folder holds", "--storage-dir btlog-data")
@@ -7995,7 +7977,7 @@ def _user_commands(command: Command) -> None:
     command(cmd_demo, "show, in a temporary folder, what a log does and what it refuses", "")
 
     add = command(cmd_health, "ask servers whether they can do their work", "http://127.0.0.1:8080")
-    add("urls", nargs="*", metavar="URL", help="servers, one of which must be healthy (default: http://127.0.0.1:8080)")
+    add("urls", nargs="*", metavar="URL", help="of these, one must be healthy (default: http://127.0.0.1:8080)")
 
 
 def _watch_commands(command: Command) -> None:
@@ -8006,7 +7988,7 @@ def _watch_commands(command: Command) -> None:
     add("--storage-dir", default="btlog-mirror", metavar="D", help="the folder for the mirror, and the evidence")
     add("--once", nargs="?", const="true", choices=["true", "false"], default="true", help="false means --follow")
     add("--max-age", type=duration, metavar="S", help="report a log that no quorum cosigned in the last S seconds")
-    add("--project", metavar="NAME", type=project_name, action="append", help="report the files of a project; repeatable")
+    add("--project", metavar="NAME", type=project_name, action="append", help="report a project's files; repeatable")
     add("--filename-regex", metavar="R", type=regex, action="append",
         help="report entries with a match in the filename; repeatable")
     add("--checksum-regex", metavar="R", type=regex, action="append",
@@ -8085,7 +8067,7 @@ def duration(text: str) -> float:
 def _add_policy(add: Callable[..., Any]) -> None:
     add("--policy", metavar="F", help="a policy file (c2sp.org/tlog-policy)")
     add("--public-key", metavar="F", help="the log's public key, instead of a policy")
-    add("--witness-public-key", metavar="F", action="append", help="beside --public-key: a witness's key; repeatable")
+    add("--witness-public-key", metavar="F", action="append", help="a witness's key, beside --public-key; repeatable")
     add("--quorum", metavar="K", type=whole_number, help="how many of those witnesses must cosign (default: all)")
 
 
@@ -8116,7 +8098,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         logging.getLogger().setLevel(logging.DEBUG if getattr(args, "debug", False) else logging.INFO)
         gc.freeze()  # modules stay for good, and later objects are rarely in cycles
         gc.set_threshold(20_000, 20, 20)
-        for name, value in vars(args).items():  # from an unset shell variable: nothing would be checked
+        for name, value in vars(args).items():  # as from an unset shell variable: nothing would be checked
             if value == "" or (isinstance(value, list) and "" in value):
                 what = name.strip("_").replace("_", "-")
                 raise Malformed(f"an empty value is given for {what}: give another, or leave it out")
