@@ -5814,18 +5814,15 @@ class Monitor:
 # --- Files -----------------------------------------------------------------------------------------------
 
 def open_file(path: str | Path, pipe: bool = False) -> io.BufferedReader:
-    """A file to read; or a `pipe` that somebody writes to within seconds. Nothing here waits without end.
-
-    Raises Unavailable.
-    """
+    """Opens a regular file or, with `pipe`, a pipe that has bytes within PIPE_TIMEOUT seconds. Raises Unavailable."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # else a pipe without a writer would block
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise Unavailable(f"can't read {path}: {getattr(error, 'strerror', error)}") from None
     mode = os.fstat(descriptor).st_mode
-    fits = stat.S_ISREG(mode) or (
+    readable = stat.S_ISREG(mode) or (
         pipe and not stat.S_ISDIR(mode) and bool(select.select([descriptor], [], [], PIPE_TIMEOUT)[0]))
-    if not fits:
+    if not readable:
         os.close(descriptor)
         raise Unavailable(f"can't read {path}: it is not a file, or nobody writes to it")
     os.set_blocking(descriptor, True)
@@ -5833,7 +5830,7 @@ def open_file(path: str | Path, pipe: bool = False) -> io.BufferedReader:
 
 
 def read_target(path: Path, limit: int) -> bytes:
-    """The bytes of a file that is to be verified, or that says what is; raises Unavailable."""
+    """The bytes of a target of `verify` or of a proof. Raises Unavailable, also for more than `limit` bytes."""
     try:
         with open_file(path) as stream:
             data = stream.read(limit + 1)
@@ -5845,27 +5842,27 @@ def read_target(path: Path, limit: int) -> bytes:
 
 
 def read_file(path: str, limit: int = MAX_POLICY, secret: bool = False) -> bytes:
-    """The bytes of a configuration file; raises Malformed, since whoever named it has to mend that."""
-    data, until = b"", time.monotonic() + PIPE_TIMEOUT
+    """The bytes of a configuration file or pipe. Raises Malformed: the user named it and has to fix it."""
+    data, deadline = b"", time.monotonic() + PIPE_TIMEOUT
     try:
         with open_file(path, pipe=True) as stream:
-            while select.select([stream], [], [], max(until - time.monotonic(), 0))[0] and len(data) <= limit:
+            while select.select([stream], [], [], max(deadline - time.monotonic(), 0))[0] and len(data) <= limit:
                 if not (part := os.read(stream.fileno(), limit)):
                     break
                 data += part
             else:
-                raise Malformed(f"{path} has more than {limit} bytes, or whoever writes to it does not end")
+                raise Malformed(f"{path} has more than {limit} bytes, or its writer does not close it")
     except OSError as error:
         raise Malformed(f"can't read {path}: {error.strerror}") from None
     except Unavailable as error:
         raise Malformed(str(error)) from None
-    if b"PRIVATE+KEY+" in data and not secret:  # what is malformed is quoted, and this must not be
-        raise Malformed(f"{path} holds a private key, which has no place here")
+    if b"PRIVATE+KEY+" in data and not secret:  # error messages quote what is malformed
+        raise Malformed(f"{path} holds a private key, which does not belong here")
     return data
 
 
 def read_line(path: str, secret: bool = False) -> str:
-    """The one line of a key file; the newline at its end may be missing."""
+    """The line of a key file, without its newline, which may be missing. Raises Malformed."""
     try:
         return read_file(path, secret=secret).decode().removesuffix("\n").removesuffix("\r")
     except UnicodeDecodeError:
@@ -5880,7 +5877,7 @@ def read_vkey(path: str) -> VerifierKey:
 
 
 def read_secret(path: str) -> str:
-    """The line of a file that only its owner should read."""
+    """The line of a secret file. Warns if other users can read the file."""
     text = read_line(path, secret=True)
     if os.stat(path).st_mode & (stat.S_IRWXG | stat.S_IRWXO):
         logger.warning("%s can be read by other users: chmod 600 it", path)
@@ -5888,7 +5885,7 @@ def read_secret(path: str) -> str:
 
 
 def read_token(path: str) -> str:
-    """A token that fits into a header."""
+    """The token in a secret file, which fits into an HTTP header. Raises Malformed."""
     token = read_secret(path).strip()
     if not re.fullmatch(r"[\x21-\x7e]{1,1000}", token) or token.startswith("PRIVATE+KEY+"):
         raise Malformed(f"{path} has to hold a token of 1 to 1000 ASCII characters without spaces")
@@ -5903,7 +5900,7 @@ def read_signer(path: str) -> Signer:
 
 
 def write_draft(path: Path, data: bytes, mode: int = 0o666, sync: bool = True) -> Path:
-    """A new file beside `path` with these bytes, on disk unless it need not `sync`; never through somebody's link."""
+    """Writes a new file beside `path` and returns its path. Syncs it if `sync`, and never follows a symbolic link."""
     draft = path.with_name(f".{path.name[:200]}.{os.getpid()}.new")
     draft.unlink(missing_ok=True)
     with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode), "wb") as stream:
@@ -5915,12 +5912,12 @@ def write_draft(path: Path, data: bytes, mode: int = 0o666, sync: bool = True) -
 
 
 def remove_draft(path: Path) -> None:
-    with contextlib.suppress(OSError):  # on a read-only file system it fails even where nothing is there
+    with contextlib.suppress(OSError):  # fails on a read-only file system even if there is no draft
         path.with_name(f".{path.name[:200]}.{os.getpid()}.new").unlink(missing_ok=True)
 
 
 def write_new(path: Path, data: bytes, mode: int = 0o644) -> None:
-    """Makes a file that was not there, whole or not at all, with its mode before a byte is in it."""
+    """Creates a file atomically, with `mode` from the start. Raises Malformed if it exists or can't be written."""
     try:
         os.link(write_draft(path, data, mode), path)
         sync_folder(path.parent)
@@ -5940,10 +5937,7 @@ def make_folder(folder: Path) -> None:
 
 
 def replace_file(path: Path, data: bytes, sync: bool = True, name: bool = True) -> None:
-    """Writes a file so that it is the old or the new one, whatever happens.
-
-    If it is to `sync`, its bytes are on disk then; and so is its `name`, for which the folder is synced.
-    """
+    """Replaces a file atomically. With `sync`, syncs its bytes, and with `name` the folder. Raises Unavailable."""
     try:
         write_draft(path, data, sync=sync).replace(path)
         if sync and name:
@@ -5955,7 +5949,7 @@ def replace_file(path: Path, data: bytes, sync: bool = True, name: bool = True) 
 
 
 def make_keys(origin: str, private: Path, public: Path) -> Signer:
-    """Writes a new key pair, both files or none."""
+    """Writes a new key pair, and marks it as unused. Raises Malformed if one of the files exists."""
     check_name(origin)
     signer = Signer(origin, os.urandom(32))
     vkey = encode_vkey(signer.key)
@@ -5966,7 +5960,7 @@ def make_keys(origin: str, private: Path, public: Path) -> Signer:
         replace_file(unused_mark(private), f"{vkey}\n".encode())
     except Unavailable as error:
         raise Unavailable(f"can't write {private}: {error}") from None
-    write_new(private, f"{signer.encode()}\n".encode(), 0o600)  # first: a start that ends here goes on from it
+    write_new(private, f"{signer.encode()}\n".encode(), 0o600)  # first: the next start can make the other from it
     write_new(public, f"{vkey}\n".encode())
     return signer
 
@@ -5980,7 +5974,7 @@ def checksum_of(path: Path) -> str:
 
 
 def read_policy(args: argparse.Namespace) -> Policy:
-    """The policy of --policy, or of --public-key; raises Malformed where there is neither, or both."""
+    """The policy in --policy, or the one that --public-key makes. Raises Malformed unless exactly one is given."""
     witnesses = [read_vkey(path) for path in args.witness_public_key or ()]
     if bool(args.policy) == bool(args.public_key) or (args.policy and (witnesses or args.quorum is not None)):
         raise Malformed("give --policy F, or --public-key F and perhaps --witness-public-key F and --quorum K")
@@ -5990,7 +5984,7 @@ def read_policy(args: argparse.Namespace) -> Policy:
 
 
 def show_progress(what: str) -> Callable[[int, int], None]:
-    """Counts on a terminal, at most ten times a second."""
+    """Returns a function that shows `done` of `total` on a terminal, at most ten times a second."""
     shown, terminal = 0.0, sys.stderr.isatty()
 
     def progress(done: int, total: int) -> None:
@@ -6040,7 +6034,7 @@ def cmd_serve(args: argparse.Namespace) -> int:
     if args.bulk_append_workers is not None:
         logger.info("--bulk-append-workers has no effect: one sequencer appends a bulk as one batch")
     with contextlib.ExitStack() as stack:
-        server = Server(args.host, args.port, share_port=args.read_only)  # before anything is made
+        server = Server(args.host, args.port, share_port=args.read_only)  # first: no new files if the port is taken
         stack.callback(server.close)
         if not args.read_only:
             check_begin(folder, args)
@@ -6067,7 +6061,7 @@ def cmd_serve(args: argparse.Namespace) -> int:
 
 
 def check_begin(folder: Path, args: argparse.Namespace) -> None:
-    """Raises Malformed where `serve` would begin a second history of a key by accident, or --new another one."""
+    """Raises Malformed if `serve` might begin a second history of a key, or if --new names a folder with a log."""
     private = Path(args.private_key) if args.private_key else folder / "private.key"
     if (folder / "log.sqlite3").exists() and holds_log(folder):
         if args.new:
@@ -6075,17 +6069,17 @@ def check_begin(folder: Path, args: argparse.Namespace) -> None:
     elif private.exists() and not (args.new or is_unused(private)):
         raise Malformed(
             f"{folder} holds no log, and {private} may have signed for one. Is its folder elsewhere, or not mounted? A "
-            "second history of one key would end the trust in it. Only if this key has signed nothing yet: --new")
+            "second history of one key would end the trust in it. Give --new only if this key has signed nothing yet")
 
 
 def holds_log(folder: Path) -> bool:
-    """Whether this folder is of a log already, and not only left by a start that failed."""
+    """True if this folder has its log's key; False if a start failed before the log was created."""
     with contextlib.closing(LogStore(folder, read_only=True)) as store:
         return store.key() is not None
 
 
 def unused_mark(private: Path) -> Path:
-    """The file beside a private key, made with it, that says which key has not been used yet."""
+    """The path of the file beside a new private key that holds its vkey until the key is first used."""
     return private.with_name(f".{private.name}.unused")
 
 
@@ -6095,7 +6089,7 @@ def is_unused(private: Path) -> bool:
 
 
 def witness_policy(args: argparse.Namespace) -> Policy:
-    """Which witnesses a log asks, and which of them have to have cosigned what it publishes."""
+    """The witnesses that a log asks, with their URLs, and the quorum that publishing needs. Raises Malformed."""
     if args.policy and (args.witness_url or args.witness_public_key):
         raise Malformed("give --policy, or --witness-url and --witness-public-key")
     if bool(args.witness_url) != bool(args.witness_public_key):
@@ -6107,22 +6101,22 @@ def witness_policy(args: argparse.Namespace) -> Policy:
 
 
 def claim_store(store: LogStore, args: argparse.Namespace) -> Signer:
-    """The key of this log: the one that it was founded with or, where it is new, that it is founded with now."""
-    known, private, public = store.key(), store.folder / "private.key", store.folder / "public.key"
-    if known is None and not args.private_key and not private.exists():
+    """The signer of this log. Binds a new log to its key for good. Raises Malformed if the log has another key."""
+    log_key, private, public = store.key(), store.folder / "private.key", store.folder / "public.key"
+    if log_key is None and not args.private_key and not private.exists():
         signer = make_keys(args.origin or default_origin("btlog"), private, public)
         logger.info("made a key pair for the new log %s in %s: keep a copy of private.key", signer.name, store.folder)
     signer = read_pair(args, private, public)
-    if known is None:
+    if log_key is None:
         store.create_log(signer.key, signer.sign(Checkpoint(signer.name, Tree(0, EMPTY_ROOT))))
-    elif known != signer.key:
-        raise Malformed(f"{store.folder} is the log of {encode_vkey(known)}, not of {encode_vkey(signer.key)}")
+    elif log_key != signer.key:
+        raise Malformed(f"{store.folder} is the log of {encode_vkey(log_key)}, not of {encode_vkey(signer.key)}")
     if (mark := unused_mark(Path(args.private_key or private))).exists():
         try:
-            mark.unlink()  # before anybody sees a signature
+            mark.unlink()  # before anybody sees a signature of this key
             sync_folder(mark.parent)
         except OSError as error:
-            raise Unavailable(f"remove {mark}: else this key could begin another log ({error.strerror})") from None
+            raise Unavailable(f"remove {mark}, or this key could begin another log ({error.strerror})") from None
     return signer
 
 
@@ -6131,16 +6125,13 @@ def default_origin(what: str) -> str:
 
 
 def read_pair(args: argparse.Namespace, private: Path, public: Path) -> Signer:
-    """The private key that is named, or by default `private`, after making sure that public key and origin are its own.
-
-    The default's public key is made if it is missing: it says nothing that the private key does not say.
-    """
+    """The signer in --private-key, by default in `private`. Raises Malformed if --public-key or --origin differs."""
     signer = read_signer(args.private_key or str(private))
-    if not (args.private_key or args.public_key or public.exists()):
+    if not (args.private_key or args.public_key or public.exists()):  # the private key determines it
         write_new(public, f"{encode_vkey(signer.key)}\n".encode())
-    named = args.public_key or (None if args.private_key else str(public))
-    if named and read_vkey(named) != signer.key:
-        raise Malformed(f"{named} is not the public key of {args.private_key or private}")
+    vkey_path = args.public_key or (None if args.private_key else str(public))
+    if vkey_path and read_vkey(vkey_path) != signer.key:
+        raise Malformed(f"{vkey_path} is not the public key of {args.private_key or private}")
     if args.origin and args.origin != signer.name:
         raise Malformed(f"{args.private_key or private} is the key of {signer.name}, not of {args.origin}")
     return signer
@@ -6159,7 +6150,7 @@ def cmd_witness(args: argparse.Namespace) -> int:
         raise Malformed(f"{database} is a folder: --database-path is a file")
     private, public = database.with_name("witness-private.key"), database.with_name("witness-public.key")
     with contextlib.ExitStack() as stack:
-        server = Server(args.host, args.port)  # before anything is made
+        server = Server(args.host, args.port)  # first: no new files if the port is taken
         stack.callback(server.close)
         new = is_new(database)
         if not args.private_key and not private.exists() and new:
@@ -6189,28 +6180,28 @@ def cmd_witness(args: argparse.Namespace) -> int:
 
 
 def read_bt_log_witness(path: Path) -> list[tuple[VerifierKey, Tree]]:
-    """The logs, and the last cosigned tree of each, in the database of a bt-log witness; raises Malformed."""
+    """The logs in the database of a bt-log witness, each with its last cosigned tree. Raises Malformed."""
     try:
         if is_new(path):
             raise Malformed(f"there is no database in {path}")
         uri = f"file:{urllib.parse.quote(str(path.absolute()))}?mode=ro"
         with contextlib.closing(sqlite3.connect(uri, uri=True)) as db:
             rows = db.execute("SELECT * FROM tlog").fetchall()
-        found = []
+        trees = []
         for origin, vkey, size, root in rows:
             key = VerifierKey.parse(str(vkey).strip())
             if key.name != origin:
-                raise Malformed(f"the key of {origin} is of {key.name}")
+                raise Malformed(f"the key of {origin} has the name {key.name}")
             tree = Tree(parse_decimal(str(size)), parse_base64(str(root), 32))
-            check_consistency(tree, tree, ())  # a tree of size 0 has the empty root
-            found.append((key, tree))
+            check_consistency(tree, tree, ())  # refuses size 0 without the empty root
+            trees.append((key, tree))
     except (sqlite3.Error, ValueError, BadProof, Malformed) as error:
         raise Malformed(f"{path} is not the database of a bt-log witness: {error}") from None
-    return found
+    return trees
 
 
 def read_logs(args: argparse.Namespace) -> list[VerifierKey]:
-    """The keys of the logs that a witness is told to know."""
+    """The keys of the logs in --log-public-key and --policy."""
     keys = [read_vkey(path) for path in args.log_public_key or ()]
     return [*keys, *parse_policy(read_file(args.policy)).logs] if args.policy else keys
 
@@ -6219,9 +6210,9 @@ def run_server(
     server: Server, what: str, failed: threading.Event, *, hangup: Callable[[], None] | None = None,
     ending: Callable[[], None] = lambda: None,
 ) -> int:
-    """Serves until SIGTERM or SIGINT (exit code 0), or until `failed` is set (3); SIGHUP calls `hangup`."""
+    """Serves until SIGTERM or SIGINT (returns 0) or until `failed` is set (returns 3). SIGHUP calls `hangup`."""
     if sys.platform != "win32":
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump would have the private key in it
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump would contain the private key
     for handler in logging.getLogger().handlers:
         handler.addFilter(Flood())
     ready = functools.partial(print, server.url, what, flush=True)
@@ -6233,22 +6224,22 @@ def run_server(
 # --- Adding and verifying ------------------------------------------------------------------------------------
 
 class LogWriter:
-    """A log that is written to, held to the policy or, for want of one, to the key that it says is its own."""
+    """A client that writes to a log. Holds it to the policy or, without one, to the key that the log itself names."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         policy = read_policy(args) if args.policy or args.public_key or args.witness_public_key else None
         token = read_token(args.write_token_file) if args.write_token_file else None
         self.client = Client(args.log_url or (policy and log_url(policy)) or "http://127.0.0.1:8080", timeout=300)
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
-        self.policy = policy or self._told()
+        self.policy = policy or self._unpinned_policy()
 
-    def _told(self) -> Policy:
+    def _unpinned_policy(self) -> Policy:
         vkey = self.client.get("/.well-known/public-key").decode(errors="replace").removesuffix("\n")
         logger.info("the log says that its key is %s; hold it to that with --public-key", vkey)
         return simple_policy([VerifierKey.parse(vkey)])
 
     def post(self, path: str, kind: str, body: bytes) -> bytes:
-        """The body of the answer; raises Malformed where the token lacks, Conflict, and Unavailable."""
+        """The body of the answer. Raises Malformed if writing is forbidden, Conflict for status 409, or Unavailable."""
         status, _, data = self.client.request("POST", path, body, {"Content-Type": kind, **self._headers})
         if status in (401, 403):
             raise Malformed(f"{self.client.url} does not let you write: {error_message(data)}: see --write-token-file")
@@ -6282,7 +6273,7 @@ def log_url(policy: Policy) -> str | None:
 
 
 def add_file(writer: LogWriter, path: Path) -> Proof:
-    """Has a file logged, and verifies the answer as if it came from anybody."""
+    """Logs a file and returns its proof. Verifies it without trusting the log. Raises BadProof for a bad answer."""
     entry = Entry(path.name, checksum_of(path))
     body = json.dumps({"filename": entry.filename, "checksum": entry.checksum}).encode()
     data = writer.post("/add", "application/json", body)
@@ -6294,28 +6285,28 @@ def add_file(writer: LogWriter, path: Path) -> Proof:
         proof = Proof(parse_decimal(str(answer["index"])), hashes, parse_base64(answer["checkpoint"]), extra)
         check_logged(logged, encode_proof(proof), writer.policy)
     except (Malformed, KeyError, TypeError) as error:
-        raise BadProof(f"the log's answer does not have the form that it should have: {error}") from None
+        raise BadProof(f"the log's answer is malformed: {error}") from None
     return proof
 
 
 def answered_entry(filename: str, checksum: str, answer: dict[str, Any]) -> bytes:
-    """The entry that an answer of the log is about: the file's, perhaps with the publisher that it was logged with."""
+    """The file's entry, with the publisher if the log's answer names one. Raises Malformed."""
     if "publisher" not in answer:
         return encode_entry(filename, checksum)
     publisher = parse_object(answer["publisher"], "issuer", "subject")
     return encode_entry(filename, checksum, publisher["issuer"], publisher["subject"])
 
 
-# --- Targets of `verify`: files, and what lock files, requirements, reports and folders name ----------------------
-# Installers read these files in different ways. So only what is known is read: each line and each key has to be one
-# whose effect on what is installed is known. The rest is refused, with exit code 3: it could not be checked.
+# --- Targets of `verify`: files, folders, lock files --------------------------------------------------------------
+# Installers read lock files in different ways. So these parsers accept only lines and keys whose effect on what is
+# installed is known. They refuse all others with exit code 3: the target could not be checked.
 
 @dataclass(frozen=True)
 class Artifact:
-    """A file to verify: the target that names it, the names that it may be logged under, its checksum, its project.
+    """A file to verify: the target that lists it, the names that it may be logged under, its checksum, its project.
 
-    `trouble` says why it can't be verified; `skipped` says that it is of no index, so that no log has it. `loose` says
-    that an installer may take more than what its target lists.
+    `trouble` says why it can't be verified. `skipped` says why no log has it: it does not come from an index. If
+    `loose`, an installer may install more than the target lists.
     """
     target: str
     names: tuple[str, ...] = ()
@@ -6336,20 +6327,20 @@ class Artifact:
         return printable(self.target if alone else f"{self.target}: {what}")
 
     def is_named(self, filename: str) -> bool:
-        """Whether a logged file can be this one, by its name: the checksum decides."""
+        """True if a logged file of this name may be this one. The checksum decides."""
         return filename in self.names or bool(self.project and is_of(self.project, filename))
 
 
-MAX_FILES_READ, MAX_TOLD = 100, 200  # requirements files that include each other; errors that are told one by one
-MAX_LOCK = 1 << 24  # bytes of a lock file or a report, and of all requirements files together
+MAX_FILES_READ, MAX_TOLD = 100, 200  # requirements files of one target; errors printed one by one
+MAX_LOCK = 1 << 24  # bytes of a lock file or a report, or of all requirements files of a target
 NOT_READ = (".lock", ".toml", ".yaml", ".yml", ".cfg", "Pipfile")
 _PROJECT = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?"
 
 
 def artifacts_of(target: str) -> list[Artifact]:
-    """What a target names: a file itself, the distributions in a folder, or what a lock file or report lists.
+    """The artifacts of a target: the file itself, the distributions in a folder, or those that a lock file lists.
 
-    Raises Malformed for what is not of its format, Unavailable for what can't be read.
+    Raises Malformed for a wrong format, Unavailable for what can't be read or might change what is installed.
     """
     path = Path(target)
     if path.is_dir():
@@ -6357,16 +6348,16 @@ def artifacts_of(target: str) -> list[Artifact]:
     if not (reader := _reader_of(path.name)):
         return [Artifact(target, (path.name,), checksum_of(path))]
     try:
-        found = list(dict.fromkeys(reader(target)))
-    except (ValueError, RecursionError) as error:  # how tomllib and json refuse
+        artifacts = list(dict.fromkeys(reader(target)))
+    except (ValueError, RecursionError) as error:  # errors of tomllib and json
         raise Malformed(f"{target} can't be parsed: {error}"[:300]) from None
-    if not found:
-        raise Malformed(f"{target} names nothing to install, so that there is nothing to verify")
-    return found
+    if not artifacts:
+        raise Malformed(f"{target} names nothing to install, so there is nothing to verify")
+    return artifacts
 
 
 def _reader_of(name: str) -> Callable[[str], Iterator[Artifact]] | None:
-    """What reads a target of this name; None for a file that is verified itself. Raises Malformed for other locks."""
+    """The parser for a target of this name; None for a plain file. Raises Malformed for other lock files."""
     if re.fullmatch(r"pylock(\.[^.]+)?\.toml", name):
         return functools.partial(_read_lock, tomllib.loads, PYLOCK, _pylock)
     if name in LOCKS:
@@ -6379,8 +6370,8 @@ def _reader_of(name: str) -> Callable[[str], Iterator[Artifact]] | None:
         return lambda target: iter(Requirements(target).artifacts())
     if name.endswith(NOT_READ):
         raise Malformed(
-            f"{name} is not read: export it as pylock.toml or as requirements with hashes, and verify that (a file "
-            "of this name that is logged itself: give its --proof)"
+            f"{name} is not read: export it as pylock.toml or as requirements with hashes, and verify that (if "
+            "the file itself is logged, give its --proof)"
         )
     return None
 
@@ -6389,25 +6380,25 @@ _PAGE_NAME = re.compile(r"\.[sx]?html?(\.|\Z)", re.IGNORECASE)
 
 
 def _in_folder(folder: Path) -> list[Artifact]:
-    """The distributions in a folder; what pip's --find-links would read there as an index can't be vouched for."""
-    found = []
+    """The distributions in a folder. Its pages become trouble: pip's --find-links reads them as indexes."""
+    artifacts = []
     for path in sorted(folder.rglob("*")):
         if path.is_symlink() and path.is_dir():
-            found.append(Artifact(str(path), trouble="a linked folder is not looked into: name it as a target"))
+            artifacts.append(Artifact(str(path), trouble="linked folders are not followed: name it as a target"))
         elif mimetypes.guess_type(path.name, strict=False)[0] == "text/html" or _PAGE_NAME.search(path.name):
-            found.append(Artifact(str(path), trouble="installers read a page in a folder as an index: remove it"))
+            artifacts.append(Artifact(str(path), trouble="installers read a page in a folder as an index: remove it"))
         elif path.name.lower().endswith(DISTRIBUTIONS) and not path.is_dir():
             try:
-                found.append(Artifact(str(path), (path.name,), checksum_of(path)))
+                artifacts.append(Artifact(str(path), (path.name,), checksum_of(path)))
             except Unavailable as error:
-                found.append(Artifact(str(path), trouble=str(error)))
-    if not found:
+                artifacts.append(Artifact(str(path), trouble=str(error)))
+    if not artifacts:
         raise Malformed(f"there are no wheels or sdists in {folder}")
-    return found
+    return artifacts
 
 
 # --- Targets: lock files, each held to a schema -------------------------------------------------------------------
-# A schema has for each key that may occur a type, a schema, or ANY for what changes nothing in what is installed.
+# A schema gives each allowed key ("*": any other) a type, a schema, or ANY if no value changes what is installed.
 
 ANY = object
 _HASHES = {"*": str}
@@ -6462,7 +6453,7 @@ PIPFILE_LOCK = {
 }  # fmt: skip
 _DIRECT_URL = {"url": str, "archive_info": {"hash": str, "hashes": _HASHES}, "vcs_info": ANY, "dir_info": ANY,
                "subdirectory": str}
-REPORT = {  # of `pip install --report`; and of `pip inspect`
+REPORT = {  # written by `pip install --report` or `pip inspect`
     "version": str, "pip_version": str, "environment": ANY,
     "install": [{"download_info": _DIRECT_URL, "is_direct": bool, "is_yanked": bool, "requested": bool,
                  "requested_extras": ANY, "metadata": {"name": str, "*": ANY}}],
@@ -6472,10 +6463,7 @@ REPORT = {  # of `pip install --report`; and of `pip inspect`
 
 
 def conform(value: Any, schema: Any, where: str) -> None:
-    """Returns if a value has the types of a schema, and no key that is not in it.
-
-    Raises Malformed for a type, Unavailable for a key: nobody here knows what that would change.
-    """
+    """Holds a value to a schema. Raises Malformed for a wrong type, Unavailable for a key that is not in the schema."""
     if isinstance(schema, dict):
         if not isinstance(value, dict):
             raise Malformed(f"{where} is not a table")
@@ -6493,12 +6481,12 @@ def conform(value: Any, schema: Any, where: str) -> None:
 
 
 def _json_object(text: str) -> Any:
-    """JSON in which no object has a key twice, since readers differ in which one they take."""
+    """Parses JSON. Raises ValueError if an object has a key twice: readers differ in the value that they take."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len(found := dict(pairs)) < len(pairs):
+        if len(table := dict(pairs)) < len(pairs):
             raise ValueError("an object has a key twice")
-        return found
+        return table
 
     return json.loads(text, object_pairs_hook=unique)
 
@@ -6512,19 +6500,19 @@ def _read_lock(
 
 
 def need(table: dict[str, Any], key: str, target: str) -> Any:
-    """What a lock file has to have under a key; raises Malformed."""
+    """The value of a key that a lock file must have. Raises Malformed."""
     if key not in table:
-        raise Malformed(f"{target} lacks {key!r}: is it whole, and of its tool?")
+        raise Malformed(f"{target} lacks {key!r}: is it complete, and written by its tool?")
     return table[key]
 
 
-def need_version(found: Any, pattern: str, target: str) -> None:
-    if not re.fullmatch(pattern, str(found)):
-        raise Unavailable(f"{target} is of version {str(found)[:40]!r}, which is not read here: get a newer btlog.py")
+def need_version(version: Any, pattern: str, target: str) -> None:
+    if not re.fullmatch(pattern, str(version)):
+        raise Unavailable(f"{target} has version {str(version)[:40]!r}, which is not supported: get a newer btlog.py")
 
 
 def release(version: str) -> tuple[str, ...]:
-    """The epoch and the release of a version (PEP 440), without zeros at the end: enough to tell most apart."""
+    """The epoch and release of a version (PEP 440), without final zeros: enough to tell most versions apart."""
     match = re.match(r"v?(?:([0-9]+)!)?([0-9]+(?:\.[0-9]+)*)", urllib.parse.unquote(version).strip().lower())
     parts = [part.lstrip("0") for part in match[2].split(".")] if match else [version]
     while parts and not parts[-1]:
@@ -6533,7 +6521,7 @@ def release(version: str) -> tuple[str, ...]:
 
 
 class LockedPackage:
-    """A package of a lock file: makes artifacts out of what the file says of it."""
+    """A package of a lock file. Makes artifacts from what the lock file says about it."""
 
     def __init__(self, target: str, package: dict[str, Any]) -> None:
         self._target, self.name = target, str(need(package, "name", target))
@@ -6545,45 +6533,45 @@ class LockedPackage:
     def skipped(self, folder: str) -> Artifact:
         plain = re.fullmatch(r"(file://)?[\w./@+ -]*[\w./]", folder)
         if not plain or folder.rstrip("/.").lower().endswith(DISTRIBUTIONS):
-            return self.trouble(f"{folder!r} may be a file, and none whose hash is locked")
+            return self.trouble(f"{folder!r} may be a file, and its hash is not locked")
         return Artifact(self._target, project=self.name, skipped=f"a folder: {folder}")
 
     def file(self, hashes: dict[str, str], *names: str) -> Artifact:
-        """The artifact of a file by its hashes and the names that it has, or by its hashes alone."""
-        known = tuple(dict.fromkeys(filter(None, names)))
+        """The artifact with these hashes and names, or with trouble if an installer might take another file."""
+        filenames = tuple(dict.fromkeys(filter(None, names)))
         checksum = _checksum(hashes.get("sha256"))
         if not re.fullmatch(_PROJECT, self.name) or not re.match("v?[0-9]|\\Z", self._version):
-            return self.trouble(f"this is no name of a project, or {self._version!r} no version")
-        if not checksum or len(hashes) > 1:  # installers go by any of them
-            return self.trouble(f"{known[0] if known else 'it'} needs a SHA-256 and no other hash, and it has "
+            return self.trouble(f"this is not the name of a project, or {self._version!r} is not a version")
+        if not checksum or len(hashes) > 1:  # installers accept a file that matches any one of them
+            return self.trouble(f"{filenames[0] if filenames else 'it'} needs a SHA-256 and no other hash, and it has "
                                 f"{', '.join(sorted(hashes)) or 'none'}")
-        if strange := next(filter(self._is_strange, known), None):
-            return self.trouble(f"{strange} is not a file of this project, in version {self._version or 'any'}")
-        return Artifact(self._target, known, checksum, self._project)
+        if strange := next(filter(self._is_foreign, filenames), None):
+            return self.trouble(f"{strange} is not a file of this project in version {self._version or 'any'}")
+        return Artifact(self._target, filenames, checksum, self._project)
 
-    def _is_strange(self, name: str) -> bool:
-        """Whether this is, by its name, a file of another project or another version; of a sdist few names tell."""
-        mine = is_of(self._project, name)
-        if not name.lower().endswith((".whl", ".egg")) and not mine:
-            named = re.match(r".+?-v?[0-9]", normalize(name)) and name.endswith(DISTRIBUTIONS)
-            return bool(named) and not normalize(name).startswith(f"{self._project}-")
-        behind = re.match(rf"{'[-_.]+'.join(map(re.escape, self._project.split('-')))}[-_.]+(.*)", name, re.I | re.A)
-        return not mine or not behind or (self._version != "" and release(self._version) != release(behind[1]))
+    def _is_foreign(self, name: str) -> bool:
+        """True if a filename belongs to another project or version. Few names of sdists show that."""
+        of_project = is_of(self._project, name)
+        if not name.lower().endswith((".whl", ".egg")) and not of_project:
+            versioned = re.match(r".+?-v?[0-9]", normalize(name)) and name.endswith(DISTRIBUTIONS)
+            return bool(versioned) and not normalize(name).startswith(f"{self._project}-")
+        rest = re.match(rf"{'[-_.]+'.join(map(re.escape, self._project.split('-')))}[-_.]+(.*)", name, re.I | re.A)
+        return not of_project or not rest or (self._version != "" and release(self._version) != release(rest[1]))
 
     def located(self, file: dict[str, Any], hashes: dict[str, str]) -> Artifact:
-        """The artifact of a file with perhaps a name, a URL and a path."""
+        """The artifact of a file that may have a name, a URL and a path."""
         url = file.get("url", "")
-        # pip looks for a hash behind each "&" or "#" of a URL.
+        # pip looks for a hash after each "&" or "#" of a URL.
         if "&" in url or url.partition("#")[2] not in (f"sha256={hashes.get('sha256')}", ""):
-            return self.trouble("its URL has '&' or '#' in it, behind which pip looks for a hash: remove that")
-        served = url_name(url) if url_name(url).endswith(DISTRIBUTIONS) else ""  # as the index and the log know it
+            return self.trouble("its URL has '&' or '#' in it, after which pip looks for a hash: remove it")
+        served = url_name(url) if url_name(url).endswith(DISTRIBUTIONS) else ""  # its name in the index and the log
         return self.file(hashes, served, url_name(file.get("path", "")), file.get("filename", ""), file.get("name", ""))
 
 
 def only(kinds: Iterable[str]) -> str:
-    """The one kind of source that a package has; "" where that is none, or more than one."""
-    found = list(kinds)
-    return found[0] if len(found) == 1 else ""
+    """The kind of a package's source; "" if it has none, or several."""
+    items = list(kinds)
+    return items[0] if len(items) == 1 else ""
 
 
 def files_of(package: dict[str, Any]) -> list[dict[str, Any]]:
@@ -6591,13 +6579,13 @@ def files_of(package: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def split_hash(text: str) -> dict[str, str]:
-    """The hash "sha256:<hex>" as a table."""
+    """The hash "sha256:<hex>" as {"sha256": "<hex>"}; empty without a colon."""
     kind, separator, value = text.partition(":")
     return {kind: value} if separator else {}
 
 
 def _pylock(target: str, lock: dict[str, Any]) -> Iterator[Artifact]:
-    """PEP 751. Packages without a file, such as those of a workspace, come from folders."""
+    """The artifacts of a pylock.toml (PEP 751). Packages of a workspace come from folders and have no files."""
     need_version(need(lock, "lock-version", target), r"1\.[0-9]+", target)
     need(lock, "created-by", target)
     for entry in need(lock, "packages", target):
@@ -6624,10 +6612,10 @@ def _uv_lock(target: str, lock: dict[str, Any]) -> Iterator[Artifact]:
         elif kind in ("registry", "url", "path") and files:
             wheel = url_name(source[kind]).endswith(".whl")
             if kind != "registry" and {wheel} != {"wheels" in entry, "sdist" not in entry}:
-                yield package.trouble("its files are not of the kind that its source is")
+                yield package.trouble("its files are not of the kind of its source")
             for file in files:
-                alone = kind != "registry" and not {"url", "path", "filename"} & file.keys()
-                where = {**file, **({kind: source[kind]} if alone else {})}
+                nameless = kind != "registry" and not {"url", "path", "filename"} & file.keys()
+                where = {**file, **({kind: source[kind]} if nameless else {})}
                 yield package.located(where, split_hash(file.get("hash", "")))
         else:
             yield package.trouble(f"it is locked by {', '.join(source) or 'nothing'}, and has {len(files)} files")
@@ -6636,11 +6624,11 @@ def _uv_lock(target: str, lock: dict[str, Any]) -> Iterator[Artifact]:
 def _poetry_lock(target: str, lock: dict[str, Any]) -> Iterator[Artifact]:
     metadata = need(lock, "metadata", target)
     need_version(need(metadata, "lock-version", target), r"[12]\.[0-9]+", target)
-    locked = {entry.get("source", {}).get("url") for entry in need(lock, "package", target)}
+    locked_urls = {entry.get("source", {}).get("url") for entry in need(lock, "package", target)}
     for entry in lock["package"]:
         package, kind = LockedPackage(target, entry), entry.get("source", {}).get("type", "")
         files = entry["files"] if "files" in entry else metadata.get("files", {}).get(package.name, [])
-        if direct_sources(entry.get("dependencies")) - locked:  # which Poetry 1, and 2 with re-resolve, takes unchecked
+        if direct_sources(entry.get("dependencies")) - locked_urls:  # Poetry 1, or 2 with re-resolve, checks no hash
             yield package.trouble("it depends on a URL or path that is not locked as a package")
         elif kind == "directory":
             yield package.skipped(entry["source"].get("url", "?"))
@@ -6651,29 +6639,29 @@ def _poetry_lock(target: str, lock: dict[str, Any]) -> Iterator[Artifact]:
 
 
 def direct_sources(dependencies: Any) -> set[Any]:
-    """The URLs and paths of dependencies in a poetry.lock: each a version, a table, or an array of both."""
+    """The URLs and paths of a package's dependencies. In poetry.lock, each is a version, a table, or an array."""
     values = dependencies.values() if isinstance(dependencies, dict) else ()
     items = itertools.chain.from_iterable(value if isinstance(value, list) else [value] for value in values)
     tables = [item for item in items if isinstance(item, dict)]
     return {str(table[key]) for table in tables for key in ("url", "path", "file", "git") if key in table}
 
 
-_CONTROLLED = {"git", "hg", "svn", "bzr", "ref", "revision"}
+_VCS_KEYS = {"git", "hg", "svn", "bzr", "ref", "revision"}
 
 
 def _pdm_lock(target: str, lock: dict[str, Any]) -> Iterator[Artifact]:
     metadata = need(lock, "metadata", target)
     need_version(need(metadata, "lock_version", target), r"4\.[0-9.]+", target)
     for entry in need(lock, "package", target):
-        package, controlled = LockedPackage(target, entry), _CONTROLLED & entry.keys()
+        package, vcs_keys = LockedPackage(target, entry), _VCS_KEYS & entry.keys()
         files, path = entry.get("files", []), entry.get("path", "")
-        if files and not controlled and not path and re.match("https?://|\\Z", entry.get("url", "")):
+        if files and not vcs_keys and not path and re.match("https?://|\\Z", entry.get("url", "")):
             for file in files:
                 yield package.located({**file, "name": file.get("file", "")}, split_hash(file.get("hash", "")))
-        elif path and not (controlled or files or "url" in entry or path.endswith(DISTRIBUTIONS)):
+        elif path and not (vcs_keys or files or "url" in entry or path.endswith(DISTRIBUTIONS)):
             yield package.skipped(path)
         else:
-            how = ", ".join(sorted(controlled)) or path or "its version"
+            how = ", ".join(sorted(vcs_keys)) or path or "its version"
             yield package.trouble(f"it is locked by {how}, and not by the hashes of its files alone")
 
 
@@ -6682,32 +6670,32 @@ def _pipfile_lock(target: str, lock: dict[str, Any]) -> Iterator[Artifact]:
     groups = [lock[group] for group in lock.keys() - {"_meta"}]
     for name, entry in sorted(itertools.chain(*(group.items() for group in groups)), key=lambda item: item[0]):
         package, local = LockedPackage(target, {"name": name}), entry.get("path") or entry.get("file") or ""
-        # pipenv makes a line of requirements of it: what is more than that would be an option there.
+        # pipenv writes these values into a requirements line, where anything else could become an option.
         plain = re.fullmatch(r"==[A-Za-z0-9.!+_-]+", entry.get("version", "")) and re.fullmatch(
             r"(?!.* -)[A-Za-z0-9_.,'\"<>=!~()+* -]*", entry.get("markers", "")) and re.fullmatch(
             r"[A-Za-z0-9._, '\[\]-]*", str(entry.get("extras", "")))
-        if local and not entry.keys() & _CONTROLLED and not local.endswith(DISTRIBUTIONS) and "://" not in local:
+        if local and not entry.keys() & _VCS_KEYS and not local.endswith(DISTRIBUTIONS) and "://" not in local:
             yield package.skipped(local)
-        elif entry.keys() & _CONTROLLED or local:  # pipenv does not look at the hashes of a file that is named so
+        elif entry.keys() & _VCS_KEYS or local:  # pipenv ignores the hashes of a local file
             yield package.trouble("it is locked by version control, or by a file whose hash pipenv does not check")
         elif entry.get("hashes") and plain:
             yield from (package.file(split_hash(text)) for text in entry["hashes"])
         else:
-            yield package.trouble("it is locked without a hash, not to one version, or with a marker that is none")
+            yield package.trouble("it is locked without a hash, not to one version, or with a malformed marker")
 
 
 def _report(target: str, report: dict[str, Any]) -> Iterator[Artifact]:
-    """What `pip install --report` writes. `pip inspect` has checksums only of what came by a direct URL."""
+    """The artifacts of `pip install --report`, or of `pip inspect`, which has checksums only for direct URLs."""
     need_version(need(report, "version", target), "1", target)
     if ("install" in report) == ("installed" in report):
-        raise Malformed(f"{target} lacks 'install' or 'installed': it is no report of pip")
+        raise Malformed(f"{target} lacks 'install' or 'installed': it is not a report of pip")
     for entry in report.get("install", []) + report.get("installed", []):
         package = LockedPackage(target, need(entry, "metadata", target))
         yield direct_artifact(package, entry.get("download_info") or entry.get("direct_url") or {})
 
 
 def direct_artifact(package: LockedPackage, info: dict[str, Any]) -> Artifact:
-    """The artifact of a direct_url.json (PEP 610), whose form pip's report has, too."""
+    """The artifact of a direct_url.json (PEP 610), or of an entry of pip's report, which has the same form."""
     archive, url = info.get("archive_info", {}), info.get("url", "?")
     kind = only(info.keys() & {"archive_info", "vcs_info", "dir_info"})
     hashes = {**archive.get("hashes", {}), **split_hash(archive.get("hash", "").replace("=", ":", 1))}
@@ -6729,7 +6717,7 @@ LOCKS: dict[str, tuple[Callable[[str], Any], Any, Callable[[str, dict[str, Any]]
 # --- Targets: requirements files, in the one form that lock tools write ---------------------------------------------
 
 _URL = r"(?:https?|file)://[A-Za-z0-9._~:/?@!*+,%=()-]+"
-_REQUIREMENT = re.compile(  # of a line in which each run of spaces is one
+_REQUIREMENT = re.compile(  # of a line without runs of spaces
     rf"(?:(?P<name>{_PROJECT}) ?(?:\[[A-Za-z0-9._, -]*\])?(?: ?== ?(?P<version>[A-Za-z0-9.!+_-]+)| @ (?P<url>{_URL}))"
     rf"|(?P<bare>{_URL}|[A-Za-z0-9._/+][A-Za-z0-9._/+-]*))"
     r"(?P<fragment>#sha256=[0-9a-fA-F]{64})?(?P<marker> ?; ?[A-Za-z0-9_.,'\"<>=!~()+*/ -]+?)?"
@@ -6742,33 +6730,33 @@ _INCLUDES = {"-r": False, "--requirement": False, "-c": True, "--constraint": Tr
 
 
 class Requirements:
-    """The artifacts of a requirements file and of those that it includes: projects with hashes, or URLs and paths.
+    """Reads a requirements file and those that it includes: projects with hashes, or URLs and paths.
 
-    A line that is not of the form that pip-compile, uv, poetry, pdm and pipenv write becomes an artifact in trouble.
+    A line becomes an artifact with trouble unless pip-compile, uv, poetry, pdm or pipenv could have written it.
     """
 
     def __init__(self, target: str) -> None:
         self._target, self._size = target, 0
-        self._read: dict[tuple[str, bool], bool] = {}  # files, and whether they are at their end
-        self._found: list[Artifact] = []
-        self._strict = self._required = False  # whether pip, and whether uv, will ask for the hash of each file
-        self._bare: list[str] = []  # projects whose only hash is in their URL
+        self._read: dict[tuple[str, bool], bool] = {}  # path, constraints? -> True once it is read to its end
+        self._artifacts: list[Artifact] = []
+        self._pip_strict = self._uv_strict = False  # True if pip, or uv, will demand the hash of each file
+        self._bare: list[str] = []  # projects whose only hash is in the URL
 
     def artifacts(self) -> list[Artifact]:
         self._file(Path(self._target), False)
-        if not self._strict and not self._required:
-            self._found += [
-                self._trouble("pip checks this hash alone, and none of what it depends on: give --hash", project)
+        if not self._pip_strict and not self._uv_strict:
+            self._artifacts += [
+                self._trouble("pip checks only this hash, and none of its dependencies: give --hash", project)
                 for project in self._bare
             ]
-        return [dataclasses.replace(artifact, loose=not self._required) for artifact in self._found]
+        return [dataclasses.replace(artifact, loose=not self._uv_strict) for artifact in self._artifacts]
 
     def _trouble(self, why: str, project: str = "") -> Artifact:
         return Artifact(self._target, project=project, trouble=why)
 
     def _file(self, path: Path, constraints: bool) -> None:
         key = (os.path.realpath(path), constraints)
-        if key in self._read:  # read once, however often it is included
+        if key in self._read:  # each file is read once, however often it is included
             if not self._read[key]:
                 raise Malformed(f"{path} includes itself")
             return
@@ -6782,23 +6770,23 @@ class Requirements:
         self._read[key] = True
 
     def _lines(self, path: Path, data: bytes) -> Iterator[tuple[int, str]]:
-        """The logical lines of a file without comments, each with the number of its first line."""
+        """Yields the logical lines of a file without comments, each after the number of its first line."""
         try:
             text = data.removeprefix(b"\xef\xbb\xbf").decode().replace("\r\n", "\n")
         except UnicodeDecodeError:
             raise Unavailable(f"{path} is not in UTF-8: convert it") from None
-        for line in text.split("\n", 2)[:2]:  # pip obeys the first of these
+        for line in text.split("\n", 2)[:2]:  # where pip looks for an encoding
             for coding in re.findall(r"coding[:=]\s*([-\w.]+)", line) if "#" in line else ():
                 if coding.lower() not in ("utf-8", "utf8"):
                     raise Unavailable(f"{path} is not in UTF-8 but in {coding[:40]}: convert it")
         joined, start = list[str](), 0
         for number, line in enumerate(text.split("\n"), 1):
             comment = re.search(r"(^|\s)#.*", line)
-            # Installers differ in where a line ends, and whether a comment goes on: neither may matter.
-            alone = comment is not None and not line[: comment.start()].strip()
-            if len(line.splitlines()) > 1 or (alone and joined) or (comment and line.rstrip().endswith("\\")):
+            # Installers differ in what ends a line, and whether a comment continues. Neither may make a difference.
+            only_comment = comment is not None and not line[: comment.start()].strip()
+            if len(line.splitlines()) > 1 or (only_comment and joined) or (comment and line.rstrip().endswith("\\")):
                 raise Unavailable(f"{path.name}, line {number}: a comment within a requirement, or a character that "
-                                  "only some installers take for the end of a line: remove it")
+                                  "is the end of a line only for some installers: remove it")
             part = line[: comment.start()] if comment else line
             start = start or number
             joined.append(part.removesuffix("\\"))
@@ -6809,64 +6797,64 @@ class Requirements:
                     yield start, whole
                 joined, start = [], 0
         if joined:
-            raise Unavailable(f"{path.name}: the last line goes on behind the end of the file: was it cut off?")
+            raise Unavailable(f"{path.name}: the last line continues past the end of the file: was it cut off?")
 
     def _line(self, path: Path, where: str, line: str, constraints: bool) -> None:
         line = re.sub(" +", " ", line)
-        if not re.fullmatch(r"[ -#%-\[\]-~]+", line):  # no tab, "$" or "\": see how pip takes these apart
+        if not re.fullmatch(r"[ -#%-\[\]-~]+", line):  # no tab, "$" or "\": pip gives these a meaning
             why = "has a character that installers read in different ways"
-            self._found.append(self._trouble(f"{where}: {line[:80]!r} {why}"))
+            self._artifacts.append(self._trouble(f"{where}: {line[:80]!r} {why}"))
         elif line.startswith("-"):
             self._option(path, where, line, constraints)
         elif constraints and " -" not in line and _CONSTRAINT.fullmatch(line):
-            pass  # it chooses among versions, and names no file
+            pass  # a constraint only limits versions, and names no file
         elif match := _REQUIREMENT.fullmatch(line):
             self._requirement(where, match, constraints)
         else:
             project = (re.match(_PROJECT, line) or [line[:80]])[0]
-            self._found.append(self._trouble(
+            self._artifacts.append(self._trouble(
                 f"{where}: {line[:80]!r} is not name==version or name @ URL with --hash=sha256:… and no other option",
                 project))
 
     def _option(self, path: Path, where: str, line: str, constraints: bool) -> None:
-        """A line of options: those that change nothing but where files come from, or one file that is included."""
+        """Reads a line of options: an included file, or options that only change where files come from."""
         try:
             words = [word for part in shlex.split(line) for word in part.split("=", 1 if part[:2] == "--" else 0)]
-        except ValueError:  # a quote without its end
+        except ValueError:  # an unclosed quote
             words = [line]
         if len(words) == 2 and words[0] in _INCLUDES:
             if not re.fullmatch(r"[A-Za-z0-9._/+@][A-Za-z0-9._/+@ -]*", words[1]) or re.search(r"[\"']", line):
-                raise Unavailable(f"{where}: {words[1][:80]!r} has to be a plain path of a file")
+                raise Unavailable(f"{where}: {words[1][:80]!r} has to be the plain path of a file")
             if constraints > _INCLUDES[words[0]] or not words[1].endswith((".txt", ".in")):
-                raise Unavailable(f"{where}: constraints include only constraints, and both only .txt and .in files")
+                raise Unavailable(f"{where}: constraints include only constraints, and only .txt or .in files")
             other = path.parent / words[1]
-            if os.path.realpath(other) != os.path.realpath(os.path.normpath(other)):  # which is where pip looks
-                raise Unavailable(f"{where}: {words[1][:80]!r} leads over a link to another file for some installers")
+            if os.path.realpath(other) != os.path.realpath(os.path.normpath(other)):  # pip opens the normalized path
+                raise Unavailable(f"{where}: {words[1][:80]!r} goes through a link: some installers open another file")
             self._file(other, _INCLUDES[words[0]])
             return
         while words and (words[0] in _OPTION_FLAGS or (words[0] in _OPTIONS and words[1:] and words[1][:1] != "-")):
-            self._required |= line == "--require-hashes"  # alone: uv skips what is behind another option
+            self._uv_strict |= line == "--require-hashes"  # alone on its line: uv ignores what follows another option
             del words[: 1 if words[0] in _OPTION_FLAGS else 2]
         if words and words[0] in ("-e", "--editable"):
             why = "a folder, or version control, has no hash: export with --no-emit-project or --no-emit-local"
-            self._found.append(self._trouble(f"{where}: {words[0]}: {why}", line[:80]))
+            self._artifacts.append(self._trouble(f"{where}: {words[0]}: {why}", line[:80]))
         elif words:
-            why = "is no option that is known to be safe in a file, and needs no other option: give it to pip itself"
-            self._found.append(self._trouble(f"{where}: {words[0][:80]!r} {why}", line[:80]))
+            why = "is not known to be safe in a file, or needs a line with no other option: give it to pip itself"
+            self._artifacts.append(self._trouble(f"{where}: {words[0][:80]!r} {why}", line[:80]))
 
     def _requirement(self, where: str, match: re.Match[str], constraint: bool) -> None:
         url = match["url"] or match["bare"] or ""
         name = url_name(url)
         project = normalize(match["name"]) if match["name"] else project_of(name)
         hashes = re.findall(r"sha256[:=]([0-9a-fA-F]{64})", match["hashes"])
-        self._strict |= bool(hashes) and not constraint
+        self._pip_strict |= bool(hashes) and not constraint
         trouble = ""
         if url and not name.endswith(DISTRIBUTIONS):
             trouble = "is not the URL or the path of a wheel or sdist"
         elif url and constraint:
             trouble = "is a URL in a constraint"
         elif (match["fragment"] and not url.startswith("http")) or (match["bare"] and "/" not in url):
-            # A folder has no hash, which an installer says only of --hash; without "/" it may be a project.
+            # Only --hash makes installers refuse a path that is a folder. A name without "/" may be a project.
             trouble = "is not in the form that tools write: give a path with '/' and --hash"
         elif url and name.lower().endswith((".whl", ".egg")) and not is_of(project, name):
             trouble = f"is not the project of {name}"
@@ -6880,42 +6868,39 @@ class Requirements:
             self._bare += [] if hashes else [project]
             hashes.append(match["fragment"][8:])
         if trouble:
-            self._found.append(self._trouble(f"{where}: {(match['name'] or url)[:80]} {trouble}", project))
+            self._artifacts.append(self._trouble(f"{where}: {(match['name'] or url)[:80]} {trouble}", project))
         else:
             checksums = [f"sha256:{sha256.lower()}" for sha256 in hashes]
-            self._found += [Artifact(self._target, (name,) if url else (), c, project) for c in checksums]
+            self._artifacts += [Artifact(self._target, (name,) if url else (), c, project) for c in checksums]
 
 
 # --- Verifying -------------------------------------------------------------------------------------------------
 
 MAX_LOOK_UP, MAX_PROOF_FILE = 1 << 18, 1 << 18  # bytes of the log's answers about one artifact
-MAX_CANDIDATES = 20  # entries that are tried for one artifact
+MAX_CANDIDATES = 20  # entries to try for one artifact
 
 
-def candidates(artifact: Artifact, found: Iterable[tuple[int, str, str]]) -> list[tuple[int, str]]:
-    """Of indices, filenames and checksums those that are the artifact's, the newest first; raises BadProof for none."""
-    named = [entry for entry in found if artifact.is_named(entry[1])]
-    mine = [(index, name) for index, name, checksum in named if checksum == artifact.checksum]
-    if mine:
-        return sorted(mine, reverse=True)[:MAX_CANDIDATES]
-    if others := [entry for entry in named if entry[1] in artifact.names]:
-        index, _, checksum = others[-1]
+def candidates(artifact: Artifact, entries: Iterable[tuple[int, str, str]]) -> list[tuple[int, str]]:
+    """Index and filename of each entry that is the artifact's, newest first. Raises BadProof if none is."""
+    named = [entry for entry in entries if artifact.is_named(entry[1])]
+    matches = [(index, name) for index, name, checksum in named if checksum == artifact.checksum]
+    if matches:
+        return sorted(matches, reverse=True)[:MAX_CANDIDATES]
+    if same_name := [entry for entry in named if entry[1] in artifact.names]:
+        index, _, checksum = same_name[-1]
         raise BadProof(f"not logged, but with another checksum at index {index}: the log has {checksum}, and this is "
                        f"{artifact.checksum}: was it changed?")
     raise BadProof("not logged")
 
 
 class ProofSource:
-    """Finds the .tlog-proof of an artifact: here, the one that lies beside a file. Nothing that it says is believed."""
+    """Finds the .tlog-proof beside a file; a subclass finds it elsewhere. No proof from here has been checked."""
 
     def __init__(self, other: ProofSource | None = None) -> None:
-        self._other = other  # for what has none beside it
+        self._other = other  # for files without a .tlog-proof beside them
 
     def find(self, artifact: Artifact) -> Iterable[tuple[str, bytes]]:
-        """Filenames under which it may be logged, each with a proof.
-
-        Raises BadProof where it is not logged, and Unavailable.
-        """
+        """Filenames of the artifact, each with an unchecked proof. Raises BadProof if not logged, or Unavailable."""
         beside = Path(f"{artifact.target}.tlog-proof")
         if os.path.exists(beside) and Path(artifact.target).name == artifact.filename:
             return [(artifact.filename, read_proof(beside))]
@@ -6926,12 +6911,12 @@ class ProofSource:
 
 
 class ProofFiles(ProofSource):
-    """Proofs out of one file, or of a folder, by the name of the file that they are about."""
+    """Proofs from one file, or from a folder of FILENAME.tlog-proof files."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
         self._path, self._lock = path, threading.Lock()
-        self._files: dict[str, list[str]] | None = None  # by project
+        self._files: dict[str, list[str]] | None = None  # filenames by project
         self._parsed: dict[str, tuple[bytes, Proof, Tree]] = {}  # by filename
 
     def find(self, artifact: Artifact) -> Iterable[tuple[str, bytes]]:
@@ -6948,7 +6933,7 @@ class ProofFiles(ProofSource):
         raise Unavailable(f"no proof of {artifact.filename or artifact.checksum} is in {self._path}")
 
     def _of_project(self, project: str) -> list[str]:
-        """The files that have a proof here and are of a project; each is read and parsed once."""
+        """The filenames of a project that have a proof here. Reads and parses each proof once."""
         if self._files is None:
             self._files = {}
             for file in self._path.glob("*.tlog-proof"):
@@ -6965,7 +6950,7 @@ class ProofFiles(ProofSource):
 
 
 def _leads_to(tree: Tree, proof: Proof, filename: str, checksum: str) -> bool:
-    """Whether a proof is about this file at all, whoever signed its checkpoint."""
+    """True if a proof is about this file. Does not check the signatures of its checkpoint."""
     try:
         check_inclusion(leaf_hash(proof.entry(filename, checksum).encode()), proof.index, tree, proof.hashes)
     except Error:
@@ -6977,34 +6962,34 @@ def read_proof(path: Path) -> bytes:
     return read_target(path, MAX_POLICY)
 
 
-def _fields(found: tuple[int, bytes]) -> tuple[int, str, str]:
+def _fields(indexed_entry: tuple[int, bytes]) -> tuple[int, str, str]:
     """Index, filename and checksum of an entry."""
-    index, data = found
+    index, data = indexed_entry
     return index, field_of(FILENAME, data).decode(errors="replace"), field_of(CHECKSUM, data).decode(errors="replace")
 
 
 class StoredProofs(ProofSource):
-    """Proofs out of a log's folder, or its mirror's."""
+    """Proofs from the folder of a log or of a monitor."""
 
     def __init__(self, store: LogStore) -> None:
         super().__init__()
         self._store, self._note = store, store.checkpoint("published")
-        # Of this very note: the log may go on meanwhile.
+        # Not the stored tree: the log may have grown since this note.
         self._tree = Checkpoint.parse(split_note(self._note)[0]).tree if self._note else Tree(0, EMPTY_ROOT)
 
     def find(self, artifact: Artifact) -> Iterable[tuple[str, bytes]]:
         if self._note is None:
             raise Unavailable(f"{self._store.folder} has no checkpoint yet")
-        found: list[tuple[int, bytes]] = []
+        entries: list[tuple[int, bytes]] = []
         for kind, value in [*((FILENAME, name) for name in artifact.names), (CHECKSUM, artifact.checksum)]:
-            found += self._store.look_up(kind, value.encode(errors="replace"), self._tree.size)
+            entries += self._store.look_up(kind, value.encode(errors="replace"), self._tree.size)
         tiles = Tiles(self._tree.size, self._store.tile)
-        for index, filename in candidates(artifact, map(_fields, found)):
+        for index, filename in candidates(artifact, map(_fields, entries)):
             yield filename, self._store.proof(index, self._note, tiles)
 
 
 class LoggedProofs(ProofSource):
-    """Proofs that a log has; where it serves its static tree only, all entries are read, once."""
+    """Proofs from a log. If it serves only its static tree, all entries are read, once."""
 
     def __init__(self, source: LogReader, policy: Policy, artifacts: Iterable[Artifact]) -> None:
         super().__init__()
@@ -7014,7 +6999,7 @@ class LoggedProofs(ProofSource):
 
     def find(self, artifact: Artifact) -> Iterable[tuple[str, bytes]]:
         queries = [*(("filename", name) for name in artifact.names), ("checksum", artifact.checksum)]
-        found: list[tuple[int, str, str]] = []
+        entries: list[tuple[int, str, str]] = []
         for name, value in queries if artifact.project else queries[:1]:
             answer = self._source.fetch(f"/entries?{name}={urllib.parse.quote(value, safe='')}", None, MAX_LOOK_UP)
             if answer is None and not self._artifacts:
@@ -7022,10 +7007,10 @@ class LoggedProofs(ProofSource):
             if answer is None:
                 yield from self._search(artifact)
                 return
-            found += self._parse(answer[1])
-            if any(checksum == artifact.checksum and artifact.is_named(filename) for _, filename, checksum in found):
+            entries += self._parse(answer[1])
+            if any(checksum == artifact.checksum and artifact.is_named(filename) for _, filename, checksum in entries):
                 break
-        for index, filename in candidates(artifact, found):
+        for index, filename in candidates(artifact, entries):
             yield filename, self._source.get(f"/entry/{index}/proof", MAX_PROOF_FILE)
 
     def _parse(self, answer: bytes) -> list[tuple[int, str, str]]:
@@ -7043,7 +7028,7 @@ class LoggedProofs(ProofSource):
                 yield filename, encode_proof(Proof(index, tuple(prove_inclusion(tiles, index)), note, extra))
 
     def _read_all(self) -> tuple[bytes, AuthenticTiles, dict[int, bytes]]:
-        """The checkpoint of a static tree, its tiles, and those of its entries that may be of an artifact."""
+        """The checkpoint of a static tree, its tiles, and, by index, its entries that may be an artifact's."""
         note = self._source.get("/checkpoint", MAX_NOTE)
         tree = open_checkpoint(note, self._policy).tree
         tiles, entries = AuthenticTiles(tree, self._source.hashes), dict[int, bytes]()
@@ -7051,14 +7036,14 @@ class LoggedProofs(ProofSource):
         checksums = {artifact.checksum.encode() for artifact in self._artifacts}
         count = (tree.size + 255) // 256
         widths = ((n, min(256, tree.size - 256 * n)) for n in range(count))
-        progress = show_progress("bundles read, since nothing can be looked up there")
-        for n, (_, found) in enumerate(self._source.each(lambda place: self._source.entries(*place), widths)):
-            if found is None:
+        progress = show_progress("entry bundles read, as this log has no look-up")
+        for n, (_, bundle) in enumerate(self._source.each(lambda place: self._source.entries(*place), widths)):
+            if bundle is None:
                 path = tile_path(None, n, min(256, tree.size - 256 * n))
-                raise Unavailable(f"{self._source.url}/{path} is not a bundle of as many entries")
-            for at, entry in enumerate(found, 256 * n):
+                raise Unavailable(f"{self._source.url}/{path} is not an entry bundle of that width")
+            for index, entry in enumerate(bundle, 256 * n):
                 if field_of(FILENAME, entry) in names or field_of(CHECKSUM, entry) in checksums:
-                    entries[at] = entry
+                    entries[index] = entry
             if len(entries) > MAX_WAITING:
                 raise Unavailable(f"{self._source.url} has more than {MAX_WAITING} entries of these files")
             progress(n + 1, count)
@@ -7067,7 +7052,7 @@ class LoggedProofs(ProofSource):
 
 @dataclass(frozen=True)
 class Verified:
-    """What is known of an artifact: the entry and the checkpoint that prove it to be logged, or an error."""
+    """The result for an artifact: the entry and the checkpoint that prove it to be logged, or an error."""
     artifact: Artifact
     error: Error | None = None
     entry: Entry | None = None
@@ -7087,7 +7072,7 @@ class Verified:
                 "cosigned": cosigned, "witnesses": len(policy.witnesses)}
 
     def row(self, policy: Policy) -> list[str]:
-        """For a table: whether it holds, what, where, by whom, cosigned how often and when; or why not."""
+        """A row of the table: mark, artifact, origin and index, publisher, cosignatures, time; or the error."""
         if self.error or not self.entry or not self.checkpoint:
             return ["\u2717", self.artifact.label, printable(str(self.error)), "", "", ""]
         cosigned = self.checkpoint.cosigned
@@ -7110,7 +7095,7 @@ class Verified:
 
 LIST_INSTALLED = """
 import sys
-sys.path[:] = [folder for folder in sys.path if folder]  # before all else: a json.py in this folder is not to be run
+sys.path[:] = [folder for folder in sys.path if folder]  # first: a json.py in this folder must not run
 import base64, hashlib, importlib.metadata, json
 def changed(file):
     try:
@@ -7130,27 +7115,27 @@ print(json.dumps([{
 
 
 def installed_artifacts(python: str) -> Iterator[Verified]:
-    """What an interpreter's environment tells of each distribution in it: an artifact to verify, or an error.
+    """Yields, for each distribution that an interpreter has installed, the artifact to verify or an error.
 
-    direct_url.json (PEP 610) has the checksum of what did not come from an index. RECORD has those of all installed
-    files, so that it tells whether one was changed since. Raises Unavailable.
+    direct_url.json (PEP 610) has the checksum of a file that did not come from an index. RECORD has the hashes of the
+    installed files, which show later changes. Raises Unavailable.
     """
     try:
         done = subprocess.run([python, "-c", LIST_INSTALLED], capture_output=True, timeout=300, check=True)
-        found = sorted(json.loads(done.stdout), key=lambda entry: str(entry["name"]).lower())
+        distributions = sorted(json.loads(done.stdout), key=lambda entry: str(entry["name"]).lower())
     except (OSError, ValueError, LookupError, TypeError, subprocess.SubprocessError) as error:
-        last = (getattr(error, "stderr", None) or b"").decode(errors="replace").strip().rpartition("\n")[2]
-        why = last or (type(error).__name__ if isinstance(error, subprocess.SubprocessError) else str(error))
+        last_line = (getattr(error, "stderr", None) or b"").decode(errors="replace").strip().rpartition("\n")[2]
+        why = last_line or (type(error).__name__ if isinstance(error, subprocess.SubprocessError) else str(error))
         asks = "is it a Python of 3.8 or later?"
         raise Unavailable(f"{python} does not list what is installed; {asks} {why[:200]}") from None
-    for entry in found:
+    for entry in distributions:
         package = LockedPackage(python, entry)
         if entry["changed"]:
             files = f"{len(entry['changed'])} of its files, such as {entry['changed'][0]}"
-            yield Verified(package.trouble(""), BadProof(f"{files}, are not as its RECORD has them: they were changed"))
+            yield Verified(package.trouble(""), BadProof(f"{files}, differ from its RECORD: they were changed"))
         elif entry["direct_url"] and (entry["unknown"] or not entry["files"]):
             what = f"of {entry['unknown'][0]}" if entry["unknown"] else "of any file"
-            yield Verified(package.trouble(f"its RECORD has no hash {what}, so that it may have been changed"))
+            yield Verified(package.trouble(f"its RECORD has no hash {what}, so it may have been changed"))
         elif entry["direct_url"]:
             try:
                 info = _json_object(entry["direct_url"])
@@ -7160,8 +7145,8 @@ def installed_artifacts(python: str) -> Iterator[Verified]:
                 yield Verified(package.trouble(f"its direct_url.json can't be read: {error}"[:200]))
         else:
             yield Verified(package.trouble(
-                f"version {entry['version']} does not tell which file it came from; all {entry['files']} files are as "
-                "its RECORD has them. Verify the lock file that it was installed from"))
+                f"version {entry['version']} does not tell which file it came from; all {entry['files']} files "
+                "match its RECORD. Verify the lock file that it was installed from"))
 
 
 def cmd_verify(args: argparse.Namespace) -> int:
@@ -7188,7 +7173,7 @@ def cmd_verify(args: argparse.Namespace) -> int:
 
 
 def read_targets(args: argparse.Namespace) -> Iterator[Verified]:
-    """Each artifact of the targets, with an error where it can't be verified; raises Malformed."""
+    """Yields a result for each artifact of the targets, with an error if it can't be verified. Raises Unavailable."""
     for target in args.targets:
         try:
             if args.proof:
@@ -7196,7 +7181,7 @@ def read_targets(args: argparse.Namespace) -> Iterator[Verified]:
                 continue
             for artifact in artifacts_of(target):
                 yield Verified(artifact, Unavailable(artifact.trouble) if artifact.trouble else None)
-        except (Unavailable, Malformed) as error:  # what is wrong with one does not hide another
+        except (Unavailable, Malformed) as error:  # an error in one target must not hide the others
             yield Verified(Artifact(target, (Path(target).name,)), error)
     if args.installed:
         for result in installed_artifacts(args.installed):
@@ -7211,22 +7196,22 @@ def proof_source(
         return ProofFiles(Path(args.proof or args.proofs))
     if args.storage_dir:
         return StoredProofs(stack.enter_context(contextlib.closing(LogStore(Path(args.storage_dir), read_only=True))))
-    other: ProofSource | None = None
+    log_proofs: ProofSource | None = None
     if url := args.log_url or log_url(policy):
-        # Somebody waits for it.
+        # Gives up early: a person waits for the answer.
         source = LogReader(url, attempts=2, timeout=ANSWER_TIMEOUT, give_up=3, patience=args.timeout)
-        other = LoggedProofs(stack.enter_context(contextlib.closing(source)), policy, artifacts)
+        log_proofs = LoggedProofs(stack.enter_context(contextlib.closing(source)), policy, artifacts)
         if not args.quiet:
-            word = threading.Timer(3, logger.info, ("asking %s …", source.url))
-            word.daemon = True
-            word.start()
-            stack.callback(word.cancel)
-    return other if other and args.log_url else ProofSource(other)
+            notice = threading.Timer(3, logger.info, ("asking %s …", source.url))
+            notice.daemon = True
+            notice.start()
+            stack.callback(notice.cancel)
+    return log_proofs if log_proofs and args.log_url else ProofSource(log_proofs)
 
 
 @dataclass(frozen=True)
 class Demands:
-    """What has to be shown of an artifact: patterns for the whole issuer and subject, and seconds, or None for any."""
+    """What a proof must show: a policy, patterns for all of the issuer and subject, an age in seconds; None for any."""
     policy: Policy
     issuer: str | None = None
     subject: str | None = None
@@ -7234,12 +7219,12 @@ class Demands:
 
 
 def verify_artifact(source: ProofSource, demands: Demands, result: Verified) -> Verified:
-    """An artifact with the proof that it is logged as demanded, or with the error."""
+    """The result for an artifact: with a proof that meets the demands, or with an error."""
     if result.error:
         return result
     artifact, error = result.artifact, Error()
     try:
-        for filename, proof in source.find(artifact):  # it may be logged more than once, with several publishers
+        for filename, proof in source.find(artifact):  # a file may be logged more than once, by several publishers
             try:
                 return check_artifact(artifact, filename, proof, demands)
             except Error as refused:
@@ -7250,7 +7235,7 @@ def verify_artifact(source: ProofSource, demands: Demands, result: Verified) -> 
 
 
 def check_artifact(artifact: Artifact, filename: str, proof: bytes, demands: Demands) -> Verified:
-    """The artifact with what `proof` shows of it; raises Error."""
+    """The result that `proof` gives for an artifact. Raises Error if it does not meet the demands."""
     parsed = Proof.parse(proof)
     try:
         entry = parsed.entry(filename, artifact.checksum)
@@ -7266,8 +7251,8 @@ def check_artifact(artifact: Artifact, filename: str, proof: bytes, demands: Dem
 
 
 def tell_verified(results: list[Verified], skipped: list[Artifact], args: argparse.Namespace, policy: Policy) -> int:
-    """Prints what was verified, keeps the proofs if asked to; returns the exit code."""
-    # What is malformed about a file came with the claim that it is logged: the claim does not hold.
+    """Prints the results, saves the proofs if asked to, and returns the exit code."""
+    # A malformed proof of a file is a false claim that the file is logged: exit code 1, not 2.
     codes = {1 if isinstance(r.error, Malformed) and r.artifact.checksum else r.error.exit_code if r.error else 0
              for r in results}
     if args.save_proofs:
@@ -7275,45 +7260,45 @@ def tell_verified(results: list[Verified], skipped: list[Artifact], args: argpar
     code = worst(codes)
     if args.json:
         loose = any(result.artifact.loose for result in results)
-        told = {"ok": code == 0, "artifacts": [result.json(policy) for result in results],
+        report = {"ok": code == 0, "artifacts": [result.json(policy) for result in results],
                 "skipped": [{"target": a.target, "project": a.project, "reason": a.skipped} for a in skipped],
                 "may_install_unlisted": loose}
-        print(json.dumps(told, indent=1))
+        print(json.dumps(report, indent=1))
         return code
     if sys.stdout.isatty() and len(results) > 1 and not args.quiet:
         head = ["", "artifact", "logged at", "publisher", "cosigned", "last at"]
         print_table([head, *(result.row(policy) for result in results)])
     else:
         tell_lines(results, args.quiet)
-    unasked = [result for result in results if isinstance(result.error, Unreachable)]
-    left = [f"{a.project} ({a.skipped})" for a in skipped]
-    names = ", ".join([*left[:20], *["…"] * (len(left) > 20)])
-    also = f"; not looked at, since no log has it: {names}" if left else ""
-    if unasked:
-        logger.error("%s: %d of %d artifacts could not be checked", unasked[0].error, len(unasked), len(results))
-    elif (len(results) > 1 and not args.quiet) or left:
+    unreached = [result for result in results if isinstance(result.error, Unreachable)]
+    skipped_names = [f"{a.project} ({a.skipped})" for a in skipped]
+    names = ", ".join([*skipped_names[:20], *["…"] * (len(skipped_names) > 20)])
+    unlogged = f"; not checked, since no log has them: {names}" if skipped_names else ""
+    if unreached:
+        logger.error("%s: %d of %d artifacts could not be checked", unreached[0].error, len(unreached), len(results))
+    elif (len(results) > 1 and not args.quiet) or skipped_names:
         good = sum(result.error is None for result in results)
-        logger.info("%d of %d artifacts are logged as they should be%s", good, len(results), also)
+        logger.info("%d of %d artifacts are logged as they should be%s", good, len(results), unlogged)
     if code == 0 and any(result.artifact.loose for result in results) and not args.quiet:
-        logger.info("with uv, use `uv pip sync`, or --require-hashes: else it takes also what is not listed, unseen")
+        logger.info("with uv, use `uv pip sync`, or --require-hashes: else it also installs unlisted files, unchecked")
     return code
 
 
 def tell_lines(results: list[Verified], quiet: bool) -> None:
-    """A line for each artifact, but not for those that a log that does not answer says nothing of."""
+    """Prints a line for each artifact, except for those whose log did not answer."""
     wrong = [result for result in results if result.error and not isinstance(result.error, Unreachable)]
-    told = set(map(id, wrong[:MAX_TOLD]))
+    printed = set(map(id, wrong[:MAX_TOLD]))
     for result in results:
-        if id(result) in told:
+        if id(result) in printed:
             logger.error("%s", result.line())
         elif not result.error and not quiet:
             print(result.line())
-    if more := len(wrong) - len(told):
-        logger.error("%d more are wrong, and not told one by one", more)
+    if more := len(wrong) - len(printed):
+        logger.error("%d more are wrong, and not shown one by one", more)
 
 
 def save_proofs(folder: Path, results: list[Verified]) -> set[int]:
-    """Writes the proof of each file that is logged; returns the exit codes of what could not be written."""
+    """Saves the proof of each logged file. Returns the exit codes of those that could not be written."""
     make_folder(folder)
     codes = set[int]()
     for result in results:
@@ -7327,7 +7312,7 @@ def save_proofs(folder: Path, results: list[Verified]) -> set[int]:
 
 
 def worst(codes: set[int]) -> int:
-    """What was found counts for more than what could not be checked: a network that fails must not hide it."""
+    """The exit code that counts: 1 (found) before 3 (could not be checked), so that no failure hides a finding."""
     return 1 if 1 in codes else max(codes)
 
 
@@ -7337,35 +7322,35 @@ def print_table(rows: list[list[str]]) -> None:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
-# --- Looking after a log -------------------------------------------------------------------------------------
+# --- Checking and monitoring ---------------------------------------------------------------------------------
 
 def cmd_fsck(args: argparse.Namespace) -> int:
     folder = Path(args.storage_dir)
-    found, good = check_folder(folder)
-    if found and args.repair:
+    count, good = check_folder(folder)
+    if count and args.repair:
         with contextlib.closing(LogStore(folder)) as store:
             tree = rebuild(store, stored_key(store), show_progress("rebuilt"))
         print(f"{folder}: made tiles and look-up keys anew: the entries lead to the signed root of size {tree.size}")
-        found, good = check_folder(folder)
-    print(f"{found} findings" if found else good)
-    return 1 if found else 0
+        count, good = check_folder(folder)
+    print(f"{count} findings" if count else good)
+    return 1 if count else 0
 
 
 def check_folder(folder: Path) -> tuple[int, str]:
-    """Prints all that is wrong with a log's folder; how much that is, and what to say if it is nothing."""
+    """Prints all that is wrong with a log's folder. Returns the number of findings, and the text to print for none."""
     with contextlib.closing(LogStore(folder, read_only=True)) as store:
-        key, found = stored_key(store), 0
-        with store.database.snapshot():  # so that a log that goes on meanwhile does not look broken
+        key, count = stored_key(store), 0
+        with store.database.snapshot():  # else a log that grows meanwhile would look broken
             for line in check_store(store, key, show_progress("checked")):
-                found += 1
+                count += 1
                 print(line)
-            entries = 0 if found else store.stored().size
-    return found, f"{folder}: all {entries} entries of {key.name} are as they should be"
+            entries = 0 if count else store.stored().size
+    return count, f"{folder}: all {entries} entries of {key.name} are as they should be"
 
 
 def stored_key(store: LogStore) -> VerifierKey:
     if (key := store.key()) is None:
-        raise Corrupt(f"{store.folder} says of no log whose it is")
+        raise Corrupt(f"{store.folder} does not say which log it belongs to")
     return key
 
 
@@ -7402,13 +7387,13 @@ def cmd_monitor(args: argparse.Namespace) -> int:
                 if not report.told and not store.unreported(1):
                     raise
                 code = 1
-            return 1 if report.told or store.unreported(1) else code  # also if a round was interrupted
+            return 1 if report.told or store.unreported(1) else code  # also after an interrupted round
         except Corrupt as error:
             raise Corrupt(f"local state is corrupt, which accuses nobody: {error}") from None
 
 
 def tell_findings(monitor: Monitor, report: Reporter) -> None:
-    """Tells what was found in the entries that are stored."""
+    """Reports all stored findings that have not been reported."""
     while findings := monitor.store.unreported():
         for _, finding in findings:
             report(finding, always=True)
@@ -7418,7 +7403,7 @@ def tell_findings(monitor: Monitor, report: Reporter) -> None:
 def watch_round(
     monitor: Monitor, comparison: Comparison | None, report: Reporter, renew: Callable[[], bool], follow: bool
 ) -> int:
-    """One round of a monitor; its exit code."""
+    """Runs one round of a monitor and returns its exit code."""
     before, code, whole = monitor.store.tree("signed").size, 0, False
     report.begin()
     try:
@@ -7429,13 +7414,13 @@ def watch_round(
     tree = monitor.store.tree("signed")
     for finding in monitor.conditions:
         report(finding)
-    try:  # with a part of the log, files would seem to be missing from it
+    try:  # only with the whole log: a part of it would seem to lack files
         for finding in _limited(comparison.round() if comparison and whole else ()):
             report(finding)
     except Unavailable as error:
         logger.error("%s", error)
         code = error.exit_code
-    for finding in monitor.conditions:  # also those of reading on
+    for finding in monitor.conditions:  # the comparison reads on, which may add conditions
         report(finding)
     report.end()
     if report.count:
@@ -7448,7 +7433,7 @@ def watch_round(
 
 
 def _limited(findings: Iterable[Finding]) -> Iterator[Finding]:
-    """At most MAX_FINDINGS of a kind as they come, and at last how many more there were."""
+    """Yields at most MAX_FINDINGS of each kind, then for each kind one finding that counts the rest."""
     counts, lasts = Counter[str](), dict[str, Finding]()
     trouble: Unavailable | None = None
     try:
@@ -7458,7 +7443,7 @@ def _limited(findings: Iterable[Finding]) -> Iterator[Finding]:
                 yield finding
             else:
                 lasts[finding.kind] = finding
-    except Unavailable as error:  # comes last
+    except Unavailable as error:  # raised last, after all findings
         trouble = error
     for kind, last in lasts.items():
         more = counts[kind] - MAX_FINDINGS
@@ -7468,46 +7453,43 @@ def _limited(findings: Iterable[Finding]) -> Iterator[Finding]:
 
 
 class Reporter:
-    """Prints findings, and keeps their evidence in a folder of their own each.
-
-    A finding that stays is printed once, until a round has passed without it.
-    """
+    """Prints findings and keeps their evidence. Repeats a finding only after a round has passed without it."""
 
     def __init__(self, monitor: Monitor, as_json: bool) -> None:
         self._monitor, self._json, self.count, self.told = monitor, as_json, 0, False
         self._place = monitor.store.folder / "evidence"
-        self._folders: set[Path] | None = None  # with evidence, those of earlier runs included; and how much it is
+        self._folders: set[Path] | None = None  # with evidence, also of earlier runs; _bytes is its size
         self._bytes, self._full = 0, False
-        self._known: set[tuple[str, str]] = set()
-        self._now: set[tuple[str, str]] = set()
+        self._last_round: set[tuple[str, str]] = set()
+        self._this_round: set[tuple[str, str]] = set()
 
     def begin(self) -> None:
-        self.count, self._now = 0, set()
+        self.count, self._this_round = 0, set()
 
     def end(self) -> None:
-        self._known = self._now
+        self._last_round = self._this_round
 
     def __call__(self, finding: Finding, always: bool = False) -> None:
         self.count += 1
         key = (finding.kind, finding.text)
-        new = always or key not in self._known | self._now
+        new = always or key not in self._last_round | self._this_round
         if not always:
-            self._now.add(key)
+            self._this_round.add(key)
         if new:
             kept = ""
             try:
                 kept = self._keep(finding, self._monitor.evidence(finding))
-            except Unavailable as error:  # that there is no room for evidence is no reason to be silent
+            except Unavailable as error:  # the finding is printed even without evidence
                 logger.error("%s", error)
             fields = {"evidence": kept, **self._fields(finding)}
             self.told = True
             self.say(finding.text, finding.kind, **{name: value for name, value in fields.items() if value != ""})
-            if fields["evidence"] and (late := self._monitor.late_evidence(finding)):  # the log may keep us waiting
+            if fields["evidence"] and (late := self._monitor.late_evidence(finding)):  # last: the log may be slow
                 with contextlib.suppress(Unavailable):
                     self._keep(finding, late)
 
     def _keep(self, finding: Finding, files: dict[str, bytes]) -> str:
-        """Writes evidence to a folder of its own, and returns its name; "" where there is no room for more."""
+        """Writes evidence to its own folder and returns the path; "" if there is no room. Raises Unavailable."""
         if self._folders is None:
             self._folders = {path for path in self._place.glob("*") if path.is_dir()}
             self._bytes = sum(path.stat().st_size for path in self._place.rglob("*") if path.is_file())
@@ -7515,7 +7497,7 @@ class Reporter:
         folder = self._place / f"{finding.kind}-{digest}"
         files = {**files, "finding.txt": f"{finding.text}\n".encode(errors="replace")}
         self._bytes += sum(map(len, files.values()))
-        share = 2 if finding.indices else 1  # entries leave some for what accuses the log itself
+        share = 2 if finding.indices else 1  # entries get half: the rest is for evidence against the log itself
         if len(self._folders | {folder}) > MAX_KEPT // share or self._bytes > MAX_KEPT_BYTES // share:
             self._bytes -= sum(map(len, files.values()))
             if not self._full:
@@ -7525,11 +7507,11 @@ class Reporter:
         self._folders.add(folder)
         for name, data in files.items():
             make_folder((folder / name).parent)
-            replace_file(folder / name, data, sync=not finding.indices)  # of entries there may be thousands
+            replace_file(folder / name, data, sync=not finding.indices)  # no sync for entries: there may be thousands
         return str(folder)
 
     def _fields(self, finding: Finding) -> dict[str, Any]:
-        """What machines want to know of the entry or file that a finding is about; of two entries, of the later one."""
+        """The JSON fields about the entry or file of a finding. For two entries, about the later one."""
         fields: dict[str, Any] = {}
         if finding.indices:
             index = finding.indices[-1]
@@ -7554,52 +7536,52 @@ class Reporter:
 
 
 def run_rounds(args: argparse.Namespace, run: Callable[[], int], closing: Callable[[], None]) -> int:
-    """Runs once or, with --follow, again and again until SIGTERM or SIGINT; 1 if there was a round with findings.
+    """Runs `run` once and returns its exit code. With --follow, repeats it until a signal; returns 1 if any run did.
 
-    It runs in a thread of its own, whose locks no signal can interrupt; `closing` has it end.
+    It has a thread of its own, so that no SIGTERM or SIGINT interrupts it within a lock. `closing` makes it end.
     """
-    asked: list[int] = []
-    over, codes, errors = threading.Event(), [0], list[BaseException]()
+    signals: list[int] = []
+    stopping, codes, errors = threading.Event(), [0], list[BaseException]()
 
     def work() -> None:
-        said = ""
+        last_error = ""
         try:
             while True:
                 try:
                     codes.append(run())
-                    said = ""
+                    last_error = ""
                 except Unavailable as error:
                     if not args.follow:
                         raise
-                    if str(error) != said:  # which may pass
+                    if str(error) != last_error:  # it may pass: log it once, and go on
                         logger.error("%s", error)
-                    said = str(error)
-                if not args.follow or over.wait(args.frequency):
+                    last_error = str(error)
+                if not args.follow or stopping.wait(args.frequency):
                     return
         except Stopped:
             pass
-        except BaseException as error:  # it is raised in the other thread
+        except BaseException as error:  # the main thread raises it
             errors.append(error)
 
     thread = threading.Thread(target=work, name="rounds", daemon=True)
-    with _signals(lambda number, frame: asked.append(number)):
+    with _signals(lambda number, frame: signals.append(number)):
         thread.start()
-        while thread.is_alive() and not asked:
+        while thread.is_alive() and not signals:
             thread.join(0.1)
-        over.set()
+        stopping.set()
         if thread.is_alive():
             closing()
             thread.join(8)
     if errors:
         raise errors[0]
-    if asked and not args.follow:
+    if signals and not args.follow:
         raise KeyboardInterrupt
     return codes[-1] if not args.follow else 1 if 1 in codes else 0
 
 
 @contextlib.contextmanager
 def _signals(handler: Callable[[int, Any], None]) -> Iterator[None]:
-    """Has SIGTERM and SIGINT handled so meanwhile, in a main thread."""
+    """Sets the handler of SIGTERM and SIGINT for a `with` block. Does nothing outside the main thread."""
     numbers = (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()
     before = [signal.signal(number, handler) for number in numbers]
     try:
@@ -7639,16 +7621,16 @@ def cmd_export(args: argparse.Namespace) -> int:
 
 
 class StaticTree:
-    """The files of tlog-tiles in a folder, which never has a checkpoint whose tiles are not there, on disk."""
+    """The static tree of tlog-tiles in a folder. All tiles of a checkpoint are on disk before the checkpoint is."""
 
-    KEPT = 3600  # seconds that partial tiles are kept after they have become full
+    KEPT = 3600  # seconds that partial tiles stay after the full tile is written
 
     def __init__(self, store: LogStore, out: Path) -> None:
         self._store, self._out = store, out
         self._folders: set[Path] = set()
 
     def export(self, note: bytes, progress: Callable[[int, int], None]) -> tuple[int, int]:
-        """Writes what is new, the checkpoint last; returns the tree size that was there, and that is there now."""
+        """Writes what is new, the checkpoint last. Returns the old and the new tree size of the folder."""
         tree = Checkpoint.parse(split_note(note)[0]).tree
         old = self._old_tree(tree)
         places = [
@@ -7670,11 +7652,11 @@ class StaticTree:
 
     @staticmethod
     def _levels(size: int, old: int) -> list[tuple[int | None, int, int]]:
-        """Bundles and levels of tiles, each with its width in a tree of `size`, and in the `old` one."""
+        """Each tile level (None for bundles), with its number of hashes in a tree of `size` and in the `old` one."""
         return [(None, size, old), *((level, size >> 8 * level, old >> 8 * level) for level in range(8))]
 
     def _old_tree(self, tree: Tree) -> Tree:
-        """The tree that the folder has; raises Malformed if that is not an earlier one of this log."""
+        """The tree of the folder's checkpoint. Raises Malformed if it is not an earlier tree of this log."""
         path, key = self._out / "checkpoint", self._store.key()
         if not path.exists() and (strange := [n for n in os.listdir(self._out) if n != "tile" and n[0] != "."]):
             raise Malformed(f"{self._out} holds other things than a static tree ({min(strange)}): choose another one")
@@ -7695,21 +7677,21 @@ class StaticTree:
         self._folders.update(folder for folder in path.parents if folder.is_relative_to(self._out))
 
     def _remove_partials(self, new: list[tuple[int | None, int, int]]) -> None:
-        """Removes partial tiles whose full tile has been there for long enough to be found in their place."""
+        """Removes partial tiles whose full tile is older than KEPT seconds: readers find the full one."""
         # "MAY delete any partial tile once the corresponding full tile is … available"
-        listed = self._out / ".partials"
-        folders = set(listed.read_text(errors="replace").split("\n") if listed.exists() else ())
+        list_file = self._out / ".partials"
+        folders = set(list_file.read_text(errors="replace").split("\n") if list_file.exists() else ())
         folders = {name for name in folders if self._is_partials(name)}
         folders |= {f"{tile_path(level, index)}.p" for level, index, _ in new}
         for name in sorted(folders):
             full = self._out / name.removesuffix(".p")
             if full.exists() and time.time() - full.stat().st_mtime > self.KEPT:
-                shutil.rmtree(self._out / name, ignore_errors=True)  # it may be gone since the last run was killed
+                shutil.rmtree(self._out / name, ignore_errors=True)  # a killed run may have removed it
                 folders.remove(name)
         self._write(".partials", "\n".join(sorted(folders)).encode())
 
     def _is_partials(self, name: str) -> bool:
-        """Whether this names a folder of partial tiles within this tree, and not through somebody's link."""
+        """True if this names a folder of partial tiles within this tree, and no symbolic link leads out of it."""
         try:
             level, index, width = parse_tile_path(name.removesuffix(".p"))
         except Malformed:
@@ -7718,7 +7700,7 @@ class StaticTree:
         return width == 256 and f"{tile_path(level, index)}.p" == name and place.resolve() == place
 
 
-# --- Logging what an index has -------------------------------------------------------------------------------
+# --- Logging the files of an index ---------------------------------------------------------------------------
 
 def cmd_ingest(args: argparse.Namespace) -> int:
     index, totals, lines = Index(args.index_url, give_up=8), Counter[str](), list[dict[str, str]]()
@@ -7726,23 +7708,23 @@ def cmd_ingest(args: argparse.Namespace) -> int:
         size = open_checkpoint(writer.client.get("/checkpoint"), writer.policy).tree.size
         projects = list({normalize(name): name for name in args.projects}.values()) or index.projects()
         progress = show_progress("projects")
-        for done, (project, found) in enumerate(index.each(projects), 1):
-            if isinstance(found, Unreachable):
-                logger.error("%s: %d projects were not read", found, len(projects) - done + 1)
+        for done, (project, answer) in enumerate(index.each(projects), 1):
+            if isinstance(answer, Unreachable):
+                logger.error("%s: %d projects were not read", answer, len(projects) - done + 1)
                 totals["failed"] += len(projects) - done + 1
-            elif isinstance(found, Unavailable):
+            elif isinstance(answer, Unavailable):
                 totals["failed"] += 1
                 totals["unread"] += 1
-                if totals["unread"] <= 5:  # they may be thousands
-                    logger.error("%s", found)
+                if totals["unread"] <= 5:  # there may be thousands
+                    logger.error("%s", answer)
             else:
-                lines += project_lines(project, found, totals)
-            over = done == len(projects) or isinstance(found, Unreachable)
-            while len(lines) >= 10_000 or (lines and over):
+                lines += project_lines(project, answer, totals)
+            last = done == len(projects) or isinstance(answer, Unreachable)
+            while len(lines) >= 10_000 or (lines and last):
                 totals += log_lines(writer, lines[:10_000], size)
                 del lines[:10_000]
             progress(done, len(projects))
-            if over:
+            if last:
                 break
     print(f"{len(projects)} projects: {totals['new']} files logged, {totals['known']} were logged already, "
           f"{totals['conflict']} conflicts, {totals['failed']} failed")
@@ -7750,7 +7732,7 @@ def cmd_ingest(args: argparse.Namespace) -> int:
 
 
 def project_lines(project: str, files: list[IndexFile] | None, totals: Counter[str]) -> list[dict[str, str]]:
-    """What to log of a project: the files of which all installers read the same, under one name of this project."""
+    """The lines to log of a project. Skips files that are not the project's, or that installers read differently."""
     if files is None:
         logger.error("the index has no project %s", project)
         totals["failed"] += 1
@@ -7760,11 +7742,11 @@ def project_lines(project: str, files: list[IndexFile] | None, totals: Counter[s
     lines, name = [], normalize(project)
     for file in dict.fromkeys(files or ()):
         wheel = file.name.endswith((".whl", ".egg"))
-        mine = is_of(name, file.name) if wheel else normalize(file.name).startswith(f"{name}-")
+        of_project = is_of(name, file.name) if wheel else normalize(file.name).startswith(f"{name}-")
         if file.other:
-            why = f"the page of {project} names it so, and its URL says {file.other[0]} {file.other[1]}"
-        elif not mine:
-            why = f"it is on the page of {project}, and is not a file of that project"
+            why = f"the page of {project} gives it this name, but its URL says {file.other[0]} {file.other[1]}"
+        elif not of_project:
+            why = f"it is on the page of {project}, but is not a file of that project"
         elif len(checksums[file.name]) > 1:
             why = f"the page of {project} has it more than once, with different checksums"
         elif not file.checksum:
@@ -7778,7 +7760,7 @@ def project_lines(project: str, files: list[IndexFile] | None, totals: Counter[s
 
 
 def log_lines(writer: LogWriter, lines: list[dict[str, str]], size: int) -> Counter[str]:
-    """Logs files in bulk, and verifies the answer; counts those that are "new" (behind `size`), and others."""
+    """Logs files in bulk, verifies the answer. Counts "new" (index `size` or later), "known", "conflict", "failed"."""
     body = "".join(f"{json.dumps(line)}\n" for line in lines).encode()
     data = writer.post("/admin/bulk/append", NDJSON, body)
     counts = Counter[str]()
@@ -7798,12 +7780,12 @@ def log_lines(writer: LogWriter, lines: list[dict[str, str]], size: int) -> Coun
             check_inclusion(leaf, index, tree, [parse_base64(text, 32) for text in proof])
             counts["new" if index >= size else "known"] += 1
     except (Malformed, KeyError, TypeError, ValueError) as error:
-        raise BadProof(f"the log's answer does not have the form that it should have: {error}") from None
+        raise BadProof(f"the log's answer is malformed: {error}") from None
     return counts
 
 
 def cmd_health(args: argparse.Namespace) -> int:
-    """Exit code 0 if one of the servers is healthy: the image of a container does not know which of them it runs."""
+    """Returns 0 if one of the servers is healthy: a container image does not know which of them it runs."""
     errors = []
     for url in args.urls or ["http://127.0.0.1:8080"]:
         try:
@@ -8127,7 +8109,7 @@ def cmd_proxy(args: argparse.Namespace) -> int:
 # --- A demonstration ------------------------------------------------------------------------------------------
 
 def cmd_demo(args: argparse.Namespace) -> int:
-    """A log, a witness, and what they do for a file: in a temporary folder, with this very program."""
+    """Shows a log, a witness and what they do for a file, with this program in a temporary folder."""
     with tempfile.TemporaryDirectory(prefix="btlog-demo-") as folder, contextlib.ExitStack() as stack:
         demo = Demo(Path(folder), stack)
         demo.say("A witness, and a log whose checkpoints count only once the witness has cosigned them:")
@@ -8137,30 +8119,30 @@ def cmd_demo(args: argparse.Namespace) -> int:
         witness = demo.serve("witness", "--port", "0", "--log-public-key", "public.key")
         url = demo.serve("serve", "--port", "0", "--private-key", "private.key", "--public-key", "public.key",
                          "--witness-url", witness, "--witness-public-key", "witness-public.key")
-        demo.say("An index logs its files; here, some of this Python's own modules stand for them:")
+        demo.say("An index logs its files. Here, some modules of this Python stand for them:")
         names = [f"{module.__name__}.py" for module in (argparse, base64, bisect)]
         for module, name in zip((argparse, base64, bisect), names, strict=True):
             shutil.copy(str(module.__file__), demo.folder / name)
         keys = ("--public-key", "public.key", "--witness-public-key", "witness-public.key")
         demo.run("add", *names, "--log-url", url, *keys)
-        demo.say("Somebody who has the file, the proof and the two public keys verifies it, without asking anybody:")
+        demo.say("Anybody with the file, the proof and the two public keys can verify the file offline:")
         demo.run("verify", names[0], *keys)
-        demo.say("Somebody has changed one byte of the file on its way:")
+        demo.say("Then somebody changes one byte of the file on its way:")
         data = bytearray((demo.folder / names[0]).read_bytes())
         data[100] ^= 1
         (demo.folder / names[0]).write_bytes(data)
         demo.run("verify", names[0], *keys, expected=1)
-        demo.say("It is refused, with exit code 1. Nor can the index replace the file unseen: the log refuses that.")
+        demo.say("It is refused, with exit code 1. The index can't replace the file either: the log refuses that.")
         demo.run("add", names[0], "--log-url", url, *keys, expected=1)
-        demo.say("A monitor reads all of the log, and tells those who watch what was logged under a name of theirs:")
+        demo.say("A monitor reads all of the log, and reports what was logged under the names that it watches:")
         watch = ("--storage-dir", "mirror", "--filename-regex", "^bisect")
         demo.run("monitor", "--log-url", url, *keys, *watch, expected=1)
-    print("\nThat was it, and nothing of it is left. `btlog serve` begins a log that stays.")
+    print("\nThat was the demonstration. All its files are gone. `btlog serve` begins a log that stays.")
     return 0
 
 
 class Demo:
-    """Runs commands of this program in a folder, and shows them with what they print."""
+    """Runs commands of this program in a folder, and prints each with its output."""
 
     def __init__(self, folder: Path, stack: contextlib.ExitStack) -> None:
         self.folder, self._stack = folder, stack
@@ -8194,7 +8176,7 @@ class Demo:
 # --- The command line ------------------------------------------------------------------------------------------
 
 class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    """Keeps the examples' lines, and names defaults where there are some to name."""
+    """Keeps the line breaks of the examples, and shows a default only if there is one."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         return action.help if action.default in (None, False) else super()._get_help_string(action)
@@ -8211,7 +8193,7 @@ class _Parser(argparse.ArgumentParser):
         raise Malformed(f"{message.partition(' (choose from')[0]}{hint}; see `{self.prog} --help`")
 
 
-Command = Callable[[Callable[[argparse.Namespace], int], str, str], Callable[..., Any]]  # how to add one
+Command = Callable[[Callable[[argparse.Namespace], int], str, str], Callable[..., Any]]  # adds a command
 
 
 def parser() -> argparse.ArgumentParser:
@@ -8240,16 +8222,16 @@ def parser() -> argparse.ArgumentParser:
 
 def _key_commands(command: Command) -> None:
     add = command(cmd_keygen, "make an Ed25519 key pair", "--origin log.example.com/pypi")
-    add("--origin", required=True, metavar="NAME", help="the name to sign under: of a log, its origin")
-    add("--private-key-path", default="private.key", metavar="F", help="where the private key goes")
-    add("--public-key-path", default="public.key", metavar="F", help="where the public key goes")
+    add("--origin", required=True, metavar="NAME", help="the name of the key: for a log, its origin")
+    add("--private-key-path", default="private.key", metavar="F", help="where to write the private key")
+    add("--public-key-path", default="public.key", metavar="F", help="where to write the public key")
 
     example = "--origin log.example.com/pypi --public-key-path key.pem"
     add = command(cmd_vkey, "print the vkey of an Ed25519 public key", example)
-    add("--origin", required=True, metavar="NAME", help="the name that the key signs under")
+    add("--origin", required=True, metavar="NAME", help="the name of the key: for a log, its origin")
     add("--public-key-path", required=True, metavar="F", help="the key, in PEM or base64 DER")
 
-    command(cmd_core, "print Part I of this file, which verifies alone, without PyNaCl", "> core.py")
+    command(cmd_core, "print Part I of this file, which verifies on its own, without PyNaCl", "> core.py")
 
 
 def _log_command(command: Command) -> None:
@@ -8259,23 +8241,23 @@ def _log_command(command: Command) -> None:
     add("--host", default="127.0.0.1", help="the address to listen on")
     add("--port", default=8080, type=port_number, help="the port to listen on, 0 for any")
     add("--private-key", metavar="F", help="the private key (default: private.key in the folder)")
-    add("--public-key", metavar="F", help="the public key, to make sure that it is this one")
-    add("--origin", metavar="NAME", help="the name of a new log (default: of this host)")
+    add("--public-key", metavar="F", help="the public key, which must match the private key")
+    add("--origin", metavar="NAME", help="the name of a new log (default: from the host name)")
     add("--policy", metavar="F", help="a policy file with witnesses, their URLs and the quorum that publishing needs")
-    add("--witness-url", metavar="U", help="one witness, in the place of a policy")
-    add("--witness-public-key", metavar="F", help="its public key")
+    add("--witness-url", metavar="U", help="the URL of one witness, instead of a policy")
+    add("--witness-public-key", metavar="F", help="the public key of that witness")
     add("--checkpoint-interval", default=0.2, type=duration, metavar="S",
         help="the longest pause between two requests to witnesses, in seconds")
     add("--witness-timeout", default=5.0, type=duration, metavar="S", help="seconds that a witness has to answer")
     add("--republish-interval", default=3600.0, type=duration, metavar="S",
         help="seconds after which an idle log is cosigned anew, 0 for never")
     add("--add-timeout", default=30.0, type=duration, metavar="S", help="seconds after which an add is given up")
-    add("--bulk-append-max-entries", default=50_000, type=whole_number, metavar="N", help="lines that a bulk may have")
+    add("--bulk-append-max-entries", default=50_000, type=whole_number, metavar="N", help="the most lines in a bulk")
     add("--bulk-append-publish-timeout", type=duration, metavar="S", help="seconds after which a bulk is given up")
-    add("--bulk-append-workers", type=whole_number, metavar="N", help="taken for the sake of bt-log; has no effect")
+    add("--bulk-append-workers", type=whole_number, metavar="N", help="an option of bt-log; has no effect")
     add("--new", action="store_true", help="begin a log with a private key that was made elsewhere")
     add("--write-token-file", metavar="F", help="a file with the token that writing needs (Authorization: Bearer)")
-    add("--allow-replacement", action="store_true", help="log a filename again with another checksum")
+    add("--allow-replacement", action="store_true", help="let a filename be logged again with another checksum")
     add("--read-only", action="store_true", help="serve what another process writes; needs no private key")
     add("--open-writes", action="store_true", help="let anybody write, on an address that is not loopback")
     _add_logging(add)
@@ -8288,10 +8270,10 @@ def _witness_command(command: Command) -> None:
     add("--host", default="127.0.0.1", help="the address to listen on")
     add("--port", default=8081, type=port_number, help="the port to listen on, 0 for any")
     add("--private-key", metavar="F", help="the private key (default: witness-private.key, by the database)")
-    add("--public-key", metavar="F", help="the public key, to make sure that it is this one")
-    add("--origin", metavar="NAME", help="the name of a new witness (default: of this host)")
-    add("--log-public-key", metavar="F", action="append", help="a log's key; can be repeated, and stays known for good")
-    add("--policy", metavar="F", help="a policy file whose logs are to be known as well")
+    add("--public-key", metavar="F", help="the public key, which must match the private key")
+    add("--origin", metavar="NAME", help="the name of a new witness (default: from the host name)")
+    add("--log-public-key", metavar="F", action="append", help="a log's key, remembered for good; repeatable")
+    add("--policy", metavar="F", help="a policy file whose logs the witness cosigns as well")
     add("--import", dest="import_", metavar="F", help="take over the logs and sizes of a bt-log witness's database")
     _add_logging(add)
 
@@ -8308,18 +8290,18 @@ def _user_commands(command: Command) -> None:
     add = command(cmd_verify, "check that files are logged", example)
     add("targets", nargs="*", metavar="TARGET", help="a wheel or sdist, a folder of them, requirements.txt with "
         "hashes, pylock.toml, uv.lock, poetry.lock, pdm.lock, Pipfile.lock, or the JSON of pip install --report")
-    add("--installed", nargs="?", const=sys.executable, metavar="PYTHON", help="what this interpreter has installed")
-    add("--timeout", type=duration, metavar="S", help="seconds in which the log has to answer all that is asked")
+    add("--installed", nargs="?", const=sys.executable, metavar="PYTHON", help="verify what PYTHON has installed")
+    add("--timeout", type=duration, metavar="S", help="seconds in all for the log's answers")
     add("--quiet", action="store_true", help="print only what is wrong")
     add("--log-url", metavar="U", help="ask this log (default: FILE.tlog-proof beside the file, or the policy's URL)")
     add("--proof", metavar="F", help="check against this .tlog-proof, offline")
     add("--proofs", metavar="D", help="check against the .tlog-proof files in this folder, offline")
     add("--save-proofs", metavar="D", help="keep the .tlog-proof files in this folder")
-    add("--publisher-issuer", metavar="R", type=regex, help="refuse what has no publisher whose issuer matches this")
-    add("--publisher-subject", metavar="R", type=regex, help="refuse what has no publisher whose subject matches this")
+    add("--publisher-issuer", metavar="R", type=regex, help="refuse files without a publisher whose issuer matches")
+    add("--publisher-subject", metavar="R", type=regex, help="refuse files without a publisher whose subject matches")
     add("--json", action="store_true", help="print JSON")
     add("--storage-dir", metavar="D", help="ask a log's or a monitor's folder, without a network")
-    add("--max-age", type=duration, metavar="S", help="refuse what no quorum has cosigned in the last S seconds")
+    add("--max-age", type=duration, metavar="S", help="refuse proofs that no quorum cosigned in the last S seconds")
     _add_policy(add)
 
     what = "serve a package index to installers, and only those of its files that are logged"
@@ -8339,42 +8321,42 @@ def _user_commands(command: Command) -> None:
 
     add = command(cmd_fsck, "recompute and check all that a log's folder holds", "--storage-dir btlog-data")
     add("--storage-dir", default="btlog-data", metavar="D", help="the folder of the log, or of a monitor")
-    add("--repair", action="store_true", help="make tiles and look-up keys anew, if the entries are the signed ones")
+    add("--repair", action="store_true", help="rebuild tiles and look-up keys, if the entries match the signed root")
 
     command(cmd_demo, "show, in a temporary folder, what a log does and what it refuses", "")
 
     add = command(cmd_health, "ask servers whether they can do their work", "http://127.0.0.1:8080")
-    add("urls", nargs="*", metavar="URL", help="servers, one of them healthy (default: http://127.0.0.1:8080)")
+    add("urls", nargs="*", metavar="URL", help="of these, one must be healthy (default: http://127.0.0.1:8080)")
 
 
 def _watch_commands(command: Command) -> None:
-    what = "follow a log, check all of it, and say what is wrong; what it keeps can be served"
+    what = "follow a log, check all of it, report what is wrong, and keep a mirror"
     example = "--log-url http://127.0.0.1:8080 --public-key public.key --storage-dir mirror"
     add = command(cmd_monitor, what, example)
     add("--log-url", metavar="U", help="the log, or its static tree (default: the policy's URL)")
     add("--storage-dir", default="btlog-mirror", metavar="D", help="the folder for the mirror, and the evidence")
-    add("--once", nargs="?", const="true", choices=["true", "false"], default="true", help="false is --follow")
-    add("--max-age", type=duration, metavar="S", help="find stale what no quorum has cosigned in the last S seconds")
-    add("--project", metavar="NAME", type=project_name, action="append", help="find all files of a project; repeated")
+    add("--once", nargs="?", const="true", choices=["true", "false"], default="true", help="false means --follow")
+    add("--max-age", type=duration, metavar="S", help="report a log that no quorum cosigned in the last S seconds")
+    add("--project", metavar="NAME", type=project_name, action="append", help="report a project's files; repeatable")
     add("--filename-regex", metavar="R", type=regex, action="append",
-        help="find entries whose filename has a match for this; repeated, for any of these")
+        help="report entries with a match in the filename; repeatable")
     add("--checksum-regex", metavar="R", type=regex, action="append",
-        help="find entries whose checksum has a match for this, of those whose filename has; repeated")
-    add("--index-url", metavar="U", help="compare with this package index, by the URL that pip takes")
+        help="report entries with a match in the checksum, and in the filename if both are given; repeatable")
+    add("--index-url", metavar="U", help="compare with this package index: the URL that pip takes")
     _add_logging(add)
     _add_follow(add, 60)
     _add_policy(add)
 
     what = "write the static tree of tlog-tiles, for a web server, an object store, a CDN"
     add = command(cmd_export, what, "--storage-dir btlog-data public --follow")
-    add("out", metavar="OUT", help="the folder for it")
+    add("out", metavar="OUT", help="the folder for the tree")
     add("--storage-dir", default="btlog-data", metavar="D", help="the folder of the log, or of a monitor")
     _add_follow(add, 1)
 
     what = "log the files that a package index has"
     add = command(cmd_ingest, what, "--index-url http://127.0.0.1:3141/root/dev/+simple some-project")
-    add("projects", nargs="*", metavar="PROJECT", help="whose files (default: all that the index lists)")
-    add("--index-url", required=True, metavar="U", help="the index, by the URL that pip takes")
+    add("projects", nargs="*", metavar="PROJECT", help="log only their files (default: all that the index lists)")
+    add("--index-url", required=True, metavar="U", help="the index: the URL that pip takes")
     add("--log-url", metavar="U", help="the log (default: the policy's URL, or http://127.0.0.1:8080)")
     add("--write-token-file", metavar="F", help="a file with the log's write token")
     _add_policy(add)
@@ -8413,12 +8395,12 @@ def project_name(text: str) -> str:
 
 def port_number(text: str) -> int:
     if (port := whole_number(text)) > 65_535:
-        raise argparse.ArgumentTypeError(f"{port} is no port")
+        raise argparse.ArgumentTypeError(f"{port} is not a port")
     return port
 
 
 def duration(text: str) -> float:
-    """Seconds, given as a number or as Go's flags have it: 90, 1.5, 1m30s."""
+    """The seconds in a number or in a duration of Go's flags: 90, 1.5, 1m30s."""
     units = {"h": 3600, "m": 60, "s": 1, "ms": 0.001}
     parts = re.findall(r"([0-9.]+)(h|ms|m|s)", text)
     try:
@@ -8433,22 +8415,22 @@ def duration(text: str) -> float:
 
 def _add_policy(add: Callable[..., Any]) -> None:
     add("--policy", metavar="F", help="a policy file (c2sp.org/tlog-policy)")
-    add("--public-key", metavar="F", help="the log's public key, in the place of a policy")
-    add("--witness-public-key", metavar="F", action="append", help="with it, a witness's key; can be repeated")
-    add("--quorum", metavar="K", type=whole_number, help="how many of those witnesses have to cosign (default: all)")
+    add("--public-key", metavar="F", help="the log's public key, instead of a policy")
+    add("--witness-public-key", metavar="F", action="append", help="a witness's key, beside --public-key; repeatable")
+    add("--quorum", metavar="K", type=whole_number, help="how many of those witnesses must cosign (default: all)")
 
 
 def open_standard_streams() -> None:
-    """Puts /dev/null in the place of standard streams that are closed: else the next file would take their number."""
+    """Opens /dev/null for each closed standard stream: else the next file would take its number."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
-            while (found := os.open(os.devnull, os.O_RDWR)) < number:
+            while (descriptor := os.open(os.devnull, os.O_RDWR)) < number:
                 pass
-            setattr(sys, name, os.fdopen(found, "r" if number == 0 else "w"))
+            setattr(sys, name, os.fdopen(descriptor, "r" if number == 0 else "w"))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command and returns its exit code: 0 as it should be, 1 found, 2 usage, 3 could not be checked."""
+    """Runs a command and returns its exit code: 0 success, 1 a finding, 2 wrong usage, 3 could not be checked."""
     open_standard_streams()
     logging.basicConfig(format="btlog: %(message)s", level=logging.INFO, stream=sys.stderr, force=True)
     logging.getLogger("asyncio").setLevel(logging.ERROR)
@@ -8463,9 +8445,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = parser().parse_args(arguments)
         handler.setFormatter(JsonLines() if getattr(args, "json_logging", False) else Lines())
         logging.getLogger().setLevel(logging.DEBUG if getattr(args, "debug", False) else logging.INFO)
-        gc.freeze()  # what is there now stays; and of what comes, little is in cycles
+        gc.freeze()  # modules stay for good, and later objects are rarely in cycles
         gc.set_threshold(20_000, 20, 20)
-        for name, value in vars(args).items():  # as of a variable that is not set: nothing would be checked
+        for name, value in vars(args).items():  # as from an unset shell variable: nothing would be checked
             if value == "" or (isinstance(value, list) and "" in value):
                 what = name.strip("_").replace("_", "-")
                 raise Malformed(f"an empty value is given for {what}: give another, or leave it out")
@@ -8478,9 +8460,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except OSError as error:
-        if not isinstance(error, BrokenPipeError):  # there the reader of our output has seen enough
+        if not isinstance(error, BrokenPipeError):  # its reader has seen enough
             logger.error("%s", error, exc_info=error if logger.isEnabledFor(logging.DEBUG) else None)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left in its buffer is lost
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # drops what is left in its buffer
         return 3
 
 
