@@ -5102,13 +5102,13 @@ class Witness:
 
         Two roots for one size prove a fork. For two sizes, the client may have left out a good proof: that proves none.
         """
-        text, log_lines = keep_signed(job.request.note, self.logs[job.origin])
+        text, kept = keep_signed(job.request.note, self.logs[job.origin])
         tree = Checkpoint.parse(text).tree
         if tree == last.tree:
             return
         forked = tree.size == last.tree.size
         reason = f"{'two trees of one size' if forked else 'a proof that does not verify'}: {error}"
-        offered = f"{text}\n{''.join(log_lines)}".encode()
+        offered = f"{text}\n{''.join(kept)}".encode()
         if self.store.accuse(db, job.origin, forked, reason, (last.note, offered)):
             level = logging.CRITICAL if forked else logging.WARNING
             notes = json.dumps([note.decode() for note in (last.note, offered)])
