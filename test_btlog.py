@@ -5113,7 +5113,7 @@ def subparsers() -> dict[str, Any]:
 
 
 def test_the_readme_names_what_there_is() -> None:
-    foreign = r"pip install --report|docker compose .*|useradd .*|(?:un)?mount .*|--(?:hash|find-links|only-binary|require-hashes)"
+    foreign = r"pip install --report|docker compose .*|useradd .*|(?:un)?mount .*|--(?:hash|find-links|only-binary|require-hashes|extra-index-url)"
     flags = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", re.sub(foreign, "", README)))
     known = {flag for sub in subparsers().values() for flag in sub._option_string_actions}
     assert len(flags) > 12
@@ -6063,7 +6063,7 @@ def test_the_commands_of_the_readme_for_operators() -> None:
     units = re.findall(r"^ExecStart=\S+/python \S+/btlog\.py (.*)$", README, re.MULTILINE)
     compose = re.findall(r"^    command: (.*)$", README, re.MULTILINE)
     scripts = re.findall(r"^python btlog\.py (.*?)(?: &| \|\| .*)?$", README, re.MULTILINE)
-    assert (len(units), len(compose), len(scripts)) == (4, 3, 19)
+    assert (len(units), len(compose), len(scripts)) == (4, 3, 20)
     for line in (*units, *compose, *scripts):
         args = btlog.parser().parse_args(shlex.split(line))
         assert callable(args.run)
