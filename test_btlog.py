@@ -14537,9 +14537,12 @@ def test_M9_the_end_to_end_test_of_bt_log(tmp_path: Path, static: StaticLog) -> 
     assert [line.get("checksum") for line in seen.lines] == [SUM]
 
 
+# --- P: the page, for a log of three witnesses -------------------------------------------------------------------------------
+
 CONTENT = b"what is in the file"
 CONTENT_SUM = f"sha256:{hashlib.sha256(CONTENT).hexdigest()}"
 OTHER_SUM = f"sha256:{hashlib.sha256(b'something else').hexdigest()}"
+ANOTHER_LOG = btlog.encode_vkey(A.key)
 
 
 @dataclass(frozen=True)
@@ -14548,36 +14551,32 @@ class LogOfThree:
 
     url: str
     key: str
-    witnesses: tuple[str, str, str]
+    witnesses: list[str]
     policy: str
 
 
-@contextlib.contextmanager
-def log_of_three(tmp_path: Path) -> Iterator[LogOfThree]:
-    assert run_btlog("keygen", "--origin", "log.example/three", cwd=tmp_path).returncode == 0
-    with contextlib.ExitStack() as stack:
-        urls, keys = [], []
-        for name in "w1", "w2":
-            (tmp_path / name).mkdir()
-            where = ("--database-path", f"{name}/witness.db", "--log-public-key", "public.key")
-            witness = running("witness", "--origin", f"witness.example/{name}", *where, cwd=tmp_path)
-            urls.append(stack.enter_context(witness).url)
-            keys.append((tmp_path / name / "witness-public.key").read_text().strip())
-        urls.append("http://127.0.0.1:1")
-        keys.append(WITNESS_VKEY_4)
-        key = (tmp_path / "public.key").read_text().strip()
-        lines = [
-            f"log {key}",
-            *(f"witness w{i} {keys[i]} {urls[i]}" for i in range(3)),
-            "group g 2 w0 w1 w2",
-            "quorum g",
-        ]
-        (tmp_path / "policy").write_text(policy := "".join(f"{line}\n" for line in lines))
-        asked = ("--private-key", "private.key", "--policy", "policy")
-        server = stack.enter_context(running("serve", *asked, cwd=tmp_path))
-        for entry in Entry("signed-1.0.whl", CONTENT_SUM, PUBLISHER), Entry("plain-1.0.whl", OTHER_SUM):
-            assert add(server.url, entry.encode())[0] == 200
-        yield LogOfThree(server.url, key, (keys[0], keys[1], keys[2]), policy)
+@pytest.fixture(scope="module")
+def log_of_three(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LogOfThree]:
+    folder = tmp_path_factory.mktemp("three")
+    with several_witnesses(folder, 2) as two:
+        for each in two:
+            each.now = time.time()
+        keys = [*(encode_vkey(each.witness.signer.key) for each in two), WITNESS_VKEY_4]
+        urls = [*(each.url for each in two), "http://127.0.0.1:1"]
+        lines = "".join(f"witness w{i} {keys[i]} {urls[i]}\n" for i in range(3))
+        policy = f"log {LOG_VKEY}\n{lines}group g 2 w0 w1 w2\nquorum g\n"
+        with contextlib.closing(LocalLog(folder / "log", policy=parse_policy(policy.encode()))) as log_:
+            for entry in Entry("signed-1.0.whl", CONTENT_SUM, PUBLISHER), Entry("plain-1.0.whl", OTHER_SUM):
+                assert add(log_.url, entry.encode())[0] == 200
+            yield LogOfThree(log_.url, LOG_VKEY, keys, policy)
+
+
+@pytest.fixture
+def three(log_of_three: LogOfThree, browser: Browser) -> LogOfThree:
+    """The same, in whose page nothing is pinned yet."""
+    browser.open(log_of_three.url)
+    browser.run("localStorage.clear()")
+    return log_of_three
 
 
 def pin(page: Browser, *pins: str) -> str:
@@ -14607,146 +14606,118 @@ def awaited(page: Browser, script: str) -> Any:
     return answer["result"].get("value")
 
 
-# --- P1: k of n, and policies
-
-
 @pytest.mark.slow
-def test_P1_as_many_witnesses_as_are_asked_for(tmp_path: Path, browser: Browser) -> None:
+def test_P1_as_many_witnesses_as_are_asked_for(three: LogOfThree, browser: Browser) -> None:
     """A healthy log of 2 of 3 is verified with the keys of all three. Too few is not refused, but not verified."""
-    with log_of_three(tmp_path) as three:
-        first, second, dark = three.witnesses
-        every = "\n".join(three.witnesses)
-        ours = f"log {three.key}\nwitness a {first}\nwitness b {second}\nwitness c {dark}\n"
-        browser.complaints.clear()
-        browser.open(at_hash(three.url, "signed-1.0.whl"))
-        assert browser.verdict() == "consistent"
-        for pins, verdict, says in [
-            (
-                (three.key,),
-                "verified",
-                "Verified: a file of this name is entry 0 of the 2 that log.example/three has signed.",
-            ),
-            ((three.key, every, "2"), "verified", "cosigned by 2 of your 3 witnesses."),
-            ((three.key, every, "1"), "verified", "cosigned by 2 of your 3 witnesses."),
-            ((three.key, f"{first}\n{second}"), "verified", "cosigned by 2 of your 2 witnesses."),
-            ((three.key, every), "short", "Not verified: only 2 of the 3 witnesses that you ask for have cosigned."),
-            (
-                (three.key, every, "3"),
-                "short",
-                "Not verified: only 2 of the 3 witnesses that you ask for have cosigned.",
-            ),
-            (
-                (three.key, f"{first}\n{dark}", "2"),
-                "short",
-                "only 1 of the 2 witnesses that you ask for have cosigned.",
-            ),
-            ((three.key, dark), "short", "Not verified: none of your witnesses has cosigned."),
-            ((three.key, every, "4"), "unchecked", "Not verified: 4 of 3 can't be asked for."),
-            ((three.key, every, "1e0"), "unchecked", "not a decimal"),
-            ((three.key, "", "1"), "unchecked", "1 of 0 can't be asked for"),
-            ((three.key, f"{first}\n{first}"), "unchecked", "the same key twice"),
-            ((three.key[:-4], ""), "unchecked", "Not verified: the key ID"),
-            ((LOG_VKEY, every, "1"), "refused", "Refused: "),
-            ((three.policy,), "verified", "cosigned by 2 of your 3 witnesses."),
-            ((f"{ours}quorum none\n",), "verified", "cosigned by 2 of your 3 witnesses."),
-            ((f"{ours}quorum a\n",), "verified", "Verified: "),
-            ((f"{ours}group g all a b\ngroup h any g c\nquorum h\n",), "verified", "Verified: "),
-            ((f"{ours}group g all a b c\nquorum g\n",), "short", "only 2 of the 3 witnesses that you ask for"),
-            ((f"{ours}quorum c\n",), "short", "none of your witnesses has cosigned."),
-            (
-                (f"{ours}group g any a b\ngroup h all g c\nquorum h\n",),
-                "short",
-                "too few for your policy have cosigned.",
-            ),
-            ((f"log {LOG_VKEY}\n{ours}quorum a\n",), "verified", "Verified: "),
-            ((f"log {LOG_VKEY}\nwitness a {first}\nquorum a\n",), "refused", "Refused: "),
-        ]:
-            assert pin(browser, *pins) == verdict, (pins, browser.text("#results"))
-            assert says in browser.text(".verdict"), browser.text(".verdict")
-            assert ("Don't trust it" in browser.text("article")) == (verdict == "refused")
-            assert browser.run("document.querySelector('.fold').open") == (verdict == "refused")
-        assert browser.complaints == []
+    key, (first, second, dark), every = three.key, three.witnesses, "\n".join(three.witnesses)
+    ours = f"log {key}\nwitness a {first}\nwitness b {second}\nwitness c {dark}\n"
+    browser.open(at_hash(three.url, "signed-1.0.whl"))
+    assert browser.verdict() == "consistent"
+    for verdict, says, *pins in [
+        ("verified", f"Verified: a file of this name is entry 0 of the 2 that {LOG.name} has signed.", key),
+        ("verified", "cosigned by 2 of your 3 witnesses.", key, every, "2"),
+        ("verified", "cosigned by 2 of your 3 witnesses.", key, every, "1"),
+        ("verified", "cosigned by 2 of your 2 witnesses.", key, f"{first}\n{second}"),
+        ("short", "Not verified: only 2 of the 3 witnesses that you ask for have cosigned.", key, every),
+        ("short", "Not verified: only 2 of the 3 witnesses that you ask for have cosigned.", key, every, "3"),
+        ("short", "only 1 of the 2 witnesses that you ask for have cosigned.", key, f"{first}\n{dark}", "2"),
+        ("short", "Not verified: none of your witnesses has cosigned.", key, dark),
+        ("unchecked", "Not verified: 4 of 3 can't be asked for.", key, every, "4"),
+        ("unchecked", "not a decimal", key, every, "1e0"),
+        ("unchecked", "1 of 0 can't be asked for", key, "", "1"),
+        ("unchecked", "the same key twice", key, f"{first}\n{first}"),
+        ("unchecked", "Not verified: the key ID", key[:-4], ""),
+        ("refused", "Refused: ", ANOTHER_LOG, every, "1"),
+        ("verified", "cosigned by 2 of your 3 witnesses.", three.policy),
+        ("verified", "cosigned by 2 of your 3 witnesses.", f"{ours}quorum none\n"),
+        ("verified", "Verified: ", f"{ours}quorum a\n"),
+        ("verified", "Verified: ", f"{ours}group g all a b\ngroup h any g c\nquorum h\n"),
+        ("short", "only 2 of the 3 witnesses that you ask for", f"{ours}group g all a b c\nquorum g\n"),
+        ("short", "none of your witnesses has cosigned.", f"{ours}quorum c\n"),
+        ("short", "too few for your policy have cosigned.", f"{ours}group g any a b\ngroup h all g c\nquorum h\n"),
+        ("verified", "Verified: ", f"log {ANOTHER_LOG}\n{ours}quorum a\n"),
+        ("refused", "Refused: ", f"log {ANOTHER_LOG}\nwitness a {first}\nquorum a\n"),
+    ]:
+        assert pin(browser, *pins) == verdict, (pins, browser.text("#results"))
+        assert says in browser.text(".verdict"), browser.text(".verdict")
+        assert ("Don't trust it" in browser.text("article")) == (verdict == "refused")
+        assert browser.run("document.querySelector('.fold').open") == (verdict == "refused")
+    assert browser.complaints == []
 
 
 @pytest.mark.slow
-def test_P1_the_form_takes_keys_or_a_policy(tmp_path: Path, browser: Browser) -> None:
+def test_P1_the_form_takes_keys_or_a_policy(three: LogOfThree, browser: Browser) -> None:
     """What is pinned stays for the next visit; what can't be used is not pinned; old pins still work."""
-    with log_of_three(tmp_path) as three:
-        every = "\n".join(three.witnesses)
+    every = "\n".join(three.witnesses)
+    browser.open(at_hash(three.url, "signed-1.0.whl"))
+    assert browser.verdict() == "consistent"
+    browser.run("document.querySelector('details').open = true")
+    bottom = browser.run("$('k').getBoundingClientRect().bottom")
+    assert browser.run("document.querySelector('#pin button').getBoundingClientRect().top") > bottom
+    submit(browser, key=f" {three.key}\n", trusted=every, k="2")
+    assert eventually(lambda: browser.text(".verdict.good")).startswith("Verified: ")
+    browser.open(at_hash(three.url, "plain-1.0.whl"))
+    assert browser.verdict() == "verified"
+    assert browser.run("[$('key').value, $('trusted').value, $('k').value]") == [three.key, every, "2"]
+    # A policy needs neither of the other fields.
+    submit(browser, key=three.policy)
+    assert eventually(lambda: browser.text("#whose") == "the policy that you pinned")
+    assert browser.verdict() == "verified"
+    assert browser.run("$('simple').hidden && localStorage.getItem('witnesses')") == ""
+    assert browser.text("#remark") == "The server gives it, too."
+    for text, says in {
+        three.policy[:-1]: "the policy's last line has no line break: was it cut off?",
+        three.policy.replace("group g 2", "group g 4"): "line 5 of the policy: 4 of 3 can't be asked for",
+        three.policy.replace("quorum g\n", ""): "the policy has no quorum line",
+        three.policy.replace("log ", "# log "): "the policy has no log line",
+        "hello world\n": "line 1 of the policy: not a log, witness, group or quorum line",
+        "hello": "not a verifier key: hello",
+    }.items():
+        submit(browser, key=text)
+        assert eventually(lambda: "Not pinned: " in browser.text("#remark.bad"))
+        assert says in browser.text("#remark"), (text, browser.text("#remark"))
+        assert browser.run("localStorage.getItem('key')") == three.policy
+        browser.run("showKeys()")
+    browser.run("$('forget').click()")
+    assert browser.verdict() == "consistent"
+    assert browser.run("$('key').value") == three.key
+    assert not browser.run("$('simple').hidden")
+    # What the page before this one has stored has no number: each of the witnesses has to have cosigned.
+    for trusted, verdict in ("\n".join(three.witnesses[:2]), "verified"), (every, "short"):
+        pins = json.dumps([["key", three.key], ["witnesses", trusted]])
+        browser.run(f"localStorage.clear(); {pins}.forEach(pair => localStorage.setItem(...pair))")
         browser.open(at_hash(three.url, "signed-1.0.whl"))
-        assert browser.verdict() == "consistent"
-        browser.run("document.querySelector('details').open = true")
-        bottom = browser.run("$('k').getBoundingClientRect().bottom")
-        assert browser.run("document.querySelector('#pin button').getBoundingClientRect().top") > bottom
-        submit(browser, key=f" {three.key}\n", trusted=every, k="2")
-        assert eventually(lambda: browser.text(".verdict.good")).startswith("Verified: ")
-        browser.open(at_hash(three.url, "plain-1.0.whl"))
-        assert browser.verdict() == "verified"
-        assert browser.run("[$('key').value, $('trusted').value, $('k').value]") == [three.key, every, "2"]
-        # A policy needs neither of the other fields.
-        submit(browser, key=three.policy)
-        assert eventually(lambda: browser.text("#whose") == "the policy that you pinned")
-        assert browser.verdict() == "verified"
-        assert browser.run("$('simple').hidden && localStorage.getItem('witnesses')") == ""
-        assert browser.text("#remark") == "The server gives it, too."
-        for text, says in {
-            three.policy[:-1]: "the policy's last line has no line break: was it cut off?",
-            three.policy.replace("group g 2", "group g 4"): "line 5 of the policy: 4 of 3 can't be asked for",
-            three.policy.replace("quorum g\n", ""): "the policy has no quorum line",
-            three.policy.replace("log ", "# log "): "the policy has no log line",
-            "hello world\n": "line 1 of the policy: not a log, witness, group or quorum line",
-            "hello": "not a verifier key: hello",
-        }.items():
-            submit(browser, key=text)
-            assert eventually(lambda: "Not pinned: " in browser.text("#remark.bad"))
-            assert says in browser.text("#remark"), (text, browser.text("#remark"))
-            assert browser.run("localStorage.getItem('key')") == three.policy
-            browser.run("showKeys()")
-        browser.run("$('forget').click()")
-        assert browser.verdict() == "consistent"
-        assert browser.run("$('key').value") == three.key
-        assert not browser.run("$('simple').hidden")
-        # What the page before this one has stored has no number: each of the witnesses has to have cosigned.
-        for trusted, verdict in ("\n".join(three.witnesses[:2]), "verified"), (every, "short"):
-            pins = json.dumps([["key", three.key], ["witnesses", trusted]])
-            browser.run(f"localStorage.clear(); {pins}.forEach(pair => localStorage.setItem(...pair))")
-            browser.open(at_hash(three.url, "signed-1.0.whl"))
-            assert browser.verdict() == verdict
+        assert browser.verdict() == verdict
 
 
 @pytest.mark.slow
-def test_P1_a_false_cosignature_is_refused(tmp_path: Path, browser: Browser) -> None:
+def test_P1_a_false_cosignature_is_refused(three: LogOfThree, browser: Browser) -> None:
     """Also where enough others have cosigned; only the signatures of keys that nobody pinned don't matter."""
-    with log_of_three(tmp_path) as three:
-        first, second, dark = three.witnesses
-        every = "\n".join(three.witnesses)
-        for line in 1, 2:
-            with tampering(three.url, change_line(2, line, lambda line: flipped(line, 30))) as between:
-                browser.open(at_hash(between, "signed-1.0.whl"))
-                for pins in (three.key, every, "1"), (three.key, every, "2"), (three.key, every), (three.policy,):
-                    assert pin(browser, *pins) == "refused", pins
-                    assert "What does not hold: The cosignatures are true." in browser.text("article > .small")
-                assert sorted(pin(browser, three.key, witness) for witness in (first, second)) == [
-                    "refused",
-                    "verified",
-                ]
-        # One of the two is not there, or is there twice, or a false one stands under the name of the third.
-        third = VerifierKey.parse(dark)
-        false = btlog.signature_line(third.name, third.key_id, bytes(7) + b"\1" + bytes(64))
-        for verdict, change in {
-            "short": lambda lines: lines[:-1],
-            "verified": lambda lines: [*lines, lines[-1]],
-            "refused": lambda lines: [*lines, false],
-        }.items():
+    (first, second, dark), every = three.witnesses, "\n".join(three.witnesses)
+    for line in 1, 2:
+        with tampering(three.url, change_line(2, line, lambda line: flipped(line, 30))) as between:
+            browser.open(at_hash(between, "signed-1.0.whl"))
+            for pins in (three.key, every, "1"), (three.key, every, "2"), (three.key, every), (three.policy,):
+                assert pin(browser, *pins) == "refused", pins
+                assert "What does not hold: The cosignatures are true." in browser.text("article > .small")
+            assert sorted(pin(browser, three.key, witness) for witness in (first, second)) == ["refused", "verified"]
+    # One of the two is not there, or is there twice, or a false one stands under the name of the third.
+    third = VerifierKey.parse(dark)
+    false = btlog.signature_line(third.name, third.key_id, bytes(7) + b"\1" + bytes(64))
+    for verdict, change in {
+        "short": lambda lines: lines[:-1],
+        "verified": lambda lines: [*lines, lines[-1]],
+        "refused": lambda lines: [*lines, false],
+    }.items():
 
-            def tamper(path: str, data: bytes, change: Callable[[list[str]], list[str]] = change) -> bytes:
-                head, _, signatures = data.decode().rpartition("\n\n")
-                lines = change(signatures.splitlines(keepends=True))
-                return f"{head}\n\n{''.join(lines)}".encode() if path.endswith("/proof") else data
+        def tamper(path: str, data: bytes, change: Callable[[list[str]], list[str]] = change) -> bytes:
+            head, _, signatures = data.decode().rpartition("\n\n")
+            lines = change(signatures.splitlines(keepends=True))
+            return f"{head}\n\n{''.join(lines)}".encode() if path.endswith("/proof") else data
 
-            with tampering(three.url, tamper) as between:
-                browser.open(at_hash(between, "signed-1.0.whl"))
-                assert pin(browser, three.policy) == verdict, browser.text("#results")
+        with tampering(three.url, tamper) as between:
+            browser.open(at_hash(between, "signed-1.0.whl"))
+            assert pin(browser, three.policy) == verdict, browser.text("#results")
 
 
 # --- P1: the parser of policies, by that of btlog.py
@@ -14787,10 +14758,10 @@ BAD = [
 ]
 
 
-def refusals(page: Browser, texts: list[str]) -> list[str]:
-    """What the page has against each of these policies, or ""."""
-    script = "Promise.all(%s.map(text => parsePolicy(text).then(() => '', error => error.message)))"
-    found: list[str] = awaited(page, script % json.dumps(texts))
+def refusals(page: Browser, texts: list[str]) -> list[bool]:
+    """Which of these policies the page refuses."""
+    script = "Promise.all(%s.map(text => parsePolicy(text).then(() => false, () => true)))"
+    found: list[bool] = awaited(page, script % json.dumps(texts))
     return found
 
 
@@ -14806,28 +14777,15 @@ def is_refused(text: str) -> bool:
 def test_P1_policies_are_read_as_by_parse_policy(log: LocalLog, browser: Browser) -> None:
     """The page refuses what parse_policy refuses, also of texts of one byte changed, and counts as it does."""
     browser.open(log.url)
-    assert [is_refused(text) for text in GOOD_PINS] == [False] * len(GOOD_PINS)
-    assert [text for text in BAD if not is_refused(text)] == []
-    assert refusals(browser, GOOD_PINS) == [""] * len(GOOD_PINS)
-    assert [text for text, why in zip(BAD, refusals(browser, BAD), strict=True) if not why] == []
+    for texts, expected in (GOOD_PINS, False), (BAD, True):
+        assert [is_refused(text) for text in texts] == refusals(browser, texts) == [expected] * len(texts)
     changed = [
         f"{PAGE_POLICIES[:at]}{new}{PAGE_POLICIES[at + 1 :]}"
-        for at in range(len(PAGE_POLICIES))
-        for new in {
-            "",
-            PAGE_POLICIES[at] * 2,
-            "\n",
-            " ",
-            "#",
-            "+",
-            "é",
-            "\x1f",
-            *(chr(ord(PAGE_POLICIES[at]) ^ 1 << i) for i in range(7)),
-        }
+        for at, old in enumerate(PAGE_POLICIES)
+        for new in {"", old * 2, *"\n #+é\x1f", *(chr(ord(old) ^ 1 << i) for i in range(7))}
     ]
     assert len(changed) > 2000
-    different = [t for t, why in zip(changed, refusals(browser, changed), strict=True) if bool(why) != is_refused(t)]
-    assert different == []
+    assert [t for t, why in zip(changed, refusals(browser, changed), strict=True) if why != is_refused(t)] == []
     for text in GOOD_PINS:
         policy = parse_policy(text.encode())
         keys = [key for key in policy.witnesses if key.kind == btlog.COSIGNATURE]
@@ -14835,7 +14793,6 @@ def test_P1_policies_are_read_as_by_parse_policy(log: LocalLog, browser: Browser
         script = f"""parsePolicy({json.dumps(text)}).then(policy => {json.dumps([[k.name for k in s] for s in subsets])}
             .map(names => met(policy.quorum, policy.witnesses.filter(key => names.includes(key.name)))))"""
         assert awaited(browser, script) == [policy.quorum.met(subset) for subset in subsets]
-        assert isinstance(policy.quorum, Quorum)
 
 
 # --- P2: what a visitor sees first
@@ -14845,7 +14802,6 @@ def test_P1_policies_are_read_as_by_parse_policy(log: LocalLog, browser: Browser
 def test_P2_an_empty_log_shows_how_to_begin(log: LocalLog, browser: Browser) -> None:
     """No table of zeros, but a first command; and then the entry, without a reload."""
     shown = "['next', 'tree', 'recent', 'since'].filter(id => $(id).checkVisibility())"
-    browser.complaints.clear()
     browser.open(log.url)
     assert browser.run(shown) == ["next"]
     assert browser.text("#h-next") == "This log is empty"
@@ -14861,128 +14817,114 @@ def test_P2_an_empty_log_shows_how_to_begin(log: LocalLog, browser: Browser) -> 
 
 
 @pytest.mark.slow
-def test_P2_the_verdict_stands_first(tmp_path: Path, browser: Browser) -> None:
+def test_P2_the_verdict_stands_first(three: LogOfThree, browser: Browser) -> None:
     """Steps are folded unless they refuse. A first result is no alarm, and no proof. A name has to be exact."""
-    with log_of_three(tmp_path) as three:
-        browser.open(at_hash(three.url, "signed-1.0.whl"))
-        assert browser.verdict() == "consistent"
-        first = "document.querySelector('article').firstElementChild.className"
-        assert browser.run(first) == "verdict calm"
-        assert browser.text(".verdict") == "Consistent: a file of this name is entry 0, by this server's own key."
-        assert "That is no proof yet: pin a key of the log that you got elsewhere" in browser.text("article > .small")
-        assert not browser.run("document.querySelector('.steps').checkVisibility()")
-        assert pin(browser, three.key) == "verified"
-        assert browser.run(first) == "verdict good"
-        assert not browser.run("document.querySelector('.steps').checkVisibility()")
-        assert pin(browser, LOG_VKEY) == "refused"
-        assert browser.run(first) == "verdict bad"
-        assert browser.run("document.querySelector('.steps').checkVisibility()")
-        browser.open(at_hash(three.url, "signed"))
-        assert eventually(lambda: browser.text("#found.warn")).startswith(
-            "No file of exactly this name is logged. Try the file's full name, its checksum, or drop the file here."
-        )
-        browser.open(at_hash(three.url, "ff" * 32))
-        assert eventually(lambda: browser.text("#found.warn")).startswith("No file with this checksum is logged.")
+    browser.open(at_hash(three.url, "signed-1.0.whl"))
+    for key, verdict, look in ("", "consistent", "calm"), (three.key, "verified", "good"), (ANOTHER_LOG, "refused", "bad"):
+        assert (pin(browser, key) if key else browser.verdict()) == verdict
+        assert browser.run("document.querySelector('article').firstElementChild.className") == f"verdict {look}"
+        assert browser.run("document.querySelector('.steps').checkVisibility()") == (look == "bad")
+        if look == "calm":
+            assert browser.text(".verdict") == "Consistent: a file of this name is entry 0, by this server's own key."
+            proof = "That is no proof yet: pin a key of the log that you got elsewhere"
+            assert proof in browser.text("article > .small")
+    for query, says in (
+        ("signed", "No file of exactly this name is logged. Try the file's full name, its checksum, or drop the file here."),
+        ("ff" * 32, "No file with this checksum is logged."),
+    ):
+        browser.open(at_hash(three.url, query))
+        assert eventually(lambda: browser.text("#found.warn")).startswith(says)
 
 
 @pytest.mark.slow
-def test_P2_a_file_is_hashed_in_the_browser(tmp_path: Path, browser: Browser) -> None:
+def test_P2_a_file_is_hashed_in_the_browser(tmp_path: Path, three: LogOfThree, browser: Browser) -> None:
     """By its checksum and its name: logged, logged otherwise, logged under another name, or not at all."""
-    with log_of_three(tmp_path) as three:
-        asked: list[str] = []
+    asked: list[str] = []
 
-        def record(path: str, data: bytes) -> bytes:
-            asked.append(path)
-            return data
+    def record(path: str, data: bytes) -> bytes:
+        asked.append(path)
+        return data
 
-        with tampering(three.url, record) as between:  # answers GET only
-            browser.open(between)
-            browser.complaints.clear()
-            browser.run(f"pin({json.dumps(three.policy)})")
-            for name, content, verdict, says in [
-                ("signed-1.0.whl", CONTENT, "verified", "Verified: your file is entry 0 of the 2 that"),
-                ("plain-1.0.whl", CONTENT, "refused", "Refused: your file is not the one that is logged."),
-                ("plain-1.0.whl", b"something else", "verified", "Verified: your file is entry 1 of the 2 that"),
-                ("signed-1.0.whl", CONTENT + b"!", "refused", "Refused: your file is not the one that is logged."),
-                ("renamed-1.0.whl", CONTENT, "verified", "Verified: your file is entry 0 of the 2 that"),
-            ]:
-                (tmp_path / name).write_bytes(content)
-                choose(browser, tmp_path / name)
-                wanted = f"document.querySelectorAll('article')[0]?.innerText.startsWith({json.dumps(says)})"
-                assert eventually(functools.partial(browser.run, wanted))
-                assert browser.run("document.querySelector('.verdict').dataset.verdict") == verdict
-                said, sum_ = browser.text("#found"), f"sha256:{hashlib.sha256(content).hexdigest()}"
-                if verdict == "refused":
-                    logged = OTHER_SUM if name == "plain-1.0.whl" else CONTENT_SUM
-                    both = f"The log has another checksum for this name: logged {logged}, your file {sum_}. It may"
-                    assert browser.text("article > .small.bad").startswith(both)
-                elif name == "renamed-1.0.whl":
-                    assert said == "The log knows your file under another name: signed-1.0.whl"
-                    assert "The log has your file as signed-1.0.whl." in browser.text("article > .small")
-                else:
-                    assert said == ""
-            assert browser.run("location.hash + $('query').value") == ""
-            # Two articles, and the one with another checksum is the first: the name of one file, the content of another.
-            choose(browser, tmp_path / "signed-1.0.whl")
-            (tmp_path / "plain-1.0.whl").write_bytes(CONTENT)
-            choose(browser, tmp_path / "plain-1.0.whl")
-            kinds = "[...document.querySelectorAll('.verdict')].map(e => e.dataset.verdict).join()"
-            assert eventually(lambda: browser.run(kinds) == "refused,verified")
-            # It is asked for by name again, and then it is no longer about the file.
-            browser.run("$('query').value = 'plain-1.0.whl'; $('find').requestSubmit()")
-            assert eventually(lambda: "a file of this name" in browser.text(".verdict.good"))
-            # Dropped instead of chosen, and not logged
-            browser.run("""{ const dataTransfer = new DataTransfer();
-                dataTransfer.items.add(new File(["what"], "<b>dropped"));
-                const event = new DragEvent("drop", {dataTransfer, bubbles: true, cancelable: true});
-                document.querySelector("footer").dispatchEvent(event);
-                must(event.defaultPrevented, "the browser would show the file"); }""")
-            sum_ = hashlib.sha256(b"what").hexdigest()
-            assert eventually(lambda: browser.text("#found.warn")).startswith(
-                f"Neither the name nor the checksum of your file is logged: <b>dropped, sha256:{sum_}."
-            )
-            with (tmp_path / "big").open("wb") as big:
-                big.truncate(2**30 + 1)
-            choose(browser, tmp_path / "big")
-            said = eventually(lambda: browser.text("#found.bad"))
-            assert said.startswith("This page can't hash big: it has more than 1 GiB.")
-            assert browser.complaints == []
-        known = ("/.well-known/", "/status.json", "/entry/", "/entries?checksum=sha256%3A", "/entries?filename=")
-        assert {path for path in asked if not path.startswith(known)} == {"/"}
+    with tampering(three.url, record) as between:  # answers GET only
+        browser.open(between)
+        browser.complaints.clear()
+        browser.run(f"pin({json.dumps(three.policy)})")
+        for name, content, verdict, says in [
+            ("signed-1.0.whl", CONTENT, "verified", "Verified: your file is entry 0 of the 2 that"),
+            ("plain-1.0.whl", CONTENT, "refused", "Refused: your file is not the one that is logged."),
+            ("plain-1.0.whl", b"something else", "verified", "Verified: your file is entry 1 of the 2 that"),
+            ("signed-1.0.whl", CONTENT + b"!", "refused", "Refused: your file is not the one that is logged."),
+            ("renamed-1.0.whl", CONTENT, "verified", "Verified: your file is entry 0 of the 2 that"),
+        ]:
+            (tmp_path / name).write_bytes(content)
+            choose(browser, tmp_path / name)
+            wanted = f"document.querySelectorAll('article')[0]?.innerText.startsWith({json.dumps(says)})"
+            assert eventually(functools.partial(browser.run, wanted))
+            assert browser.run("document.querySelector('.verdict').dataset.verdict") == verdict
+            said, sum_ = browser.text("#found"), f"sha256:{hashlib.sha256(content).hexdigest()}"
+            if verdict == "refused":
+                logged = OTHER_SUM if name == "plain-1.0.whl" else CONTENT_SUM
+                both = f"The log has another checksum for this name: logged {logged}, your file {sum_}. It may"
+                assert browser.text("article > .small.bad").startswith(both)
+            elif name == "renamed-1.0.whl":
+                assert said == "The log knows your file under another name: signed-1.0.whl"
+                assert "The log has your file as signed-1.0.whl." in browser.text("article > .small")
+            else:
+                assert said == ""
+        assert browser.run("location.hash + $('query').value") == ""
+        # Two articles, and the one with another checksum is the first: the name of one file, the content of another.
+        choose(browser, tmp_path / "signed-1.0.whl")
+        (tmp_path / "plain-1.0.whl").write_bytes(CONTENT)
+        choose(browser, tmp_path / "plain-1.0.whl")
+        kinds = "[...document.querySelectorAll('.verdict')].map(e => e.dataset.verdict).join()"
+        assert eventually(lambda: browser.run(kinds) == "refused,verified")
+        # It is asked for by name again, and then it is no longer about the file.
+        browser.run("$('query').value = 'plain-1.0.whl'; $('find').requestSubmit()")
+        assert eventually(lambda: "a file of this name" in browser.text(".verdict.good"))
+        # Dropped instead of chosen, and not logged
+        browser.run("""{ const dataTransfer = new DataTransfer();
+            dataTransfer.items.add(new File(["what"], "<b>dropped"));
+            const event = new DragEvent("drop", {dataTransfer, bubbles: true, cancelable: true});
+            document.querySelector("footer").dispatchEvent(event);
+            must(event.defaultPrevented, "the browser would show the file"); }""")
+        sum_ = hashlib.sha256(b"what").hexdigest()
+        assert eventually(lambda: browser.text("#found.warn")).startswith(
+            f"Neither the name nor the checksum of your file is logged: <b>dropped, sha256:{sum_}."
+        )
+        with (tmp_path / "big").open("wb") as big:
+            big.truncate(2**30 + 1)
+        choose(browser, tmp_path / "big")
+        said = eventually(lambda: browser.text("#found.bad"))
+        assert said.startswith("This page can't hash big: it has more than 1 GiB.")
+        assert browser.complaints == []
+    known = ("/.well-known/", "/status.json", "/entry/", "/entries?checksum=sha256%3A", "/entries?filename=")
+    assert {path for path in asked if not path.startswith(known)} == {"/"}
 
 
 # --- P4: both checksums where they differ
 
 
 @pytest.mark.slow
-def test_P4_a_changed_checksum_is_named(tmp_path: Path, browser: Browser) -> None:
+def test_P4_a_changed_checksum_is_named(tmp_path: Path, three: LogOfThree, browser: Browser) -> None:
     """Where the proof doesn't fit the entry, the page says which checksum it has, and which one the log has."""
-    with log_of_three(tmp_path) as three:
-        evil = "sha256:" + "e" * 64
-        for file, logged in ("signed-1.0.whl", CONTENT_SUM), ("plain-1.0.whl", OTHER_SUM):
-            with tampering(three.url, in_answer(logged.encode(), evil.encode())) as between:
-                browser.open(at_hash(between, file))
-                for pins in ("",), (three.key,), (three.policy,):
-                    assert pin(browser, *pins) == "refused"
-                    said = f"may have been changed: this answer has {evil}, the log has {logged}"
-                    assert said in browser.text("article > .small")
-                assert pin(browser, LOG_VKEY) == "refused"  # nobody knows what that log has
-                assert f"this answer has {evil}, the proof is of {logged}" in browser.text("article > .small")
-        # Nor can an answer be passed off as what a file has: the entry that it shows is not what was signed.
-        (tmp_path / "signed-1.0.whl").write_bytes(b"evil")
-        evil = f"sha256:{hashlib.sha256(b'evil').hexdigest()}"
-
-        forged = json.dumps({"entries": [{**json.loads(ask(three.url, "/entry/0")[2]), "checksum": evil}]}).encode()
-
-        def forge(path: str, data: bytes) -> bytes:
-            return forged if path.startswith("/entries?") else data
-
-        with tampering(three.url, forge) as between:
-            browser.open(between)
-            browser.run(f"pin({json.dumps(three.policy)})")
-            choose(browser, tmp_path / "signed-1.0.whl")
-            assert browser.verdict() == "refused"
-            assert f"this answer has {evil}, the log has {CONTENT_SUM}" in browser.text("article > .small")
+    evil = "sha256:" + "e" * 64
+    for file, logged in ("signed-1.0.whl", CONTENT_SUM), ("plain-1.0.whl", OTHER_SUM):
+        with tampering(three.url, in_answer(logged.encode(), evil.encode())) as between:
+            browser.open(at_hash(between, file))
+            for pins in ("",), (three.key,), (three.policy,), (ANOTHER_LOG,):  # nobody knows what another log has
+                of = f"the proof is of {logged}" if ANOTHER_LOG in pins else f"the log has {logged}"
+                assert pin(browser, *pins) == "refused"
+                assert f"may have been changed: this answer has {evil}, {of}" in browser.text("article > .small")
+    # Nor can an answer be passed off as what a file has: the entry that it shows is not what was signed.
+    (tmp_path / "signed-1.0.whl").write_bytes(b"evil")
+    evil = f"sha256:{hashlib.sha256(b'evil').hexdigest()}"
+    forged = json.dumps({"entries": [{**json.loads(ask(three.url, "/entry/0")[2]), "checksum": evil}]}).encode()
+    with tampering(three.url, lambda path, data: forged if path.startswith("/entries?") else data) as between:
+        browser.open(between)
+        browser.run(f"pin({json.dumps(three.policy)})")
+        choose(browser, tmp_path / "signed-1.0.whl")
+        assert browser.verdict() == "refused"
+        assert f"this answer has {evil}, the log has {CONTENT_SUM}" in browser.text("article > .small")
 
 
 # --- What an attack on all this found ---------------------------------------------------------------------------------------
@@ -15094,98 +15036,21 @@ def test_every_lesson_has_a_test() -> None:
 # --- How fast, and how large: `python test_btlog.py bench [MILLIONS]` -------------------------------------------------------
 
 
-def file_name(i: int) -> str:
-    return f"package_{i % 9973}-{i // 9973}.{i % 17}.{i % 5}-py3-none-any{i}.whl"
-
-
-def hashing_limit() -> float:
-    """L: the seconds that a bare loop takes for the two hashes that each of 50,000 entries costs."""
-
-    def once() -> float:
-        sha256, leaf, left, start = hashlib.sha256, b"\0" + b"x" * 119, b"y" * 32, time.perf_counter()
-        leaves = [sha256(leaf).digest() for _ in range(50_000)]
-        _ = [sha256(b"\1" + left + h).digest() for h in leaves]
-        return time.perf_counter() - start
-
-    return min(once() for _ in range(5))
-
-
-def timed(repeat: int, call: Callable[[int], Any]) -> float:
-    """The median of the milliseconds that `call` takes."""
-    times = []
-    for i in range(repeat):
-        start = time.perf_counter()
-        call(i)
-        times.append((time.perf_counter() - start) * 1000)
-    return sorted(times)[len(times) // 2]
-
-
-def small_work(url: str, size: int, tag: str) -> str:
-    """A lone add, a look-up and a proof, each now and then over a kept connection."""
-    connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=60)
-    choose = random.Random(size)
-
-    def get(path_: str) -> None:
-        connection.request("GET", path_)
-        answer = connection.getresponse()
-        assert answer.read()
-        assert answer.status == 200
-
-    def add_one(i: int) -> None:
-        data = as_line(entry(i, tag))
-        connection.request("POST", "/add", data)
-        answer = connection.getresponse()
-        assert b"inclusionProof" in answer.read()
-
-    parts = {
-        "add": timed(50, add_one),
-        "look-up": timed(50, lambda _: get(f"/entries?filename={file_name(choose.randrange(size))}")),
-        "proof": timed(50, lambda _: get(f"/entry/{choose.randrange(size)}/proof")),
-    }
-    connection.close()
-    return ", ".join(f"{name} {value:.2f} ms" for name, value in parts.items())
-
-
 def bench(millions: int = 10) -> None:
-    """Fills a log by bulks of 50,000 over HTTP, and prints what that takes and how the log behaves at its end."""
-    with tempfile.TemporaryDirectory(dir=HERE) as folder:
-        arguments = ("serve", "--storage-dir", "log", "--origin", "log.example/bench")
-        size = 0
-        with running(*arguments, cwd=Path(folder)) as server:
-            for million in range(millions):
-                limit, times = hashing_limit(), []
-                for _ in range(20):
-                    lines = (
-                        json.dumps(
-                            {"filename": file_name(i), "checksum": f"sha256:{hashlib.sha256(b'%d' % i).hexdigest()}"}
-                        )
-                        for i in range(size, size + 50_000)
-                    )
-                    body = "\n".join(lines).encode()
-                    connection = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=300)
-                    start = time.perf_counter()
-                    connection.request("POST", "/admin/bulk/append", body, {"Content-Type": "application/x-ndjson"})
-                    answer = connection.getresponse().read()
-                    times.append(time.perf_counter() - start)
-                    connection.close()
-                    assert answer.count(b'"status":"logged"') == 50_000
-                    size += 50_000
-                peak = re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{server.process.pid}/status").read_text())
-                stored = sum(f.stat().st_size for f in Path(folder, "log").iterdir())
-                print(
-                    f"million {million + 1}: {sum(times):.1f} s, a bulk {min(times) / limit:.1f} to {max(times) / limit:.1f} L, median "
-                    f"{sorted(times)[10] / limit:.1f}; peak memory {int(peak[1]) // 1024 if peak else 0} MiB, {stored / size:.0f} bytes an entry; "
-                    + small_work(server.url, size, f"m{million}-"),
-                    flush=True,
-                )
-            server.stop()
-        start = time.perf_counter()
-        with running(*arguments, cwd=Path(folder)) as server:
-            assert ask(server.url, "/checkpoint")[0] == 200
-            print(
-                f"start-up at {size:,}: {time.perf_counter() - start:.2f} s; {small_work(server.url, size, 'again-')}"
-            )
-            server.stop()
+    """Fills a log by bulks of 50,000 over HTTP, and prints what each million takes: time, memory and disk."""
+    with tempfile.TemporaryDirectory(dir=HERE) as folder, running("serve", "--storage-dir", "log", cwd=Path(folder)) as server:
+        for million in range(1, millions + 1):
+            took = 0.0
+            for first in range((million - 1) * 1_000_000, million * 1_000_000, 50_000):
+                names_ = (f"package_{i % 9973}-{i // 9973}.{i % 17}.{i % 5}-py3-none-any{i}.whl" for i in range(first, first + 50_000))
+                body = b"".join(as_line(named_entry(name, name)) for name in names_)
+                start = time.perf_counter()
+                answer = ask(server.url, "/admin/bulk/append", "POST", body, Content_Type="application/x-ndjson")[2]
+                took += time.perf_counter() - start
+                assert answer.count(b'"status":"logged"') == 50_000
+            disk = size_of(Path(folder, "log")) / million / 1_000_000
+            peak = peak_memory(server.process.pid)
+            print(f"million {million}: {took:.1f} s, {peak:.0f} MiB at most, {disk:.0f} bytes an entry", flush=True)
 
 
 if __name__ == "__main__":
