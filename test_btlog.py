@@ -12535,31 +12535,18 @@ def test_L2_the_key_of_a_log_begins_no_other(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_L2_a_first_start_that_is_killed_at_any_moment(tmp_path: Path) -> None:
+@pytest.mark.parametrize("first", ["private.key", "public.key", "log.sqlite3"])
+def test_L2_a_first_start_that_is_killed(tmp_path: Path, first: str) -> None:
     """The next one goes on from it without a word: the key was made for this folder, and has not been used."""
-    args = ("serve", "--storage-dir", "data")
-    choose, halves = random.Random(5), 0
-    for turn in range(8):
-        folder = tmp_path / f"{turn}"
-        data = folder / "data"
-        data.mkdir(parents=True)
-        first = ("", "private.key", "public.key", "log.sqlite3")[turn % 4]  # at some moment, or once this is there
-        with subprocess.Popen(
-            [sys.executable, str(SOURCE), *args, "--port", "0"], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        ) as start:
-            until = time.monotonic() + (20 if first else choose.uniform(0.3, 1))
-            while time.monotonic() < until and not (first and (data / first).exists()):
-                time.sleep(0.0005)
-            start.kill()
-            if start.communicate()[0]:  # it was too late
-                continue
-        halves += bool(os.listdir(data))
-        vkey = starts(*args, cwd=folder)
-        assert starts(*args, cwd=folder) == vkey == (data / "public.key").read_text().strip()
-        for path_ in data.glob("log.sqlite3*"):
-            path_.unlink()
-        assert "--new" in refused(*args, cwd=folder)  # from here on it is a key that was used
-    assert halves > 2  # else nothing was tested
+    args, data = ("serve", "--storage-dir", "data"), make(tmp_path / "data")
+    command = [sys.executable, str(SOURCE), *args, "--port", "0"]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as start:
+        while not (data / first).exists() and start.poll() is None:
+            time.sleep(0.0005)
+        start.kill()
+        assert start.communicate()[0] == b"", "it was too late"
+    vkey = starts(*args, cwd=tmp_path)
+    assert starts(*args, cwd=tmp_path) == vkey == (data / "public.key").read_text().strip()
 
 
 # --- L3: a full disk -------------------------------------------------------------------------------------------------------
@@ -12572,7 +12559,7 @@ class SmallDisk:
     """
 
     def __init__(self, folder: Path, mounted: bool) -> None:
-        self.folder, self.mounted = folder, mounted
+        self.folder, self.mounted, self.ballast = folder, mounted, folder / "ballast"
 
     def fill(self, pid: int, room: int) -> None:
         """Leaves about `room` bytes."""
@@ -12580,17 +12567,17 @@ class SmallDisk:
             [wal] = [path_.stat().st_size for path_ in self.folder.rglob("*-wal")]
             resource.prlimit(pid, resource.RLIMIT_FSIZE, (max(wal + room - 4096, 0), resource.RLIM_INFINITY))
             return
-        with (self.folder / "ballast").open("ab", buffering=0) as ballast:
+        with self.ballast.open("ab", buffering=0) as file:
             for size in 65_536, 4096, 1:
                 with contextlib.suppress(OSError):
-                    while ballast.write(b"x" * size) == size:
+                    while file.write(b"x" * size) == size:
                         pass
-        os.truncate(self.folder / "ballast", (self.folder / "ballast").stat().st_size - room)
+        os.truncate(self.ballast, self.ballast.stat().st_size - room)
 
     def free(self, pid: int) -> None:
+        self.ballast.unlink(missing_ok=True)
         if not self.mounted:
             resource.prlimit(pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-        (self.folder / "ballast").unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -12598,16 +12585,16 @@ def small_disk(folder: Path, mounted: bool) -> Iterator[SmallDisk]:
     """By mount as root, or with sudo as on a CI's machine."""
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=8m,mode=0777", "tmpfs", str(folder)]
-    for sudo in ([], ["sudo", "-n"]) if mounted else ():
-        if shutil.which((sudo or mount)[0]) and subprocess.run([*sudo, *mount], capture_output=True).returncode == 0:
-            try:
-                yield SmallDisk(folder, True)
-            finally:
-                subprocess.run([*sudo, "umount", "-l", str(folder)], check=True)
-            return
-    if mounted:
+    sudos = [[], ["sudo", "-n"]] if mounted else []
+    can = (s for s in sudos if shutil.which((s or mount)[0]) and not subprocess.run([*s, *mount], capture_output=True).returncode)
+    sudo = next(can, None)
+    if mounted and sudo is None:
         pytest.skip("no file system may be mounted here: see the same with a limit of what files may have")
-    yield SmallDisk(folder, False)
+    try:
+        yield SmallDisk(folder, mounted)
+    finally:
+        if sudo is not None:
+            subprocess.run([*sudo, "umount", "-l", str(folder)], check=True)
 
 
 DISKS = {"a limit": False, "a file system": True}
@@ -12798,23 +12785,8 @@ def test_L4_a_clock_that_was_once_ahead_is_said(tmp_path: Path) -> None:
 # --- L5: what is held back -------------------------------------------------------------------------------------------------
 
 
-def test_L5_critical_lines_are_never_held_back() -> None:
-    """However many there were of a kind; and what one log does hides nothing of another."""
-    flood = btlog.Flood(limit=3, period=60)
-
-    def passes(level: int, *args: str) -> bool:
-        record = logging.LogRecord("btlog", level, "", 0, "the log %s: %s", args, None)
-        record.created = 100.0
-        return bool(flood.filter(record))
-
-    assert sum(passes(logging.WARNING, "a.example", f"{i}") for i in range(30)) == 3
-    assert passes(logging.WARNING, "b.example", "x")  # of another log
-    assert all(passes(logging.CRITICAL, "a.example", f"{i}") for i in range(100))
-    assert sum(passes(logging.WARNING, "b.example", "x") for _ in range(30)) == 2
-
-
 def test_L5_bad_proofs_of_one_log_hide_no_fork_of_another(tmp_path: Path) -> None:
-    """25 of the one were enough."""
+    """25 of the one were enough. Critical lines are never held back, however many there were of a kind."""
     loud, forked, third = signers = [new_key(f"log.example/{name}") for name in ("loud", "forked", "third")]
     keys = [key_file(tmp_path, btlog.encode_vkey(signer.key)) for signer in signers]
 
@@ -13121,37 +13093,23 @@ def median(values: list[float]) -> float:
     return sorted(values)[len(values) // 2]
 
 
-def test_L9_a_second_add_waits_for_no_interval(tmp_path: Path) -> None:
-    """A lone add is asked for at once, also right behind another: it took 200 ms."""
-    (tmp_path / "log.key").write_text(LOG_SKEY)
-    (tmp_path / "log.key").chmod(0o600)
-    times: list[float] = []
-    with contextlib.closing(LocalWitness(tmp_path / "w.db")) as witness_:
-        asks = ("--witness-url", witness_.url, "--witness-public-key", key_file(tmp_path, WITNESS_VKEY))
-        use = lambda url: times.extend(drive(url, 1, 0.6, "second-"))  # noqa: E731
-        starts("serve", "--new", "--private-key", "log.key", *asks, cwd=tmp_path, use=use)
-    assert median(times) < 0.06  # on whatever runs these tests; 10 ms is held in test_L9_figures
-
-
-@pytest.mark.slow
 def test_L9_batches_grow_with_what_a_round_takes(tmp_path: Path) -> None:
-    """A witness that takes 60 ms: a lone add takes one round, and 64 clients share a round as one."""
-    slow = LyingWitness(always(lambda liar, request: slowly(liar, 0.06, liar.honest(request))))
-    with contextlib.closing(slow):
-        key = btlog.as_witness(slow.signer.key)
-        policy = Policy((LOG,), (key,), Quorum(1, (key,)), ((key, slow.url),))
-        with contextlib.closing(LocalLog(tmp_path / "log", policy=policy)) as log:
-            slow.log_url = log.url
-            drive(log.url, 1, 0.3, "warm-")
-            asked = len(slow.seen)
-            times = drive(log.url, 1, 1.5, "lone-")
-            assert median(times) < 0.13
-            assert len(slow.seen) - asked <= len(times) + 2  # one request to the witness for each, no more
-            asked = len(slow.seen)
-            times = drive(log.url, 64, 2, "many-")
-            assert median(times) < 0.3  # it waits for the round that runs, and for its own
-            assert len(times) / (len(slow.seen) - asked) > 20
-            assert walk(log.url, policy)
+    """A lone add is asked for at once, also right behind another: it took 200 ms. 64 clients share a round as one."""
+    slow = LyingWitness(always(lambda liar, request: slowly(liar, 0.03, liar.honest(request))))
+    key = btlog.as_witness(slow.signer.key)
+    policy = Policy((LOG,), (key,), Quorum(1, (key,)), ((key, slow.url),))
+    with contextlib.closing(slow), contextlib.closing(LocalLog(tmp_path / "log", policy=policy)) as log:
+        slow.log_url = log.url
+        drive(log.url, 1, 0.1, "warm-")
+        asked = len(slow.seen)
+        times = drive(log.url, 1, 0.6, "lone-")
+        assert median(times) < 0.1
+        assert len(slow.seen) - asked <= len(times) + 2  # one request to the witness for each, no more
+        asked = len(slow.seen)
+        times = drive(log.url, 64, 0.6, "many-")
+        assert median(times) < 0.3  # it waits for the round that runs, and for its own
+        assert len(times) / (len(slow.seen) - asked) > 20
+        assert walk(log.url, policy)
 
 
 @pytest.mark.slow
@@ -13391,11 +13349,12 @@ JSON_PAGE = "application/vnd.pypi.simple.v1+json"
 HtmlOrJson = tuple[int, dict[str, str], bytes]  # status, headers and body of an answer
 
 
-class Served:
-    """A web server whose answers, headers included, a test makes; it keeps what was asked."""
+class Served(Web):
+    """A web server whose answers, headers included, a test makes."""
 
     def __init__(self, answer: Callable[[str], HtmlOrJson]) -> None:
-        self.answer, self.asked, self.over = answer, list[str](), threading.Event()
+        super().__init__(Path())
+        self.answer, self.origin, self.over = answer, self.url, threading.Event()
         served = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -13413,22 +13372,11 @@ class Served:
                 self.end_headers()
                 self.wfile.write(body)
 
-        class Threads(http.server.ThreadingHTTPServer):
-            request_queue_size = 64
-
-            def handle_error(self, request: Any, client_address: Any) -> None:
-                """A client that is gone is no error."""
-
-        self._server = Threads(("127.0.0.1", 0), Handler)
-        self.origin = self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
-        self._thread.start()
+        self._server.RequestHandlerClass = Handler
 
     def close(self) -> None:
         self.over.set()  # lets go of the answers that are held
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
+        super().close()
 
 
 def fold(hashes: list[bytes]) -> bytes:
@@ -13646,15 +13594,6 @@ def test_M2_a_checkpoint_that_is_a_bomb(tmp_path: Path) -> None:
     assert size_of(tmp_path / "mirror") < 2 * btlog.MAX_NOTE
 
 
-@pytest.mark.slow
-def test_M2_one_name_over_and_over(tmp_path: Path) -> None:
-    """A quarter of a million entries of one name cost no more than others, in memory and in time."""
-    with contextlib.closing(SyntheticLog(2, 4, [named_entry("same-1.0-py3-none-any.whl")] * 256)) as log_:
-        took, code, lines, error = measured(*monitor_args(log_.url, tmp_path / "mirror"))
-    assert (code, error, told(lines)) == (0, "", [])
-    assert took < 30
-
-
 @pytest.mark.parametrize("others", [0, 255])
 def test_M2_a_bounded_look_up_overlooks_nothing(tmp_path: Path, others: int) -> None:
     """However often a name was logged before, another checksum for it is found."""
@@ -13742,12 +13681,17 @@ def test_M3_the_log_answers_with_the_entry_that_has_a_publisher(log: LocalLog) -
     assert walk(log.url) == [by_one, by_other, early, late, signed]
 
 
+ELSEWHERE = Publisher("https://elsewhere.example", PUBLISHER.subject)
+
+
 @pytest.mark.parametrize("where", ["log", "static tree", "folder"])
-@pytest.mark.parametrize("publishers", [(PUBLISHER, None), (None, PUBLISHER), (PUBLISHER, ANOTHER), (ANOTHER, None, PUBLISHER)])
+@pytest.mark.parametrize(
+    "publishers", [(PUBLISHER, None), (None, PUBLISHER), (PUBLISHER, ANOTHER), (ANOTHER, None, PUBLISHER), (ELSEWHERE, ANOTHER)]
+)
 def test_M3_a_pin_considers_all_entries_of_a_file(
     tmp_path: Path, publishers: tuple[Publisher | None, ...], where: str
 ) -> None:
-    """One that satisfies the pin suffices, wherever among them it is; none is taken that does not."""
+    """One that satisfies the pin suffices, wherever it is; not the issuer of one and the subject of another."""
     file = wheel(tmp_path / "demo-1.0-py3-none-any.whl")
     logged_anyway(tmp_path / "log", *(of_file(file, who) for who in publishers))
     with contextlib.ExitStack() as stack:
@@ -13757,24 +13701,15 @@ def test_M3_a_pin_considers_all_entries_of_a_file(
         elif where == "static tree":
             assert call_btlog("export", str(tmp_path / "out"), *at)[0] == 0
             at = ("--log-url", stack.enter_context(contextlib.closing(Web(tmp_path / "out"))).url)
-        issuer = ("--publisher-issuer", re.escape(PUBLISHER.issuer))
-        for pins, code in [
-            ((), 0), (("--publisher-subject", re.escape(PUBLISHER.subject)), 0), (issuer, 0),
-            ((*issuer, "--publisher-subject", re.escape(ANOTHER.subject)), 0 if ANOTHER in publishers else 1),
-            (("--publisher-subject", "nobody"), 1),
+        args = ("verify", str(file), "--public-key", key_file(tmp_path), *at)
+        for issuer, subject in [
+            ("", ""), ("", PUBLISHER.subject), (PUBLISHER.issuer, ""), ("", "nobody"), (PUBLISHER.issuer, ANOTHER.subject),
+            (PUBLISHER.issuer, PUBLISHER.subject),
         ]:  # fmt: skip
-            assert call_btlog("verify", str(file), "--public-key", key_file(tmp_path), *at, *pins)[0] == code, pins
-
-
-def test_M3_a_pin_is_met_by_one_entry(tmp_path: Path) -> None:
-    """Not by the issuer of one and the subject of another."""
-    file = wheel(tmp_path / "demo-1.0-py3-none-any.whl")
-    whos = [Publisher("https://one.example", "a"), Publisher("https://other.example", "b")]
-    logged_anyway(tmp_path / "log", *(of_file(file, who) for who in whos))
-    args = ("verify", str(file), "--public-key", key_file(tmp_path), "--storage-dir", str(tmp_path / "log"))
-    for issuer, subject in itertools.product(whos, whos):
-        pins = ("--publisher-issuer", re.escape(issuer.issuer), "--publisher-subject", subject.subject)
-        assert call_btlog(*args, *pins)[0] == (0 if issuer == subject else 1)
+            met = any(who and issuer in ("", who.issuer) and subject in ("", who.subject) for who in publishers)
+            pins = {"--publisher-issuer": issuer, "--publisher-subject": subject}
+            words = [word for flag, text in pins.items() if text for word in (flag, re.escape(text))]
+            assert call_btlog(*args, *words)[0] == (0 if met else 1), pins
 
 
 def test_M3_a_monitor_does_not_accuse_a_copy_without_a_publisher(tmp_path: Path, guilty: Judged) -> None:
@@ -14339,7 +14274,15 @@ HOSTILE_PAGES: dict[str, Callable[[], tuple[str, bytes]]] = {
     "attributes": lambda: ("text/html", b"<a " + b"".join(b"a%d=1 " % i for i in range(500_000)) + b"href=x>x</a>"),
     "open tags": lambda: ("text/html", b"<a href=x>" * 3_000_000),
     "text": lambda: ("text/html", b"<a href=x>" + b"x" * 60_000_000),
-}
+    # As many names as an answer of 64 MiB has room for; all of them are counted.
+    "400,000 names": lambda: (JSON_PAGE, b'{"files":[%b]}' % many_names(
+        '{{"filename":"{0}","url":"{0}","hashes":{{"sha256":"{1}"}}}}', ",")),
+    "400,000 links": lambda: ("text/html", many_names('<a href="/{0}#sha256={1}">{0}</a>', "\n")),
+}  # fmt: skip
+
+
+def many_names(each: str, between: str) -> bytes:
+    return between.join(each.format(f"quiet7-{i}.zip", ONE) for i in range(400_000)).encode()
 
 
 def zipped_page(kind: str, body: bytes) -> Callable[[str], HtmlOrJson]:
@@ -14356,7 +14299,9 @@ def test_M8_a_hostile_page(tmp_path: Path, log: LocalLog, name: str) -> None:
     add(log.url, quiet(7))
     with contextlib.closing(Served(zipped_page(*HOSTILE_PAGES[name]()))) as index:
         took, code, lines, _ = measured(*monitor_args(log.url, tmp_path / "mirror", "--index-url", index.url))
-        assert (code in (1, 3), len(lines) <= 2 * btlog.MAX_FINDINGS, took < 60) == (True, True, True)
+        assert (code in (1, 3), len(lines) <= 2 * btlog.MAX_FINDINGS, took < 30) == (True, True, True), took
+        if name.startswith("400,000"):
+            assert (code, len(told(lines, "not-logged"))) == (1, btlog.MAX_FINDINGS + 1)
         if name == "empty objects":
             key = ("--public-key", key_file(tmp_path))
             _, code, _, error = measured("ingest", "--index-url", index.url, "--log-url", log.url, *key, "quiet7")
@@ -14369,20 +14314,6 @@ def test_M8_large_pages_at_once(tmp_path: Path, static: StaticLog) -> None:
     with contextlib.closing(Served(zipped_page(JSON_PAGE, body))) as index:
         _, code, _, _ = measured(*monitor_args(static.web.url, tmp_path / "mirror", "--index-url", index.url))
     assert code in (1, 3)  # the pages have no files, or are too large
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("html", [False, True])
-def test_M8_400_000_names_on_a_page(tmp_path: Path, log: LocalLog, html: bool) -> None:
-    """As many as an answer of 64 MiB has room for: 250 MiB in all, in ten seconds; all of them are counted."""
-    link, item = '<a href="/{0}#sha256={1}">{0}</a>', '{{"filename":"{0}","url":"{0}","hashes":{{"sha256":"{1}"}}}}'
-    each = [(link if html else item).format(f"quiet7-{i}.zip", ONE) for i in range(400_000)]
-    kind, text = ("text/html", "\n".join(each)) if html else (JSON_PAGE, f'{{"files":[{",".join(each)}]}}')
-    add(log.url, quiet(7))
-    with contextlib.closing(Served(zipped_page(kind, text.encode()))) as index:
-        took, code, lines, error = measured(*monitor_args(log.url, tmp_path / "mirror", "--index-url", index.url))
-    assert (code, len(told(lines, "not-logged"))) == (1, btlog.MAX_FINDINGS + 1), error
-    assert took < (30 if html else 10), f"{took:.1f} s"
 
 
 @pytest.mark.parametrize("data", [
@@ -14448,21 +14379,16 @@ def test_M8_evidence_has_a_limit_by_bytes(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("size", "rounds"), [(995_000, 300), (1000, 1100)])
-def test_M8_evidence_of_a_monitor_that_goes_on(tmp_path: Path, size: int, rounds: int) -> None:
-    """256 MiB, or 1,000 findings; that there is no more evidence is said once, and not in each round."""
+def test_M8_evidence_of_a_monitor_that_goes_on(tmp_path: Path) -> None:
+    """1,000 findings; that there is no more evidence is said once, and not in each round."""
     mirror = tmp_path / "mirror"
-    with (
-        contextlib.closing(false_checkpoints(size)) as log_,
-        process(*monitor_args(log_.url, mirror, "--follow", "--frequency", "0")) as run,
-    ):
-        eventually(lambda: run.process.poll() is not None or len(log_.asked) > rounds, 120)
+    args = monitor_args("URL", mirror, "--follow", "--frequency", "0")
+    with contextlib.closing(false_checkpoints(1000)) as log_, process(*(log_.url if w == "URL" else w for w in args)) as run:
+        eventually(lambda: run.process.poll() is not None or len(log_.asked) > 1100, 120)
         assert peak_memory(run.process.pid) < LIMIT
         code, error = run.stop()
-    kept, count = size_of(mirror / "evidence"), len(list((mirror / "evidence").iterdir()))
-    shutil.rmtree(mirror)
     assert (code, {line["kind"] for line in told(run.lines)}) == (1, {"bad-signature"})
-    assert (kept <= 256 << 20, count <= 1000) == (True, True), (kept, count)
+    assert len(list((mirror / "evidence").iterdir())) <= 1000
     assert len(about_evidence(run.lines, error)) == 1
 
 
