@@ -51,7 +51,6 @@ import threading
 import time
 import urllib.parse
 import zipfile
-import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12817,37 +12816,21 @@ def test_L5_bad_proofs_of_one_log_hide_no_fork_of_another(tmp_path: Path) -> Non
 # --- L6: look-ups ------------------------------------------------------------------------------------------------------------
 
 
-def colliding_checksums(count: int) -> list[str]:
-    """Different checksums with one CRC-32: it is linear, so whatever hex digits differ in by 0 and 1 can be solved for."""
-    zeros = zlib.crc32(b"sha256:" + b"0" * 64)
-    rows: list[tuple[int, int]] = []  # what has been reduced: of the CRC, and which digits it takes
-    kernel: list[int] = []
-    for i in range(64):
-        digits = bytearray(b"0" * 64)
-        digits[i] = ord("1")
-        crc, taken = zlib.crc32(b"sha256:" + digits) ^ zeros, 1 << i
-        for other, which in rows:
-            if crc ^ other < crc:
-                crc, taken = crc ^ other, taken ^ which
-        if crc:
-            rows.append((crc, taken))
-            rows.sort(reverse=True)
-        else:
-            kernel.append(taken)
-    checksums = []
-    for number in range(count):
-        taken = 0
-        for bit, which in enumerate(kernel):
-            taken ^= which if number >> bit & 1 else 0
-        checksums.append("sha256:" + "".join("1" if taken >> i & 1 else "0" for i in range(64)))
-    assert len(set(checksums)) == count
-    assert len({zlib.crc32(text.encode()) for text in checksums}) == 1
-    return checksums
+@pytest.fixture
+def colliding(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Checksums that share their look-up key. It has 31 bits of a CRC-32, so whoever wants to can make as many."""
+    right = btlog.field_hashes
+
+    def one(kind: int, values: Iterable[bytes]) -> list[int]:
+        return [7 for _ in values] if kind == btlog.CHECKSUM else right(kind, values)
+
+    monkeypatch.setattr(btlog, "field_hashes", one)
+    return [f"sha256:{i:064x}" for i in range(2002)]
 
 
-def test_L6_a_thousand_collisions_blind_no_checksum(tmp_path: Path) -> None:
+def test_L6_a_thousand_collisions_blind_no_checksum(tmp_path: Path, colliding: list[str]) -> None:
     """What is found by a key is compared, and only what is right is counted."""
-    *others, target, between = colliding_checksums(2002)
+    *others, target, between = colliding
 
     def files(name: str, checksums: list[str]) -> list[bytes]:
         return [Entry(f"{name}{i}-1.0-py3-none-any.whl", checksum).encode() for i, checksum in enumerate(checksums)]
@@ -12865,9 +12848,11 @@ def test_L6_a_thousand_collisions_blind_no_checksum(tmp_path: Path) -> None:
     assert call_btlog("verify", str(tmp_path / "requirements.txt"), *more)[0] == 0
 
 
-def test_L6_many_true_ones_among_collisions_are_still_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_L6_many_true_ones_among_collisions_are_still_bounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, colliding: list[str]
+) -> None:
     monkeypatch.setattr(btlog, "MAX_FOUND", 40)
-    *others, target = colliding_checksums(101)
+    others, target = colliding[:100], colliding[100]
     with contextlib.closing(found(tmp_path / "log")) as store:
         pairs = [Entry(f"{i}.whl", checksum).encode() for i, checksum in enumerate([*others, *[target] * 60, *others])]
         store.append(pairs, seal, True)
@@ -13350,64 +13335,37 @@ def fold(hashes: list[bytes]) -> bytes:
 
 
 class SyntheticLog(Served):
-    """A log of `count * 256**level` entries, made as they are asked for.
+    """A log of `count` bundles, at most 256, which `bundle` makes when they are asked for; zipped ones are all alike.
 
-    All bundles are `common`, but for those numbered in `special`, which `make` makes. What `held` says of a bundle's
-    number is answered only when the server ends.
+    What `held` says of a bundle's number is answered only when the server ends.
     """
 
-    def __init__(
-        self, level: int, count: int, common: list[bytes], special: Collection[int] = (),
-        make: Callable[[int], list[bytes]] = lambda n: [], zipped: bool = False,
-    ) -> None:  # fmt: skip
-        self._common, self._special, self._make, self._zipped = common, sorted(special), make, zipped
-        self._kept: dict[tuple[int, int], bytes] = {}
+    def __init__(self, count: int, bundle: Callable[[int], list[bytes]], zipped: bool = False) -> None:
+        hashes = [[leaf_hash(entry) for entry in bundle(n)] for n in range(count)]
+        roots = [fold(leaves) for leaves in hashes]
         self.held: Callable[[int], bool] = lambda n: False
-        self.size = count << 8 * level
-        self.note = seal(Tree(self.size, fold([self._hash(level, i) for i in range(count)])))
-        self._bundle = functools.lru_cache(2)(self._encoded)
-        super().__init__(self._serve)
+        zip_ = gzip.compress(btlog.encode_bundle(bundle(0)), 1) if zipped else b""
+        note = seal(Tree(256 * count, fold(roots)))
 
-    def _entries(self, n: int) -> list[bytes]:
-        return self._make(n) if n in self._special else self._common
+        def answer(path: str) -> HtmlOrJson:
+            if path == "/checkpoint":
+                return 200, {"Content-Type": "text/plain; charset=utf-8"}, note
+            level, index, width = btlog.parse_tile_path(path[1:])
+            if level is not None:
+                return 200, {}, b"".join((hashes[index] if level == 0 else roots)[:width])
+            if self.held(index):
+                self.over.wait(60)
+            return (200, {"Content-Encoding": "gzip"}, zip_) if zipped else (200, {}, btlog.encode_bundle(bundle(index)))
 
-    def _hash(self, level: int, index: int) -> bytes:
-        """The root of the subtree of 256**level entries; one for all that have only common bundles."""
-        first, last = ((index << 8 * level) >> 8, ((index + 1 << 8 * level) - 1) >> 8)
-        place = index if any(first <= n <= last for n in self._special) else index & 255 if level == 0 else -1
-        if (level, place) not in self._kept:
-            if level == 0:
-                for i, entry in enumerate(self._entries(first)):
-                    self._kept[0, 256 * first + i if first in self._special else i] = leaf_hash(entry)
-            else:
-                self._kept[level, place] = fold([self._hash(level - 1, 256 * index + i) for i in range(256)])
-        return self._kept[level, place]
-
-    def _encoded(self, n: int) -> bytes:
-        data = btlog.encode_bundle(self._entries(n))
-        return gzip.compress(data, 1) if self._zipped else data
-
-    def _serve(self, path: str) -> HtmlOrJson:
-        if path == "/checkpoint":
-            return 200, {"Content-Type": "text/plain; charset=utf-8"}, self.note
-        level, index, width = btlog.parse_tile_path(path[1:])
-        if level is not None:
-            return 200, {}, b"".join(self._hash(level, 256 * index + i) for i in range(width))
-        if self.held(index):
-            self.over.wait(60)
-        headers = {"Content-Encoding": "gzip"} if self._zipped else {}
-        return 200, headers, self._bundle(index if index in self._special else -1)
+        super().__init__(answer)
 
 
 def test_a_synthetic_log_is_one(tmp_path: Path) -> None:
-    """Its roots are those of its entries, by RFC 6962's definition and by fsck."""
-    common = [quiet(i) for i in range(256)]
-    special = [quiet(i) for i in range(256, 512)]
-    with contextlib.closing(SyntheticLog(1, 3, common, [1], lambda n: special)) as log_:
-        assert log_.note == seal(Tree(768, root_of([*common, *special, *common])))
+    """Its root is that of its entries, by RFC 6962's definition and by fsck."""
+    with contextlib.closing(SyntheticLog(3, lambda n: [quiet(256 * n + i) for i in range(256)])) as log_:
         assert monitor(log_.url, tmp_path / "mirror").code == 0
     assert call_btlog("fsck", "--storage-dir", str(tmp_path / "mirror"))[0] == 0
-    mirrored(tmp_path / "mirror", [*common, *special, *common])
+    mirrored(tmp_path / "mirror", [quiet(i) for i in range(768)])
 
 
 def measured(*args: str) -> tuple[float, int, list[str], str]:
@@ -13455,7 +13413,7 @@ def size_of(folder: Path) -> int:
 def test_M1_findings_are_told_as_they_are_stored(tmp_path: Path) -> None:
     """After each batch, in a round without end; the exit code of a run that is ended says if there was something."""
     common = [named_entry(f"same{i}-1.0-py3-none-any.whl") for i in range(256)]
-    log_ = SyntheticLog(4, 1, common, (3, 100, 200), lambda n: [b"no entry %d" % n, *common[1:]])  # 2**32 entries
+    log_ = SyntheticLog(200, lambda n: [b"no entry %d" % n, *common[1:]] if n in (3, 100) else common)
     args = monitor_args(log_.url, tmp_path / "mirror")
     with contextlib.closing(log_):
         log_.held = lambda n: n >= 64  # the first batch can be had, and no more
@@ -13528,9 +13486,9 @@ def hostile(kind: str, count: int) -> SyntheticLog:
         return entries
 
     if kind in ("names", "publishers"):
-        return SyntheticLog(1, count, [], range(count), bundle)
+        return SyntheticLog(count, bundle)
     common = {"the same names, zipped": bundle(0), "one name, zipped": bundle(0)[:1] * 256}[kind]
-    return SyntheticLog(1, count, common, zipped=True)
+    return SyntheticLog(count, lambda n: common, zipped=True)
 
 
 @pytest.mark.parametrize(("kind", "count"), [
@@ -13565,7 +13523,8 @@ def test_M2_a_bounded_look_up_overlooks_nothing(tmp_path: Path, others: int) -> 
     name = "same-1.0-py3-none-any.whl"
     common = [named_entry(name, "a"), *(named_entry(f"other-{i}-py3-none-any.whl") for i in range(others))]
     bundle = (common * 256)[:256]
-    with contextlib.closing(SyntheticLog(1, 12, bundle, [11], lambda n: [*bundle[:-1], named_entry(name, "b")])) as log_:
+    last = [*bundle[:-1], named_entry(name, "b")]
+    with contextlib.closing(SyntheticLog(12, lambda n: last if n == 11 else bundle)) as log_:
         seen = monitor(log_.url, tmp_path / "mirror")
     assert (seen.code, seen.kinds) == (1, ["replaced"])
     assert all(text in seen.texts[0] for text in ("at index 0,", "at index 3071", SUM_OF_A))
