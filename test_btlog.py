@@ -12870,7 +12870,7 @@ def test_L7_heads_that_are_remembered_have_a_bound_in_bytes() -> None:
     """4,300 different ones of 100 headers kept 72 MiB."""
     tracemalloc.start()
     try:
-        for i in range(600):
+        for i in range(450):
             lines = (b"X%d: %d\r\n" % (j, 10**8 + i * 100 + j) for j in range(100))
             head = b"GET /healthz HTTP/1.1\r\n%b\r\n" % b"".join(lines)
             assert len(head) < 2048  # it is of the size that is remembered
@@ -12918,21 +12918,20 @@ def test_L7_a_port_that_is_used_is_found_before_anything_is_made(tmp_path: Path)
     refused("serve", cwd=tmp_path, port="70000")
 
 
-def test_L7_two_starts_on_one_port_at_once(tmp_path: Path) -> None:
-    """One of them serves. The other ends with exit code 3 and a line, also where it had bound the port before."""
-    for turn in range(2):
-        words = [sys.executable, str(SOURCE), "serve", "--port", str(free_port()), "--storage-dir"]
-        pipes: dict[str, Any] = {"cwd": tmp_path, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        runs = [subprocess.Popen([*words, f"{turn}-{i}"], **pipes) for i in range(3)]
-        try:
-            eventually(lambda: sum(run.poll() is not None for run in runs) == 2)  # noqa: B023
-        finally:
-            for run in runs:
-                if run.poll() is None:
-                    run.terminate()
-            said = [run.communicate(timeout=15)[1] for run in runs]
-        assert sorted(run.returncode for run in runs) == [0, 3, 3], said
-        assert "Traceback" not in "".join(said), said
+def test_L7_starts_on_one_port_at_once(tmp_path: Path) -> None:
+    """One of them serves. The others end with exit code 3 and a line, also where they had bound the port before."""
+    words = [sys.executable, str(SOURCE), "serve", "--port", str(free_port()), "--storage-dir"]
+    pipes: dict[str, Any] = {"cwd": tmp_path, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    runs = [subprocess.Popen([*words, f"{i}"], **pipes) for i in range(4)]
+    try:
+        eventually(lambda: sum(run.poll() is not None for run in runs) == 3)
+    finally:
+        for run in runs:
+            if run.poll() is None:
+                run.terminate()
+        said = [run.communicate(timeout=15)[1] for run in runs]
+    assert sorted(run.returncode for run in runs) == [0, 3, 3, 3], said
+    assert "Traceback" not in "".join(said), said
 
 
 # --- L8: what an export deletes, and where drafts lead -----------------------------------------------------------------
@@ -13478,8 +13477,8 @@ def hostile(kind: str, count: int) -> SyntheticLog:
 
 
 @pytest.mark.parametrize(("kind", "count"), [
-    ("the same names, zipped", 6), pytest.param("names", 16, marks=pytest.mark.slow),
-    pytest.param("one name, zipped", 16, marks=pytest.mark.slow), pytest.param("publishers", 6, marks=pytest.mark.slow),
+    ("the same names, zipped", 6), pytest.param("names", 8, marks=pytest.mark.slow),
+    pytest.param("one name, zipped", 8, marks=pytest.mark.slow), pytest.param("publishers", 6, marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_M2_a_log_of_wide_entries(tmp_path: Path, kind: str, count: int) -> None:
     """Read-ahead is bounded by bytes, as is the look-up of earlier entries that have a name, and of publishers."""
@@ -14257,14 +14256,14 @@ def test_M9_the_fields_of_a_match(tmp_path: Path, static: StaticLog) -> None:
         named_entry("demo-1.0.tar.gz", "a", PUBLISHER), named_entry("demo2-1.0.tar.gz", "b"),
         named_entry('demo-"}\u2028{"kind": "x-1.0.tar.gz', "a", odd),
     ]  # fmt: skip
-    static.grow_to(700)
+    static.grow_to(765)
     static.grow(*new)
     before = datetime.datetime.now(datetime.UTC) - datetime.timedelta(seconds=2)
     seen = monitor(static.web.url, tmp_path / "mirror", "--filename-regex", "^demo")
     assert (seen.code, seen.kinds) == (1, ["match"] * 3)
-    for index, (line, data) in enumerate(zip(seen.lines, new, strict=True), 700):
+    for index, (line, data) in enumerate(zip(seen.lines, new, strict=True), 765):
         entry = Entry.parse(data)
-        assert has(line, filename=entry.filename, checksum=entry.checksum, index=index, tile_index=2, log_size=703)
+        assert has(line, filename=entry.filename, checksum=entry.checksum, index=index, tile_index=2, log_size=768)
         assert has(line, publisher=entry.publisher._asdict() if entry.publisher else None)
         assert before < datetime.datetime.fromisoformat(line["time"]) <= datetime.datetime.now(datetime.UTC)
         assert {"level", "msg", "kind", "evidence"} <= line.keys()
