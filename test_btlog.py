@@ -11252,7 +11252,7 @@ def test_W10_equal_cases_equal_exit_codes(shelf: Path) -> None:
         assert verified(shelf, name, text.replace("<A>", "<F>"))[0] == 1
 
 
-# --- L1: what a witness below the quorum can do at worst ---------------------------------------------------------------
+# --- L1: what a witness below the quorum can do at worst --------------------------------------------------------------
 # It can keep its own cosignature to itself. It can make a start wait for the witnesses' time-out, once. And it can show
 # something that the log's own key has signed and the log does not have: then the log ends, and rightly. That is all.
 
@@ -11288,8 +11288,7 @@ class LyingWitness:
         class Handler(http.server.BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
-            def log_message(self, *args: Any) -> None:
-                pass
+            def log_message(self, *args: Any) -> None: ...
 
             def do_POST(self) -> None:
                 request = btlog.AddCheckpoint.parse(self.rfile.read(int(self.headers["Content-Length"])))
@@ -11302,11 +11301,7 @@ class LyingWitness:
             def tell(self, reply: Reply) -> None:
                 if (data := reply.raw) is None:
                     fields = [f"Content-Type: {reply.kind}", f"Content-Length: {len(reply.body)}", *reply.headers]
-                    data = (
-                        f"HTTP/1.1 {reply.status} So\r\n".encode()
-                        + "\r\n".join([*fields, "", ""]).encode()
-                        + reply.body
-                    )
+                    data = "\r\n".join([f"HTTP/1.1 {reply.status} So", *fields, "", ""]).encode() + reply.body
                 with contextlib.suppress(OSError):  # it did not wait so long
                     for piece in [data] if not reply.pause else [data[i : i + 1] for i in range(len(data))]:
                         self.wfile.write(piece)
@@ -11321,8 +11316,7 @@ class LyingWitness:
         class Server(http.server.ThreadingHTTPServer):
             request_queue_size = 64
 
-            def handle_error(self, *args: Any) -> None:  # a client that has gone away
-                pass
+            def handle_error(self, *args: Any) -> None: ...  # a client that has gone away
 
         self._server = Server(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
@@ -11330,13 +11324,13 @@ class LyingWitness:
         self._thread.start()
 
     def answer(self, request: btlog.AddCheckpoint | None) -> Reply:
-        if self.lie is not None:
-            self.told += 1
-            try:
-                return self.lie(self, request)
-            except OSError:  # the log that it asked has ended
-                return Reply(status=500)
-        return self.honest(request)
+        if self.lie is None:
+            return self.honest(request)
+        self.told += 1
+        try:
+            return self.lie(self, request)
+        except OSError:  # the log that it asked has ended
+            return Reply(status=500)
 
     def honest(self, request: btlog.AddCheckpoint | None) -> Reply:
         if request is None:
@@ -11379,44 +11373,29 @@ def hint(size: int | str, newline: str = "\n") -> Reply:
     return Reply(f"{size}{newline}".encode(), 409, "text/x.tlog.size")
 
 
+NO = Reply(b"no", 422)
+CLAIMS = 18
+
+
 def claims(liar: LyingWitness, request: btlog.AddCheckpoint) -> Reply:
     """All that a witness may claim of a log, one after the other: CLAIMS of them."""
     size = size_of_note(request.note)
     replies = [
-        Reply(b"no", 422),
-        hint(size + 1),
-        hint(999_999),
-        Reply(b"no", 422),
-        hint(2**63 - 1),
-        hint(2**64),
-        hint(10**30),
-        hint(max(size_of_note(liar.published()), 0)),
-        hint(max(size_of_note(liar.newer()), 0)),
-        hint(max(size - 1, 0)),
-        hint(0),
-        hint(size),
-        hint(size + 1, ""),
-        hint("-1"),
-        hint("01"),
-        hint("٣"),
-        hint(""),
-        Reply(b"no", 409),
-    ]
+        NO, hint(size + 1), hint(999_999), NO, hint(2**63 - 1), hint(2**64), hint(10**30), hint(0), hint(size),
+        hint(max(size_of_note(liar.published()), 0)), hint(max(size_of_note(liar.newer()), 0)), hint(max(size - 1, 0)),
+        hint(size + 1, ""), hint("-1"), hint("01"), hint("٣"), hint(""), Reply(b"no", 409),
+    ]  # fmt: skip
     assert len(replies) == CLAIMS
     return replies[len(liar.seen) % CLAIMS]
 
 
-CLAIMS = 18
+Answer = Callable[[LyingWitness, btlog.AddCheckpoint], Reply]
 
 
 class InTurn:
     """One lie after the other, `count` of them, and again; what it shows when it is asked is honest, or `shown`."""
 
-    def __init__(
-        self,
-        *replies: Callable[[LyingWitness, btlog.AddCheckpoint], Reply] | Reply,
-        shown: Callable[[LyingWitness], Reply] | None = None,
-    ) -> None:
+    def __init__(self, *replies: Answer | Reply, shown: Callable[[LyingWitness], Reply] | None = None) -> None:
         self._replies, self._shown = replies, shown
         self.count = CLAIMS if claims in replies else len(replies)
 
@@ -11427,13 +11406,8 @@ class InTurn:
         return reply if isinstance(reply, Reply) else reply(liar, request)
 
 
-def always(make: Callable[[LyingWitness, btlog.AddCheckpoint], Reply]) -> Lie:
+def always(make: Answer) -> Lie:
     return InTurn(make)
-
-
-def shows(show: Callable[[LyingWitness], Reply]) -> Lie:
-    """It claims this and that, and when it is asked for what it has, it shows something."""
-    return InTurn(claims, shown=show)
 
 
 def signed_by(signer: btlog.Signer, size: int, origin: str = "", entries: str = "other-") -> bytes:
@@ -11454,121 +11428,107 @@ def of_friend(liar: LyingWitness) -> Reply:
     return Reply(note, status)
 
 
+def elsewhere(status: int) -> Answer:
+    return lambda liar, request: Reply(status=status, headers=(f"Location: {liar.log_url}/checkpoint",))
+
+
+def cosigns(**more: Any) -> Answer:
+    """Its cosignature under another status, by another signer, at another time."""
+    status = more.pop("status", 200)
+    return lambda liar, request: Reply(liar.cosignature(request, **more), status)
+
+
+def cosigns_with_others(liar: LyingWitness, request: btlog.AddCheckpoint) -> Reply:
+    others = [liar.cosignature(request, new_key(f"x{i}.example")) for i in range(99)]
+    return Reply(b"".join([*others, liar.cosignature(request)]))
+
+
+def cosigns_another_tree(liar: LyingWitness, request: btlog.AddCheckpoint) -> Reply:
+    return Reply(signature_line(liar.signer, signed_by(SIGNER, 9).decode().partition("\n\n")[0] + "\n", 5).encode())
+
+
+def first_right(liar: LyingWitness, request: btlog.AddCheckpoint | None) -> Reply:
+    if liar.told < 3:
+        return liar.honest(request)
+    return claims(liar, request) if request else Reply(liar.newer())
+
+
 NOBODY, MIMIC = new_key("nobody.example"), new_key(LOG.name)  # the log's name, and another key
 STATUSES = [100, 101, 102, 103, 199, 201, 202, 203, 204, 205, 206, 300, 301, 302, 303, 304, 305, 307, 308, 400, 401,
             402, 403, 404, 405, 406, 407, 408, 410, 411, 412, 413, 414, 415, 416, 417, 418, 421, 423, 424, 425, 426,
             428, 429, 431, 451, 500, 501, 502, 503, 504, 505, 507, 508, 511, 599, 600, 999]  # fmt: skip
+TIMES = [1, 10**10, 10**12, 2**63 - 1, 2**63, 2**64 - 1]
+OK_HEAD = b"HTTP/1.1 200 OK\r\n"
+RAW = {  # what is no answer: it is sent for all that is asked
+    "nothing": Reply(raw=b"", end="hold"),
+    "nothing, and hangs up": Reply(raw=b"", end="close"),
+    "nothing, and resets": Reply(raw=b"", end="reset"),
+    "half a head": Reply(raw=OK_HEAD + b"Content-", end="hold"),
+    "half a body": Reply(raw=OK_HEAD + b"Content-Length: 99\r\n\r\nx", end="close"),
+    "a length that is none": Reply(raw=OK_HEAD + b"Content-Length: -1\r\n\r\nx", end="hold"),
+    "chunks that are none": Reply(raw=OK_HEAD + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n", end="hold"),
+    "no HTTP": Reply(raw=b"SSH-2.0-OpenSSH_9.2\r\n", end="hold"),
+    "endlessly many headers": Reply(raw=OK_HEAD + b"X: y\r\n" * 100_000, end="close"),
+    "endlessly often that it goes on": Reply(raw=b"HTTP/1.1 100 Continue\r\n\r\n" * 100_000, end="hold"),
+}
+SHOWN: dict[str, Callable[[LyingWitness], Reply]] = {  # what it shows for its claims
+    "nothing": lambda liar: Reply(status=404),
+    "what is published": lambda liar: Reply(liar.published()),
+    "the newest, once there is more": lambda liar: Reply(liar.newer()),
+    "the newest of an honest witness": of_friend,
+    "what it is asked for": lambda liar: Reply(liar.seen[-1].note),
+    "the oldest that it knows": lambda liar: Reply(liar.seen[0].note),
+    "an empty tree": lambda liar: Reply(SIGNER.sign(Checkpoint(LOG.name, Tree(0, btlog.EMPTY_ROOT)))),
+    "a larger tree by a key of the log's name": lambda liar: Reply(signed_by(MIMIC, 9999)),
+    "a larger tree by its own key": lambda liar: Reply(signed_by(liar.signer, 9999, LOG.name)),
+    "its own log's newest": lambda liar: Reply(signed_by(liar.signer, 9999)),
+    "another log's newest": lambda liar: Reply(signed_by(NOBODY, 9999)),
+    "another origin by the log's key": lambda liar: Reply(signed_by(SIGNER, 9999, "log.example/b")),
+    "a larger tree without a signature": lambda liar: Reply(signed_by(SIGNER, 9999).partition(b"\n\n")[0] + b"\n\n"),
+    "a larger tree under the signature of a smaller one": lambda liar: Reply(
+        re.sub(rb"\A(.*\n)\d+\n", rb"\g<1>9999\n", liar.seen[-1].note)
+    ),
+    "its cosignature of what is published": lambda liar: Reply(liar.published() + liar.cosignature(liar.seen[-1])),
+    "garbage": lambda liar: Reply(b"\xff" * 100),
+    "endlessly much": lambda liar: Reply(b"x" * 10_000_000),
+    "an error": lambda liar: Reply(b"no", 500),
+    "the way to the log": lambda liar: Reply(status=302, headers=(f"Location: {liar.log_url}/checkpoint",)),
+    "what never ends": lambda liar: Reply(raw=b"", end="hold"),
+    "it byte by byte": lambda liar: Reply(liar.published(), pause=0.01),
+}
 WITNESS_LIES: dict[str, Lie] = {
-    # Statuses
     "any status": InTurn(*(Reply(b"x", status) for status in STATUSES)),
-    "any status with a good cosignature": InTurn(
-        *(lambda liar, request, status=status: Reply(liar.cosignature(request), status) for status in STATUSES)
-    ),
-    "go elsewhere": InTurn(
-        *(
-            lambda liar, request, status=status: Reply(status=status, headers=(f"Location: {liar.log_url}/checkpoint",))
-            for status in (301, 302, 303, 307, 308)
-        )
-    ),
-    "come back in a year": InTurn(
-        *(Reply(b"busy", status, headers=("Retry-After: 31536000",)) for status in (429, 503))
-    ),
-    # Claims, and what it shows for them
-    "refuses, whatever it is": lambda liar, request: Reply(b"no", 422),
-    "refuses, shows what is published": lambda liar, request: Reply(liar.published()) if not request else Reply(b"no", 422),
-    "refuses, shows the newest, once there is more": lambda liar, request: Reply(liar.newer())
-    if request is None
-    else Reply(b"no", 422),
+    "any status with a good cosignature": InTurn(*(cosigns(status=status) for status in STATUSES)),
+    "go elsewhere": InTurn(*(elsewhere(status) for status in (301, 302, 303, 307, 308))),
+    "come back in a year": InTurn(*(Reply(b"busy", s, headers=("Retry-After: 31536000",)) for s in (429, 503))),
+    "refuses, whatever it is": lambda liar, request: NO,
+    "refuses, shows what is published": lambda liar, request: NO if request else Reply(liar.published()),
+    "refuses, shows the newest, once there is more": lambda liar, request: NO if request else Reply(liar.newer()),
     "has more, whatever it is": lambda liar, request: hint(999_999) if request else Reply(status=404),
-    "has more, by what it was asked": lambda liar, request: hint(size_of_note(request.note) + 1)
-    if request
-    else Reply(liar.newer()),
-    "claims, shows nothing": shows(lambda liar: Reply(status=404)),
-    "claims, shows what is published": shows(lambda liar: Reply(liar.published())),
-    "claims, shows the newest, once there is more": shows(lambda liar: Reply(liar.newer())),
-    "claims, shows the newest of an honest witness": shows(of_friend),
-    "claims, shows what it is asked for": shows(lambda liar: Reply(liar.seen[-1].note)),
-    "claims, shows the oldest that it knows": shows(lambda liar: Reply(liar.seen[0].note)),
-    "claims, shows an empty tree": shows(lambda liar: Reply(SIGNER.sign(Checkpoint(LOG.name, Tree(0, btlog.EMPTY_ROOT))))),
-    "claims, shows a larger tree by a key of the log's name": shows(lambda liar: Reply(signed_by(MIMIC, 9999))),
-    "claims, shows a larger tree by its own key": shows(lambda liar: Reply(signed_by(liar.signer, 9999, LOG.name))),
-    "claims, shows its own log's newest": shows(lambda liar: Reply(signed_by(liar.signer, 9999))),
-    "claims, shows another log's newest": shows(lambda liar: Reply(signed_by(NOBODY, 9999))),
-    "claims, shows another origin by the log's key": shows(lambda liar: Reply(signed_by(SIGNER, 9999, "log.example/b"))),
-    "claims, shows a larger tree without a signature": shows(
-        lambda liar: Reply(signed_by(SIGNER, 9999).partition(b"\n\n")[0] + b"\n\n")
+    "has more, by what it was asked": lambda liar, request: (
+        hint(size_of_note(request.note) + 1) if request else Reply(liar.newer())
     ),
-    "claims, shows a larger tree under the signature of a smaller one": shows(
-        lambda liar: Reply(re.sub(rb"\A(.*\n)\d+\n", rb"\g<1>9999\n", liar.seen[-1].note))
-    ),
-    "claims, shows its cosignature of what is published": shows(
-        lambda liar: Reply(liar.published() + liar.cosignature(liar.seen[-1]))
-    ),
-    "claims, shows garbage": shows(lambda liar: Reply(b"\xff" * 100)),
-    "claims, shows endlessly much": shows(lambda liar: Reply(b"x" * 10_000_000)),
-    "claims, shows an error": shows(lambda liar: Reply(b"no", 500)),
-    "claims, shows the way to the log": shows(
-        lambda liar: Reply(status=302, headers=(f"Location: {liar.log_url}/checkpoint",))
-    ),
-    "claims, holds what it shows for ever": shows(lambda liar: Reply(raw=b"", end="hold")),
-    "claims, shows it byte by byte": shows(lambda liar: Reply(liar.published(), pause=0.01)),
-    # Answers
-    "says nothing": lambda liar, request: Reply(raw=b"", end="hold"),
-    "hangs up": lambda liar, request: Reply(raw=b"", end="close"),
-    "resets": lambda liar, request: Reply(raw=b"", end="reset"),
-    "says half a head": lambda liar, request: Reply(raw=b"HTTP/1.1 200 OK\r\nContent-", end="hold"),
-    "says half a body": lambda liar, request: Reply(raw=b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\nx", end="close"),
-    "says a length that is none": lambda liar, request: Reply(
-        raw=b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\nx", end="hold"
-    ),
-    "says chunks that are none": lambda liar, request: Reply(
-        raw=b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", end="hold"
-    ),
-    "says no HTTP": lambda liar, request: Reply(raw=b"SSH-2.0-OpenSSH_9.2\r\n", end="hold"),
-    "says endlessly many headers": lambda liar, request: Reply(
-        raw=b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 100_000, end="close"
-    ),
-    "says endlessly often that it goes on": lambda liar, request: Reply(
-        raw=b"HTTP/1.1 100 Continue\r\n\r\n" * 100_000, end="hold"
-    ),
+    **{f"claims, shows {what}": InTurn(claims, shown=show) for what, show in SHOWN.items()},
+    **{f"says {what}": lambda liar, request, reply=reply: reply for what, reply in RAW.items()},  # type: ignore[misc]
     "says it byte by byte": always(lambda liar, request: Reply(liar.cosignature(request), pause=0.01)),
-    "says it when the round is over": always(lambda liar, request: slowly(liar, 0.3, liar.honest(request))),
-    "says it when the time is over": always(lambda liar, request: slowly(liar, 0.6, liar.honest(request))),
+    "says it when the round is over": always(lambda liar, request: slowly(liar, 0.06, liar.honest(request))),
+    "says it when the time is over": always(lambda liar, request: slowly(liar, 0.3, liar.honest(request))),
     "says garbage": InTurn(
-        *(Reply(body) for body in (b"", b"\n", b"garbage\n", b"\xff" * 1000, b"x" * 1_000_000, b"\xe2\x80\x94 x y\n"))
+        *map(Reply, [b"", b"\n", b"garbage\n", b"\xff" * 1000, b"x" * 1_000_000, b"\xe2\x80\x94 x y\n"])
     ),
-    # Cosignatures
-    "cosigns what came before": always(
-        lambda liar, request: Reply(liar.cosignature(liar.seen[-2] if len(liar.seen) > 1 else liar.seen[-1]))
-    ),
-    "cosigns in the name of the log": always(lambda liar, request: Reply(liar.cosignature(request, MIMIC))),
-    "cosigns by a key that nobody knows": always(
-        lambda liar, request: Reply(liar.cosignature(request, new_key(liar.signer.name)))
-    ),
+    "cosigns what came before": always(lambda liar, request: Reply(liar.cosignature(liar.seen[-2:][0]))),
+    "cosigns in the name of the log": InTurn(cosigns(signer=MIMIC)),
+    "cosigns by a key that nobody knows": InTurn(cosigns(signer=new_key(COSIGNER.name))),
     "cosigns a hundred times": always(lambda liar, request: Reply(liar.cosignature(request) * 100)),
-    "cosigns with lines of others": always(
-        lambda liar, request: Reply(
-            b"".join(liar.cosignature(request, new_key(f"x{i}.example")) for i in range(99)) + liar.cosignature(request)
-        )
-    ),
-    "cosigns at times that nobody has": InTurn(
-        *(
-            lambda liar, request, at=at: Reply(liar.cosignature(request, seconds=at))
-            for at in (1, 10**10, 10**12, 2**63 - 1, 2**63, 2**64 - 1)
-        )
-    ),
-    "cosigns another tree": always(
-        lambda liar, request: Reply(signature_line(liar.signer, signed_by(SIGNER, 9).decode().partition("\n\n")[0] + "\n", 5).encode())
-    ),
-    # Order
+    "cosigns with lines of others": InTurn(cosigns_with_others),
+    "cosigns at times that nobody has": InTurn(*(cosigns(seconds=at) for at in TIMES)),
+    "cosigns another tree": InTurn(cosigns_another_tree),
     "every second one is right": InTurn(lambda liar, request: liar.honest(request), claims),
-    "first right, then wrong": lambda liar, request: liar.honest(request)
-    if liar.told < 3
-    else (Reply(liar.newer()) if request is None else claims(liar, request)),
+    "first right, then wrong": first_right,
     "answers what it was asked before": always(
         lambda liar, request: Reply(liar.lines[-1]) if liar.lines else liar.honest(request)
     ),
-}  # fmt: skip
+}
 
 
 def a_policy(role: str, honest: list[LocalWitness], liar: LyingWitness) -> Policy:
@@ -11577,148 +11537,143 @@ def a_policy(role: str, honest: list[LocalWitness], liar: LyingWitness) -> Polic
     bad = btlog.as_witness(liar.signer.key)
     urls = (*((key, w.url) for key, w in zip(good, honest, strict=True)), (bad, liar.url))
     quorum = {
-        "one of three": lambda: Quorum(2, (bad, *good)),
-        "one of a group": lambda: Quorum(2, (good[0], Quorum(1, (bad, good[1])))),
-        "outside the quorum": lambda: Quorum(2, good),
-    }[role]()
+        "one of three": Quorum(2, (bad, *good)),
+        "one of a group": Quorum(2, (good[0], Quorum(1, (bad, good[1])))),
+        "outside the quorum": Quorum(2, good),
+    }[role]
     return Policy((LOG,), (bad, *good), quorum, urls)
 
 
-def goes_on(log: LocalLog, policy: Policy, liar: LyingWitness, tag: str, all_: bool) -> int:
-    """Adds until the witness has lied for a while, or has told all that it can: each is acknowledged at once.
-
-    Returns how many that were.
-    """
-    asked, begun = len(liar.seen), time.monotonic()
-    count = liar.lie.count if all_ and isinstance(liar.lie, InTurn) else 0
-    liar.log_url = log.url
-    for i in itertools.count():
-        start = time.monotonic()
-        status, answer = add(log.url, entry(i, tag))
-        assert (status, answer.get("error")) == (200, None)
-        assert time.monotonic() - start < 3
-        tree = open_checkpoint(base64.b64decode(answer["checkpoint"]), policy).tree
-        assert tree.size > answer["index"]
-        told, took = len(liar.seen) - asked, time.monotonic() - begun
-        if i >= 3 and (liar.lie is None or (told >= count and (told >= 4 or took > 0.6))):
-            break
-        assert took < 60, f"only {told} lies were told"
-    return i + 1
+LIE_OPTIONS = {"witness_timeout": 0.2, "checkpoint_interval": 0.01}
 
 
-LIE_OPTIONS = {"witness_timeout": 0.4, "checkpoint_interval": 0.01}
+class Trial:
+    """A log with two honest witnesses and one that lies, in a folder; it can be stopped and started again."""
+
+    def __init__(
+        self, folder: Path, stack: contextlib.ExitStack, role: str = "one of three", lie: Lie | None = None
+    ) -> None:
+        self.liar = LyingWitness(lie)
+        stack.enter_context(contextlib.closing(self.liar))
+        honest = stack.enter_context(several_witnesses(folder, 2))
+        self.policy = a_policy(role, honest, self.liar)
+        self.liar.friend_url = honest[0].url
+        self.entries: list[bytes] = []
+        self._folder = folder / "log"
+
+    @contextlib.contextmanager
+    def log(self, **options: Any) -> Iterator[LocalLog]:
+        """The log while it runs; in the end it has all that was added, and is well."""
+        more: dict[str, Any] = {"policy": self.policy, "timeout": 5, "options": {**LIE_OPTIONS, **options}}
+        with contextlib.closing(LocalLog(self._folder, **more)) as log:
+            self.liar.log_url = log.url
+            yield log
+            assert ask(log.url, "/healthz")[0] == 200
+            assert walk(log.url, self.policy) == self.entries
+
+    def add(self, log: LocalLog) -> Checkpoint:
+        """Adds one more entry, which is acknowledged at once; returns the checkpoint of the answer."""
+        data = entry(len(self.entries))
+        begun = time.monotonic()
+        status, answer = add(log.url, data)
+        assert (status, answer.get("error"), answer["index"]) == (200, None, len(self.entries))
+        assert time.monotonic() - begun < 3
+        self.entries.append(data)
+        return open_checkpoint(base64.b64decode(answer["checkpoint"]), self.policy)
+
+    def add_until_told(self, log: LocalLog, count: int) -> None:
+        """Adds until the witness has lied so often."""
+        told, begun = self.liar.told, time.monotonic()
+        while self.liar.told < told + count:
+            self.add(log)
+            assert time.monotonic() - begun < 30, f"only {self.liar.told - told} lies were told"
+
+
+@pytest.fixture
+def stack() -> Iterator[contextlib.ExitStack]:
+    with contextlib.ExitStack() as made:
+        yield made
+
+
+DEFAULT_LIES = ["any status", "claims, shows the newest of an honest witness", "says nothing"]  # the next test has all
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * bool(n % 6)) for n, name in enumerate(WITNESS_LIES)]
-)  # all of them, one after the other, are in the next test
-def test_L1_a_witness_that_lies_stops_no_log(tmp_path: Path, name: str) -> None:
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name not in DEFAULT_LIES)) for name in WITNESS_LIES]
+)
+def test_L1_a_witness_that_lies_stops_no_log(tmp_path: Path, stack: contextlib.ExitStack, name: str) -> None:
     """One of three where two are needed: at a first start, while it runs, after the lie, and at the next start."""
-    liar = LyingWitness(WITNESS_LIES[name])
-    with contextlib.closing(liar), several_witnesses(tmp_path, 2) as honest:
-        policy = a_policy("one of three", honest, liar)
-        liar.friend_url = honest[0].url
-        size = 0
-        for lies in (True, False, True), (True,):
-            with contextlib.closing(LocalLog(tmp_path / "log", policy=policy, timeout=5, options=LIE_OPTIONS)) as log:
-                for turn, lie in enumerate(lies):
-                    told, liar.lie = liar.told, WITNESS_LIES[name] if lie else None
-                    size += goes_on(log, policy, liar, f"{len(lies)}-{turn}-", turn == 0 and len(lies) == 3)
-                    assert liar.told >= told + lie
-                    assert ask(log.url, "/healthz")[0] == 200
-                assert len(walk(log.url, policy)) == size
-        liar.lie = None  # and it is asked again, and counts again, once it is honest
-        with contextlib.closing(LocalLog(tmp_path / "log", policy=policy, timeout=5, options=LIE_OPTIONS)) as log:
-            liar.log_url = log.url
-
-            def counts() -> bool:
-                _, answer = add(log.url, entry(next(numbers), "last-"))
-                opened = open_checkpoint(base64.b64decode(answer["checkpoint"]), policy)
-                return btlog.as_witness(liar.signer.key) in {key for key, _ in opened.cosigned}
-
-            numbers = itertools.count()
-            eventually(counts, 5)
+    lie = WITNESS_LIES[name]
+    trial = Trial(tmp_path, stack, lie=lie)
+    with trial.log() as log:
+        trial.add_until_told(log, max(3, lie.count) if isinstance(lie, InTurn) else 3)
+        trial.liar.lie = None
+        trial.add(log)
+        trial.liar.lie = lie
+        trial.add_until_told(log, 1)
+    told = trial.liar.told
+    with trial.log() as log:
+        trial.add_until_told(log, 1)
+        assert trial.liar.told > told
+    trial.liar.lie = None  # and it is asked again, and counts again, once it is honest
+    witness = btlog.as_witness(trial.liar.signer.key)
+    with trial.log() as log:
+        eventually(lambda: witness in dict(trial.add(log).cosigned), 5)
 
 
-def test_L1_all_lies_one_after_the_other(tmp_path: Path) -> None:
+def test_L1_all_lies_one_after_the_other(tmp_path: Path, stack: contextlib.ExitStack) -> None:
     """Also where it is one of two that are as good."""
-    liar = LyingWitness()
-    with contextlib.closing(liar), several_witnesses(tmp_path, 2) as honest:
-        policy = a_policy("one of a group", honest, liar)
-        liar.friend_url = honest[0].url
-        size = 0
-        with contextlib.closing(LocalLog(tmp_path / "log", policy=policy, timeout=5, options=LIE_OPTIONS)) as log:
-            for name, lie in WITNESS_LIES.items():
-                liar.lie, liar.log_url, told, begun = lie, log.url, liar.told, time.monotonic()
-                for i in itertools.count():
-                    status, answer = add(log.url, entry(i, f"{name}-".replace("/", "")))
-                    assert (status, answer.get("error")) == (200, None), name
-                    size += 1
-                    if i >= 3 and liar.told >= told + 2:
-                        break
-                    assert time.monotonic() - begun < 20, f"it was not asked, so that this was not told: {name}"
-            assert ask(log.url, "/healthz")[0] == 200
-            assert len(walk(log.url, policy)) == size
+    assert len(WITNESS_LIES) == 54
+    trial = Trial(tmp_path, stack, "one of a group")
+    with trial.log(witness_timeout=0.1) as log:
+        for trial.liar.lie in WITNESS_LIES.values():
+            trial.add_until_told(log, 2)
 
 
-def test_L1_a_witness_that_no_quorum_counts_is_not_asked(tmp_path: Path) -> None:
+def test_L1_a_witness_that_no_quorum_counts_is_not_asked(tmp_path: Path, stack: contextlib.ExitStack) -> None:
     """So that whatever it says is nothing to the log."""
-    liar = LyingWitness(WITNESS_LIES["says nothing"])
-    with contextlib.closing(liar), several_witnesses(tmp_path, 2) as honest:
-        policy = a_policy("outside the quorum", honest, liar)
-        for start in range(2):
-            with contextlib.closing(LocalLog(tmp_path / "log", policy=policy, timeout=5)) as log:
-                for i in range(3):
-                    assert add(log.url, entry(3 * start + i))[0] == 200
-                assert len(walk(log.url, policy)) == 3 * start + 3
-        assert (liar.told, liar.seen) == (0, [])
+    trial = Trial(tmp_path, stack, "outside the quorum", WITNESS_LIES["says nothing"])
+    for _ in range(2):
+        with trial.log() as log:
+            for _ in range(3):
+                trial.add(log)
+    assert (trial.liar.told, trial.liar.seen) == (0, [])
 
 
-def test_L1_a_silent_witness_delays_a_start_by_its_time_out(tmp_path: Path) -> None:
-    """At a start all are heard, since one may have seen what the log has lost; the log waits for that once, and briefly."""
-    liar = LyingWitness(WITNESS_LIES["says nothing"])
-    with contextlib.closing(liar), several_witnesses(tmp_path, 2) as honest:
-        policy = a_policy("one of three", honest, liar)
-        for i in range(2):
-            with contextlib.closing(LocalLog(tmp_path / "log", policy=policy, options={"witness_timeout": 1.0})) as log:
-                begun = time.monotonic()
-                assert add(log.url, entry(2 * i))[0] == 200
-                assert time.monotonic() - begun < 3
-                begun = time.monotonic()
-                assert add(log.url, entry(2 * i + 1))[0] == 200
-                assert time.monotonic() - begun < 0.9  # and not again
+def test_L1_a_silent_witness_delays_a_start_by_its_time_out(tmp_path: Path, stack: contextlib.ExitStack) -> None:
+    """At a start all are heard, since one may have seen what the log has lost; the log waits once, and briefly."""
+    trial = Trial(tmp_path, stack, lie=WITNESS_LIES["says nothing"])
+    for _ in range(2):
+        with trial.log(witness_timeout=0.6) as log:
+            trial.add(log)
+            begun = time.monotonic()
+            trial.add(log)
+            assert time.monotonic() - begun < 0.5  # and not again
 
 
-def test_L1_what_the_log_signed_meanwhile_is_no_evidence(tmp_path: Path) -> None:
+def test_L1_what_the_log_signed_meanwhile_is_no_evidence(tmp_path: Path, stack: contextlib.ExitStack) -> None:
     """L1 as it was found: it answers 422, holds the next request until the log has published more, and shows that."""
     asked, go = threading.Event(), threading.Event()
 
     def lie(liar: LyingWitness, request: btlog.AddCheckpoint | None) -> Reply:
         if request is not None:
-            return Reply(b"no", 422)
+            return NO
         asked.set()
         go.wait(10)
         return Reply(liar.published())
 
-    liar = LyingWitness()
-    with contextlib.closing(liar), several_witnesses(tmp_path, 2) as honest:
-        policy = a_policy("one of three", honest, liar)
-        options = {**LIE_OPTIONS, "witness_timeout": 10.0}
-        with contextlib.closing(LocalLog(tmp_path / "log", policy=policy, options=options)) as log:
-            liar.log_url = log.url
-            assert add(log.url, entry(0))[0] == 200
-            liar.lie = lie
-            for i in range(1, 5):
-                assert add(log.url, entry(i))[0] == 200
-            assert asked.wait(10)
-            for i in range(5, 9):
-                assert add(log.url, entry(i))[0] == 200
-            go.set()
-            eventually(lambda: liar.told >= 3)
-            for i in range(9, 12):
-                assert add(log.url, entry(i))[0] == 200
-            assert ask(log.url, "/healthz")[0] == 200
-            assert walk(log.url, policy) == [entry(i) for i in range(12)]
+    trial = Trial(tmp_path, stack)
+    with trial.log(witness_timeout=10.0) as log:
+        trial.add(log)
+        trial.liar.lie = lie
+        for _ in range(4):
+            trial.add(log)
+        assert asked.wait(10)
+        for _ in range(4):
+            trial.add(log)
+        go.set()
+        eventually(lambda: trial.liar.told >= 3)
+        trial.add(log)
 
 
 def larger(log: LocalLog) -> Tree:
@@ -11736,42 +11691,33 @@ def other_past(log: LocalLog) -> Tree:
 @pytest.mark.parametrize("status", [409, 422])
 @pytest.mark.parametrize("forked", [larger, other_root, other_past])
 def test_L1_what_the_log_s_own_key_has_signed_ends_it(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, forked: Callable[[LocalLog], Tree], status: int
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    stack: contextlib.ExitStack,
+    forked: Callable[[LocalLog], Tree],
+    status: int,
 ) -> None:
-    """One witness is enough for that, though the quorum is met: a second history, and nobody else can have signed it."""
-    liar = LyingWitness()
-    with contextlib.closing(liar), several_witnesses(tmp_path, 2) as honest:
-        policy = a_policy("one of three", honest, liar)
-        for start in False, True:
-            with contextlib.closing(LocalLog(tmp_path / f"{start}", policy=policy, timeout=1, options=LIE_OPTIONS)) as log:
-                for i in range(4):
-                    assert add(log.url, entry(i))[0] == 200
-                if not start:
-                    note = SIGNER.sign(Checkpoint(LOG.name, forked(log)))
-                    liar.lie = lambda liar, request, note=note: (
-                        Reply(note) if request is None else Reply(b"no", 422) if status == 422 else hint(99)
-                    )
-
-                    def stopped() -> bool:
-                        return add(log.url, entry(next(numbers), "more-"))[0] == 503  # noqa: B023
-
-                    numbers = itertools.count()
-                    eventually(stopped, 10)
-                    size = log.store.tree("signed").size
-                    answer = add(log.url, entry(0, "later-"))[1]
-                    assert "signature" in answer["error"]
-                    assert ask(log.url, "/healthz")[0] == 503
-                    assert log.store.tree("signed").size == size
-                    assert len(walk(log.url, policy)) > 0  # reading goes on
-                    shutil.copytree(tmp_path / f"{start}", tmp_path / "True")  # for the next start, which sees it first
-                    [critical] = [record for record in caplog.records if record.levelname == "CRITICAL"]
-                    assert "signature" in critical.getMessage()
-                    break
-        shutil.rmtree(tmp_path / "True")
-        shutil.copytree(tmp_path / "False", tmp_path / "True")
-        with contextlib.closing(LocalLog(tmp_path / "True", policy=policy, timeout=1, options=LIE_OPTIONS)) as log:
-            assert add(log.url, entry(0, "start-"))[0] == 503
-            assert log.store.tree("signed").size == size
+    """One witness is enough for that, though the quorum is met: nobody else can have signed a second history."""
+    trial = Trial(tmp_path, stack)
+    options: dict[str, Any] = {"policy": trial.policy, "timeout": 1, "options": LIE_OPTIONS}
+    with contextlib.closing(LocalLog(tmp_path / "log", **options)) as log:
+        for _ in range(4):
+            trial.add(log)
+        note = SIGNER.sign(Checkpoint(LOG.name, forked(log)))
+        claim = NO if status == 422 else hint(99)
+        trial.liar.lie = lambda liar, request: claim if request else Reply(note)
+        numbers = itertools.count()
+        eventually(lambda: add(log.url, entry(next(numbers), "more-"))[0] == 503, 10)
+        size = log.store.tree("signed").size
+        assert "signature" in add(log.url, entry(0, "later-"))[1]["error"]
+        assert ask(log.url, "/healthz")[0] == 503
+        assert log.store.tree("signed").size == size
+        assert len(walk(log.url, trial.policy)) > 0  # reading goes on
+        [critical] = [record for record in caplog.records if record.levelname == "CRITICAL"]
+        assert "signature" in critical.getMessage()
+    with contextlib.closing(LocalLog(tmp_path / "log", **options)) as log:
+        assert add(log.url, entry(0, "start-"))[0] == 503
+        assert log.store.tree("signed").size == size
 
 
 # --- L2: a first start, and no other, begins a log ---------------------------------------------------------------------
