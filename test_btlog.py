@@ -9787,12 +9787,10 @@ BUILD_SYSTEM = '[build-system]\nrequires = []\nbuild-backend = "backend"\nbacken
 # A process that has pip imported, and forks for each command that it reads. What rustc and lsb_release say and what
 # certificates there are has nothing to do with what is taken, and takes long.
 PIP_SERVER = """
-import json, os, sys, traceback, warnings
+import json, os, sys, warnings
 warnings.simplefilter("ignore")
 import pip._internal.commands.install
 import pip._internal.network.session
-import pip._internal.operations.install.wheel
-import pip._internal.req.req_file
 import pip._internal.resolution.resolvelib.resolver
 import pip._vendor.rich.console
 from pip._internal.cli import index_command
@@ -9801,22 +9799,13 @@ pip._internal.network.session.user_agent = lambda: "pip"
 index_command._create_truststore_ssl_context = lambda: None
 for line in sys.stdin:
     job = json.loads(line)
-    pid = os.fork()
-    if not pid:
-        out = os.open(job["log"], os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
-        os.dup2(out, 1), os.dup2(out, 2), os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    if not (child := os.fork()):
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        os.dup2(os.open(job["log"], os.O_CREAT | os.O_WRONLY), 1)
+        os.dup2(1, 2)
         os.chdir(job["cwd"])
-        code = 99
-        try:
-            code = main(job["argv"])
-        except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else 98
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stdout.flush(), sys.stderr.flush()
-            os._exit(code)
-    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+        sys.exit(main(job["argv"]))
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 Files = dict[str, Any]  # by name the text, or bytes
 
@@ -9893,17 +9882,10 @@ class World:
         files = root / "files"
 
         class Handler(http.server.SimpleHTTPRequestHandler):
-            protocol_version, disable_nagle_algorithm, timeout = "HTTP/1.1", True, 20
-
             def __init__(self, *args: Any) -> None:
                 super().__init__(*args, directory=str(files))
 
             def log_message(self, *args: object) -> None: ...
-
-        class Threads(http.server.ThreadingHTTPServer):
-            request_queue_size, daemon_threads = 64, True
-
-            def handle_error(self, *args: Any) -> None: ...
 
         self.make_files()
         self.log = root / "log"
@@ -9911,7 +9893,7 @@ class World:
             good = [token for token in self.sums if token.startswith("good/")]
             store.append([Entry(t[5:], f"sha256:{self.sums[t]}").encode() for t in good], seal, True)
         (root / "public.key").write_text(f"{LOG_VKEY}\n")
-        self.server = Threads(("127.0.0.1", 0), Handler)
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
         self.thread = threading.Thread(target=self.server.serve_forever, args=(0.05,))
         self.thread.start()
@@ -10078,24 +10060,21 @@ class World:
         code = int(self.pip_process.stdout.readline())
         return self.taken(target, code, (folder / "pip.log").read_text(errors="replace"))
 
-    def uv(self, folder: Path, *words: str, target: Path | None = None, **variables: str) -> Taken:
+    def uv(self, folder: Path, *words: str, target: Path, **variables: str) -> Taken:
         """What a command of uv takes, and puts into `target`."""
         from uv import find_uv_bin  # only slow tests need it
 
-        command = [find_uv_bin(), *words, "-q", "--python", sys.executable]
-        if target is None:
-            target = folder / "by-uv"
-            command += ["--target", str(target)]
         done = subprocess.run(
-            command, cwd=folder, capture_output=True, text=True, errors="replace", timeout=120, check=False,
-            env=self.environment | variables,
+            [find_uv_bin(), *words, "-q", "--python", sys.executable], cwd=folder, capture_output=True, text=True,
+            errors="replace", timeout=120, check=False, env=self.environment | variables,
         )  # fmt: skip
         return self.taken(target, done.returncode, done.stderr)
 
     def uv_pip(self, folder: Path, *words: str, index: bool = True) -> Taken:
         """What `uv pip install` or `uv pip sync` takes."""
         where = ("--default-index", f"{self.url}/simple/") if index else ("--no-index",)
-        return self.uv(folder, "pip", words[0], *where, *words[1:])
+        target = folder / "by-uv"
+        return self.uv(folder, "pip", *words, *where, "--target", str(target), target=target)
 
     def install(self, folder: Path, target: str, turn: int | None = None) -> dict[str, Taken]:
         """What pip and uv take from an input, by the commands for its kind; with a turn by one of uv's only."""
@@ -10104,28 +10083,23 @@ class World:
             links = ("--find-links", target, "demo")
             taken = self.pip(folder, *links, index=False)
             return {"pip": taken, "uv install": self.uv_pip(folder, "install", *links, index=False)}
-        if kind.endswith(".lock"):  # an environment of a script can't be chosen: it is in uv's cache
+        if kind == "uv.lock":
+            if not (folder / "pyproject.toml").exists():
+                (folder / "pyproject.toml").write_text(PROJECT)
             made = folder / "by-uv-sync"
-            if kind == "uv.lock":
-                if not (folder / "pyproject.toml").exists():
-                    (folder / "pyproject.toml").write_text(PROJECT)
-                by_uv = self.uv(folder, "sync", "--frozen", target=made, UV_PROJECT_ENVIRONMENT=str(made))
-                return {"uv sync": by_uv}
-            script = kind.removesuffix(".lock")
+            return {"uv sync": self.uv(folder, "sync", "--frozen", target=made, UV_PROJECT_ENVIRONMENT=str(made))}
+        if kind.endswith(".lock"):  # its environment can't be chosen: it is in uv's cache
+            script, cache = kind.removesuffix(".lock"), folder / "cache"
             (folder / script).write_text(SCRIPT)
-            words, cache = ("sync", "--frozen", "--script", script), folder / "cache"
-            return {"uv sync": self.uv(folder, *words, target=cache / "environments-v2", UV_CACHE_DIR=str(cache))}
+            words, made = ("sync", "--frozen", "--script", script), cache / "environments-v2"
+            return {"uv sync": self.uv(folder, *words, target=made, UV_CACHE_DIR=str(cache))}
         commands = {"uv pip sync": ["sync"], "uv install": ["install", "-r"]}
         if not kind.startswith("pylock"):
             commands["uv pip sync"] = ["sync", "--allow-empty-requirements"]
             commands["uv install --require-hashes"] = ["install", "--require-hashes", "-r"]
-        if turn is not None:
-            by = [*commands][turn % len(commands)]
-            commands = {by: commands[by]}
-        return {
-            "pip": self.pip(folder, "-r", target),
-            **{by: self.uv_pip(folder, *words, target) for by, words in commands.items()},
-        }
+        chosen = [*commands] if turn is None else [[*commands][turn % len(commands)]]
+        by_pip = self.pip(folder, "-r", target)
+        return {"pip": by_pip, **{by: self.uv_pip(folder, *commands[by], target) for by in chosen}}
 
 
 @pytest.fixture(scope="module")
@@ -10157,17 +10131,16 @@ class Outcome:
         sources in a folder, as the project itself is one, are no files of an index, if `verify` says that it did not
         look at them.
         """
-        strange = {}
-        vouched = self.vouched if self.code == 0 else {v for t, v in world.sums.items() if t.startswith("good/")}
-        for by, taken in self.taken.items():
-            wrong = [t for t in taken.tokens if world.sums.get(t) not in vouched]
-            if self.code == 0 and re.search(NOT_LOOKED_AT, self.said):
-                wrong = [t for t in wrong if not t.startswith("tree/")]
-            if by == "uv install":
-                wrong = [t for t in wrong if not t.startswith("evil/dep-")]
-            if wrong:
-                strange[by] = sorted(wrong)
-        return strange
+        good = self.vouched if self.code == 0 else {v for t, v in world.sums.items() if t.startswith("good/")}
+        left_out = self.code == 0 and re.search(NOT_LOOKED_AT, self.said)
+        strange = {
+            by: [
+                t for t in sorted(taken.tokens)
+                if world.sums.get(t) not in good and not (left_out and t.startswith("tree/"))
+                and not (by == "uv install" and t.startswith("evil/dep-"))
+            ] for by, taken in self.taken.items()
+        }  # fmt: skip
+        return {by: tokens for by, tokens in strange.items() if tokens}
 
 
 def judge(world: World, files: Files, target: str, always: bool = False, turn: int | None = None) -> Outcome:
@@ -10217,32 +10190,21 @@ def pylock(body: str, name: str = "demo", version: str = "1.0", head: str = PY_B
 
 # Fragments and URLs, of files, of repositories and of folders.
 V1 = [
-    "<DX>#md5=<EM> <H>", "<DX>#sha1=<E1> <H>", "<DX>#sha224=<E224> <H>", "<DX>#sha384=<E384> <H>",
-    "<DX>#sha512=<E512> <H>", "<DX>#sha256=<E> <H>", "<DX>#sha256=<EUP> <H>", "<DX>#blake2b=<EB2> <H>",
-    "<DX>#md5=<EM>&sha256=<G>", "<DX>#sha512=<E512>&sha256=<G>", "<DX>#sha256=<E>&sha256=<G>",
-    "<DX>#sha256=<G>&sha512=<E512>", "<DX>#egg=demo&md5=<EM>&sha256=<G>", "<DX>#sha256=<G>", "<DX>#sha256=<GUP>",
-    "<DX>#sha256=<G>x", "<DX>#xsha256=<G>", "<DX>#SHA256=<G>", "<DX>#Sha256=<G>&md5=<EM>", "<DX>#sha256%3D<G>",
-    "<DX>#sha2%356=<G>", "<DX>%23sha256=<G>", "<DX>#sha256:<G>", "<DX>#sha256=sha256:<G>", "<DX>#;sha256=<G>",
-    "<DX>#x;sha256=<G>", "<DX>#egg=demo;sha256=<G>", "<DX>##sha256=<G>", "<DX>#x#sha256=<G>",
-    "<DX>#md5=<EM>#sha256=<G>", "<DX>#subdirectory=x&sha256=<G>", "<DX>?sha256=<G>", "<DX>?#sha256=<G>",
-    "<DX>?x&sha256=<G>", "<DX>?x&md5=<EM>#sha256=<G>", "<DX>?x&sha512=<E512> <H>", "<DX>?x&sha256=<E> <H>",
-    "<DX>?x&sha256=<E>#sha256=<G> <H>", "<DX>?&md5=<EM>#sha256=<G> <H>",
+    "<DX>#md5=<EM> <H>", "<DX>#sha512=<E512> <H>", "<DX>#sha256=<E> <H>", "<DX>#sha256=<EUP> <H>",
+    "<DX>#blake2b=<EB2> <H>", "<DX>#md5=<EM>&sha256=<G>", "<DX>#sha256=<E>&sha256=<G>", "<DX>#sha256=<G>&sha512=<E512>",
+    "<DX>#sha256=<G>", "<DX>#sha256=<GUP>", "<DX>#sha256=<G>x", "<DX>#xsha256=<G>", "<DX>#SHA256=<G>",
+    "<DX>#Sha256=<G>&md5=<EM>", "<DX>#sha256%3D<G>", "<DX>%23sha256=<G>", "<DX>#sha256=sha256:<G>", "<DX>#;sha256=<G>",
+    "<DX>##sha256=<G>", "<DX>#md5=<EM>#sha256=<G>", "<DX>#subdirectory=x&sha256=<G>", "<DX>?sha256=<G>",
+    "<DX>?x&sha256=<G>", "<DX>?x&md5=<EM>#sha256=<G>", "<DX>?x&sha256=<E> <H>", "<DX>?x&sha256=<E>#sha256=<G> <H>",
     "demo @ http://u&md5=<EM>&x@127.0.0.1:<PORT>/evil/<W> <H>",
-    "demo @ http://u&sha256=<E>&:p@127.0.0.1:<PORT>/evil/<W>#sha256=<G> <H>",
     "demo @ http://sha256=<G>@127.0.0.1:<PORT>/evil/<W> <H>", "demo @ <U>/&sha256=<E>&/../evil/<W> <H>",
-    "demo @ <U>/&md5=<EM>&/../evil/<W>#sha256=<G> <H>", "demo @ <U>/good/../evil/<W>;&md5=<EM> <H>", "<X>#md5=<EM> <H>",
-    "<X>#md5=<EM>&sha256=<G>", "<X>#egg=demo&sha256=<E> <H>", "<X>#sha256=<G>", "<X>?a&sha256=<E> <H>", "<X> <H>",
-    "<U>/evil/demo-1.0.zip#sha256=<EZ> <H>", "<U>/evil/demo-1.0.zip#egg=demo&sha256=<EZ> <H>", "demo @ <R>#sha256=<G>",
-    "demo @ <R> <H>", "demo @ <R>@<C> <H>", "demo @ <R>@<C>#sha256=<G>", "demo @ <R>@<C>#egg=demo&sha256=<G>",
-    "<R>#egg=demo&sha256=<G>", "<R>#egg=demo <H>", "<R>#egg=demo&sha256=<G> <H>",
-    "demo @ GIT+FILE://<P>/repo#sha256=<G>", "demo @ <R>/#sha256=<G>", "demo @ <R>/<W>#sha256=<G>",
+    "demo @ <U>/good/../evil/<W>;&md5=<EM> <H>", "<X>#md5=<EM> <H>", "<X>#sha256=<G>", "<X>?a&sha256=<E> <H>",
+    "<X> <H>", "<U>/evil/demo-1.0.zip#sha256=<EZ> <H>", "demo @ <R>#sha256=<G>", "demo @ <R> <H>", "demo @ <R>@<C> <H>",
+    "<R>#egg=demo&sha256=<G>", "<R>#egg=demo <H>", "demo @ GIT+FILE://<P>/repo#sha256=<G>", "demo @ <R>/<W>#sha256=<G>",
     "-e <R>#egg=demo&sha256=<G>", "-e <R>#egg=demo <H>", "demo @ file://<T>#sha256=<G>", "demo @ file://<T> <H>",
-    "demo @ file://<T>#sha256=<G> <H>", "demo @ file://<T>/#sha256=<G>", "demo @ file:<T>#sha256=<G>",
-    "demo @ FILE://<T>#sha256=<G>", "demo @ file://localhost<T>#sha256=<G>", "demo @ <T>#sha256=<G>", "<T> <H>",
-    "<T>#sha256=<G>", "<T>#egg=demo&sha256=<G>", "file://<T>#egg=demo&sha256=<G>", "file://<T>#egg=demo <H>",
-    "-e <T>#sha256=<G>", "-e <T> <H>", "demo @ file://<F>#sha256=<G>", "demo @ file://<F>#md5=<EM> <H>",
-    "demo @ file://<F>#sha256=<E> <H>", "<F> <H>", "<F>#md5=<EM> <H>", "file://<F>#md5=<EM> <H>",
-    "file://<F>#sha256=<E> <H>",
+    "demo @ file:<T>#sha256=<G>", "demo @ FILE://<T>#sha256=<G>", "demo @ <T>#sha256=<G>", "<T> <H>", "<T>#sha256=<G>",
+    "file://<T>#egg=demo&sha256=<G>", "-e <T>#sha256=<G>", "-e <T> <H>", "demo @ file://<F>#sha256=<G>",
+    "demo @ file://<F>#sha256=<E> <H>", "<F> <H>", "<F>#md5=<EM> <H>", "file://<F>#sha256=<E> <H>",
 ]  # fmt: skip
 # Paths that are folders here: what stands for one, and where it is.
 V1_FOLDERS = {
@@ -10251,21 +10213,27 @@ V1_FOLDERS = {
     "./demo[more]": "demo", "demo @ file:demo-1.0.zip": "demo-1.0.zip",
     "demo @ demo-1.0.zip#sha256=<G>": "demo-1.0.zip", "demo @ file://<P>/tree/demo-1.0.tar.gz/../#sha256=<G>": "tree",
 }  # fmt: skip
+# Files in a lock file, each as a wheel and as an archive of pylock.toml and as a wheel of uv.lock.
+V2_FILES = [
+    'url = "<X>", <HG>', 'url = "<X>", hash = "sha256:<E>", <HG>', 'url = "<X>", hash = "sha256:<G>"',
+    'url = "<X>", hashes = { sha256 = "<G>", sha512 = "<E512>" }',
+    'url = "<X>", hashes = { sha256 = "<G>", md5 = "<EM>" }', 'url = "<X>", hashes = { SHA256 = "<G>" }',
+    'url = "<X>", hashes = { sha256 = "<EUP>" }', 'url = "<Y>", hashes = { sha256 = "<GUP>" }',
+    'url = "<X>#md5=<EM>", <HG>', 'url = "<X>?&sha256=<E>", <HG>', 'url = "<Y>", path = "<F>", <HG>',
+    'path = "<F>", <HG>', 'path = "<P>/files/good/<W>", <HG>', 'url = "<X>?&sha512=<E512>", <HG>', 'path = "<T>", <HG>',
+    'url = "file://<T>", <HG>', 'url = "file://<T>/x.zip/..", <HG>', 'url = "<R>", <HG>',
+    'url = "<X>", <HG>, "hashes " = 1', 'url = "<X>", hashes = { sha256 = ["<G>"] }', 'url = "<X>", hashes = {}',
+    'url = "<X>"', 'url = "<X>", hash = "sha512:<E512>"', 'url = "<X>", hash = "sha256:<EUP>"',
+    'url = "<X>#sha256=<G>"', 'url = "<X>#md5=<EM>", hash = "sha256:<G>"', 'url = "<X>", hash = "md5:<EM>"',
+    'url = "<Y>", hash = "sha256:<G>", zstd = { hash = "sha256:<EZST>", size = <EZSTN> }',
+    'url = "<Y>", hash = "sha256:<G>", zstd = { hash = "sha256:<E>", size = <EN> }',
+    'url = "<Y>", path = "<F>", hash = "sha256:<G>"', 'url = "<X1>", hash = "sha256:<G>"',
+    'url = "<U>/evil/evil-6.6-py3-none-any.whl", hash = "sha256:<EE>"',
+]  # fmt: skip
 V2_UV = [
-    "wheels = [<UW>]", 'wheels = [{ url = "<X>", hash = "sha256:<E>", <HG> }]',
-    'wheels = [{ url = "<X>", hash = "sha256:<E>", name = "<W>", <HG> }]', 'wheels = [{ url = "<X>", <HG> }]',
-    'wheels = [{ url = "<X>", hash = "sha512:<E512>", <HG> }]', 'wheels = [{ url = "<X>", hash = "sha512:<E512>" }]',
-    'wheels = [{ url = "<X>", hash = "sha256:<EUP>" }]', 'wheels = [{ url = "<X>", hash = "sha256:<G>" }]',
-    'wheels = [{ url = "<X>" }]', 'wheels = [{ url = "<X>#sha256=<G>" }]',
-    'wheels = [{ url = "<X>#md5=<EM>", hash = "sha256:<G>" }]', 'wheels = [{ url = "<X>", hash = "md5:<EM>" }]',
-    'wheels = [{ url = "<Y>", hash = "sha256:<G>", zstd = { hash = "sha256:<EZST>", size = <EZSTN> } }]',
-    'wheels = [{ url = "<Y>", hash = "sha256:<G>", zstd = { hash = "sha256:<E>", size = <EN> } }]',
-    'wheels = [{ url = "<Y>", path = "<F>", hash = "sha256:<G>" }]',
-    'wheels = [<UW>]\nsdist = { url = "<XS>", hash = "sha256:<GS>" }',
+    *(f"wheels = [{{ {file} }}]" for file in V2_FILES),
+    "wheels = [<UW>]", 'wheels = [<UW>]\nsdist = { url = "<XS>", hash = "sha256:<GS>" }',
     'wheels = [<UW>]\noptional-dependencies = { x = [{ name = "dep" }] }', "wheels = [<UW>, <XE>]",
-    'wheels = [{ url = "<X1>", hash = "sha256:<G>" }]',
-    'wheels = [{ url = "<X>", "hash" = "sha256:<E>", "hashes".sha256 = "<G>" }]',
-    'wheels = [{ url = "<U>/evil/evil-6.6-py3-none-any.whl", hash = "sha256:<EE>" }]',
     'wheels = [<UW>]\n[package.wheels-extra]\nurl = "<X>"',
     'wheels = [<UW>]\n[[distribution]]\nname = "x"\nversion = "1"\nsource = { registry = "<U>/simple" }',
     "wheels = [<XE>]\n<PD><PW>", "wheels = [<UW>]\n<UD>wheels = [<XE>]",
@@ -10274,68 +10242,48 @@ V2_UV = [
     'wheels = [<UW>]\ndependencies = [{ name = \'evil\' }]\n[[package]]\nname = "evil"\nversion = "6.6"\n'
     'source = { directory = "<T>" }',
 ]  # fmt: skip
-# Sources of uv.lock, and what else is there.
+# Sources of uv.lock: with a good wheel and without, and with something else.
 V2_SOURCES = [
+    'url = "<X>", virtual = "x"', 'url = "<X>", directory = "x"', 'registry = "<U>/simple", url = "<X>"',
+    'registry = "<U>/simple", git = "file://<P>/repo?rev=<C>#<C>"', 'git = "file://<P>/repo?rev=<C>#<C>"',
+    'git = "file://<P>/repo#<C>", virtual = "x"', 'git = "file://<P>/repo#<C>"', 'url = "<X>"',
+    'url = "<X>", subdirectory = "x"', 'path = "<F>"', 'directory = "<T>"', 'editable = "<T>"', 'virtual = "<T>"',
+    'registry = "<U>/simple", virtual = "."', 'registry = "<U>/simple", editable = "<T>"',
+    'registry = "<U>/simple", directory = "<T>"', 'registry = "<U>/simple", path = "<F>"',
+    'directory = "<T>", virtual = "x"', 'editable = "<T>", virtual = "x"',
+]  # fmt: skip
+V2_SOURCES_AND_FILES = [
     'registry = "<P>/files/evil" | wheels = [{ path = "<F>", hash = "sha256:<G>" }]',
     'registry = "<P>/files/evil" | wheels = [{ path = "<W>", hash = "sha256:<G>" }]',
     'url = "<X>" | wheels = [{ filename = "<W>", hash = "sha256:<G>" }]',
-    'url = "<X>", virtual = "x" | wheels = [{ filename = "<W>", hash = "sha256:<E>" }]', 'url = "<X>", virtual = "x"',
-    'virtual = "x", url = "<X>"', 'url = "<X>", editable = "x"', 'url = "<X>", directory = "x"',
-    'url = "<X>#sha256=<E>", virtual = "x"', 'url = "<X>", virtual = "x" | wheels = [<XE>]',
-    'registry = "<U>/simple", url = "<X>" | wheels = [<UW>]',
-    'registry = "<U>/simple", git = "file://<P>/repo?rev=<C>#<C>" | wheels = [<UW>]',
-    'git = "file://<P>/repo?rev=<C>#<C>" | wheels = [<UW>]',
-    'git = "file://<P>/repo#<C>", virtual = "x" | wheels = [<UW>]', 'git = "file://<P>/repo#<C>", virtual = "x"',
-    'git = "file://<P>/repo#<C>"', 'url = "<X>" | wheels = [<UW>]', 'url = "<X>", subdirectory = "x" | wheels = [<UW>]',
-    'path = "<F>" | wheels = [<UW>]', 'directory = "<T>" | wheels = [<UW>]', 'editable = "<T>" | wheels = [<UW>]',
-    'virtual = "<T>" | wheels = [<UW>]', 'registry = "<U>/simple", virtual = "." | wheels = [<UW>]',
-    'registry = "<U>/simple", editable = "<T>" | wheels = [<UW>]',
-    'registry = "<U>/simple", directory = "<T>" | wheels = [<UW>]',
-    'registry = "<U>/simple", path = "<F>" | wheels = [<UW>]', 'directory = "<T>", virtual = "x"',
-    'editable = "<T>", virtual = "x"', 'path = "<F>" | wheels = [{ filename = "<W>", hash = "sha256:<G>" }]',
+    'url = "<X>", virtual = "x" | wheels = [{ filename = "<W>", hash = "sha256:<E>" }]',
+    'url = "<X>", virtual = "x" | wheels = [<XE>]',
+    'path = "<F>" | wheels = [{ filename = "<W>", hash = "sha256:<G>" }]',
     'path = "<F>" | wheels = [{ filename = "<W>" }]', 'url = "<XS>" | sdist = { hash = "sha256:<GS>" }',
     'url = "<XS>" | sdist = { hash = "sha256:<ES>" }',
 ]  # fmt: skip
 V2_PYLOCK = [
-    "<PW>", 'wheels = [{ url = "<X>", <HG> }]', 'wheels = [{ url = "<X>", hash = "sha256:<E>", <HG> }]',
-    'wheels = [{ url = "<X>", hash = "sha256:<G>" }]',
-    'wheels = [{ url = "<X>", hashes = { sha256 = "<G>", sha512 = "<E512>" } }]',
-    'wheels = [{ url = "<X>", hashes = { sha512 = "<E512>", sha256 = "<G>" } }]',
-    'wheels = [{ url = "<X>", hashes = { sha256 = "<G>", md5 = "<EM>" } }]',
-    'wheels = [{ url = "<X>", hashes = { SHA256 = "<G>" } }]',
-    'wheels = [{ url = "<X>", hashes = { sha256 = "<G>", SHA512 = "<E512>" } }]',
-    'wheels = [{ url = "<X>", hashes = { sha256 = "<EUP>" } }]',
-    'wheels = [{ url = "<Y>", hashes = { sha256 = "<GUP>" } }]', 'wheels = [{ url = "<X>#md5=<EM>", <HG> }]',
-    'wheels = [{ url = "<X>#sha256=<E>", <HG> }]', 'wheels = [{ url = "<X>?&sha256=<E>", <HG> }]',
-    'wheels = [{ url = "<Y>", path = "<F>", <HG> }]', 'wheels = [{ path = "<F>", <HG> }]',
-    'wheels = [{ path = "<P>/files/good/<W>", <HG> }]', 'wheels = [{ name = "<W>", url = "<X1>", <HG> }]',
-    'wheels = [{ name = "<W>", url = "<Y>", <HG> }]\nsdist = { url = "<XS>", hashes = { sha256 = "<GS>" } }',
+    *(f"wheels = [{{ {file} }}]" for file in V2_FILES), *(f"archive = {{ {file} }}" for file in V2_FILES),
+    "<PW>", 'wheels = [{ name = "<W>", url = "<Y>", <HG> }]\nsdist = { url = "<XS>", hashes = { sha256 = "<GS>" } }',
     'sdist = { url = "<XS>", hashes = { sha256 = "<GS>" } }',
-    'sdist = { url = "<XS>", hash = "sha256:<ES>", hashes = { sha256 = "<GS>" } }', 'archive = { url = "<X>", <HG> }',
-    'archive = { url = "<X>", hashes = { sha256 = "<G>", sha512 = "<E512>" } }',
-    'archive = { url = "<X>#md5=<EM>", <HG> }', 'archive = { url = "<X>#sha256=<E>", <HG> }',
-    'archive = { url = "<X>?&sha512=<E512>", <HG> }', 'archive = { url = "<Y>", path = "<F>", <HG> }',
-    'archive = { path = "<T>", <HG> }', 'archive = { url = "file://<T>", <HG> }',
-    'archive = { url = "file://<T>/x.zip/..", <HG> }', 'archive = { url = "<R>", <HG> }',
     'archive = { url = "<Y>", <HG> }\ndirectory = { path = "<T>" }',
     'archive = { url = "<Y>", <HG> }\nvcs = { type = "git", url = "file://<P>/repo", commit-id = "<C>" }',
     '<PW>\ndirectory = { path = "<T>" }', '<PW>\nvcs = { type = "git", url = "file://<P>/repo", commit-id = "<C>" }',
     '<PW>\narchive = { url = "<X>", <HG> }', 'directory = { path = "<T>" }',
-    'directory = { path = "<T>", editable = true }',
     'directory = { path = "<T>" }\n<PDEP>\nwheels = [{ url = "<D>", hashes = { sha256 = "<GD>" } }]',
     'vcs = { type = "git", url = "file://<P>/repo", commit-id = "<C>" }',
-    'wheels = [{ url = "<Y>", <HG> }, { url = "<X1>", <HG> }]', 'wheels = [{ url = "<X>", <HG>, "hashes " = 1 }]',
-    '<PW>\n[packages.tool.x]\nurl = "<X>"', '<PW>\ndependencies = [{ name = "dep" }]', "<PW>\n<UD>wheels = [<XE>]",
-    '<PW>\n<PD>wheels = [{ url = "<X>", <HG> }]', "<PW>\n<PDEP>", "<PW>\n<PDEP>\nwheels = []",
-    '<PW>\n<PDEP>\nindex = "<U>/simple"', 'wheels = [{ url = "<X>", hashes = { sha256 = ["<G>"] } }]',
-    'wheels = [{ url = "<X>", hashes = {} }]', 'wheels = [{ url = "<X>" }]', '<PW>\nmarker = "python_version < \'3\'"',
+    'wheels = [{ url = "<Y>", <HG> }, { url = "<X1>", <HG> }]', '<PW>\n[packages.tool.x]\nurl = "<X>"',
+    '<PW>\ndependencies = [{ name = "dep" }]', "<PW>\n<UD>wheels = [<XE>]",
+    '<PW>\n<PD>wheels = [{ url = "<X>", <HG> }]', "<PW>\n<PDEP>", '<PW>\n<PDEP>\nindex = "<U>/simple"',
+    '<PW>\nmarker = "python_version < \'3\'"',
     '[[packages.wheels]]\nurl = "<X>"\nhashes.sha256 = "<G>"\nhashes.sha512 = "<E512>"',
     '[[packages.wheels]]\nurl = "<Y>"\n[packages.wheels.hashes]\nsha256 = "<G>"\n[[packages.wheels]]\n'
     'url = "<X1>"\n[packages.wheels.hashes]\nsha256 = "<G>"\nsha512 = "<E512>"',
 ]  # fmt: skip
 V2: list[Files] = [
     *(uv_lock(more) for more in V2_UV),
-    *(uv_lock(more, f"source = {{ {source} }}\n") for source, _, more in (row.partition(" | ") for row in V2_SOURCES)),
+    *(uv_lock(more, f"source = {{ {source} }}\n") for source in V2_SOURCES for more in ("", "wheels = [<UW>]")),
+    *(uv_lock(more, f"source = {{ {source} }}\n") for source, more in (x.split(" | ") for x in V2_SOURCES_AND_FILES)),
     *({"uv.lock": (UV_BEGIN + UV_APP + UV_DEMO).replace("package", name) + f"{UV_SIMPLE}wheels = [<XE>]\n{more}"}
       for name, more in [("distribution", ""), ("packages", ""), ("distribution", "<PD><PW>\n")]),
     uv_lock("wheels = [<UW>]", head="\ufeff" + UV_BEGIN + UV_APP),
@@ -10346,50 +10294,40 @@ V2: list[Files] = [
 ]  # fmt: skip
 V3 = [
     "<OK>\n-c <U>/c.txt", "<OK>\n-r file://<P>/evil.txt", "demo==1.0\t<H>", "demo==1.0\t<H> --hash=sha256:<EI>",
-    "<OK>\t--hash=sha256:<EI>", "<DX>\t<H>", "demo\t@ <X>\t<H>", "<DX>#\t<H>", "<DX>\xa0<H>", "<DX>\u3000<H>",
-    "demo==1.0;<H>", "demo==1.0 ; python_version>'3' <H>", "<DX>;<H>", "<DX> ; python_version>'3'\t<H>", "<DX> # <H>",
-    "<DX> #\\\n <H>", "<DX> \\\n# comment\n <H>", "<DX> \\\n# comment \\\n <H>", "<DX> \\ \n <H>", "<DX> \\\n\n <H>",
-    "<DX>\\\\\n <H>", "<DX> \\\r <H>", "<DX>\r <H>", "<OK> \\\n --hash=sha256:<EI>", "<OK> \\\n<EVIL>",
-    "<OK>\\\n--hash=sha256:<EI>", "<OK> <EVIL>", "<OK> --hash=md5:<EM>", "<DX> <H> --hash=sha512:<E512>",
-    "<DX> <H> --hash sha512:<E512>", "<DX> <H> --has=sha512:<E512>", "<DX> <H> --h=sha256:<E>",
-    "<DX> <H> --hash='sha256:<E>'", "<DX> <H> --hash=sha'256:'<E>", '<DX> <H> "--hash=sha256:<E>"',
-    "<DX> <H> \\--hash=sha256:<E>", "<DX> <H> x --hash=sha256:<E>",
-    "<DX> <H> --config-settings a=b --hash=sha384:<E384>", "<OK> -C a=b", "<OK> --global-option=x",
-    "<OK> --index-url <U>/simple", "--no-require-hashes\n<OK>", "--no-require-hashes\n<PIN>",
-    "--pre --no-require-hashes\n<PIN>", "--no-index --no-require-hashes\n<PIN>", "--no-req\n<PIN>",
-    "--ind <U>/simple\n<OK>", "--index-url <U>/simple --find-links <U>/links.html\n<OK>", "-f <P>/files/evil\n<OK>",
-    "--find-links=<P>/files/evil --no-index\n<OK>", "-e <T>\n<OK>", "--editable=<T>", "--edit <T>",
-    "<OK>\n--pre -e <T>", "-i <U>/simple -e <T>", "-e <T>\n-i <U>/simple", "# note \\\nevil==6.6", "<OK>\x0c<EVIL>",
-    "<OK> # x\x0c<EVIL>", "<OK> # x\x0b<EVIL>", "<OK> # x\x1c<EVIL>", "<OK> # x\x1d<EVIL>", "<OK> # x\x1e<EVIL>",
-    "<OK> # x\x85<EVIL>", "<OK> # x\u2028<EVIL>", "<OK> # x\u2029<EVIL>", "<OK> # x\r<EVIL>", "<OK> # x\r\n<EVIL>",
-    "<OK> # x\x00<EVIL>", "<OK>\x00", "# coding: utf-7\n<OK> # +AAo-evil==6.6 --hash+AD0-sha256:<EE>",
+    "<OK>\t--hash=sha256:<EI>", "<DX>\t<H>", "<DX>#\t<H>", "<DX>\xa0<H>", "demo==1.0;<H>",
+    "demo==1.0 ; python_version>'3' <H>", "<DX>;<H>", "<DX> # <H>", "<DX> #\\\n <H>", "<DX> \\\n# comment\n <H>",
+    "<DX> \\ \n <H>", "<DX> \\\n\n <H>", "<DX>\\\\\n <H>", "<DX> \\\r <H>", "<DX>\r <H>",
+    "<OK> \\\n --hash=sha256:<EI>", "<OK> \\\n<EVIL>", "<OK> <EVIL>", "<OK> --hash=md5:<EM>",
+    "<DX> <H> --hash=sha512:<E512>", "<DX> <H> --has=sha512:<E512>", "<DX> <H> --h=sha256:<E>",
+    "<DX> <H> --hash='sha256:<E>'", '<DX> <H> "--hash=sha256:<E>"', "<DX> <H> \\--hash=sha256:<E>",
+    "<DX> <H> x --hash=sha256:<E>", "<DX> <H> --config-settings a=b --hash=sha384:<E384>", "<OK> -C a=b",
+    "<OK> --global-option=x", "<OK> --index-url <U>/simple", "--no-require-hashes\n<OK>", "--no-require-hashes\n<PIN>",
+    "--no-req\n<PIN>", "--ind <U>/simple\n<OK>", "--index-url <U>/simple --find-links <U>/links.html\n<OK>",
+    "-f <P>/files/evil\n<OK>", "--find-links=<P>/files/evil --no-index\n<OK>", "-e <T>\n<OK>", "--editable=<T>",
+    "-i <U>/simple -e <T>", "# note \\\nevil==6.6", "<OK>\x0c<EVIL>", "<OK> # x\x0c<EVIL>", "<OK> # x\x1c<EVIL>",
+    "<OK> # x\x85<EVIL>", "<OK> # x\u2028<EVIL>", "<OK> # x\r<EVIL>", "<OK> # x\x00<EVIL>", "<OK>\x00",
+    "# coding: utf-7\n<OK> # +AAo-evil==6.6 --hash+AD0-sha256:<EE>",
     "#\n# vim: set fileencoding=utf-7 :\n<OK> # +AAo-evil==6.6 --hash+AD0-sha256:<EE>",
-    "# coding: unicode_escape\n<OK> # \\n<EVIL>", "# coding: rot13\nqrzb==1.0 <H>", "# coding: cp037\n<OK>",
-    "# coding: latin-1\n<OK> # caf\xe9 \x85<EVIL>", "# coding=latin-1\n<OK> # \udc85<EVIL>", "<OK> # \udc85<EVIL>",
-    "<OK> # coding: utf-7 +AAo-evil==6.6", "\r# coding: utf-7\r\n<OK> # +AAo-evil==6.6",
+    "# coding: rot13\nqrzb==1.0 <H>", "# coding: cp037\n<OK>", "# coding: latin-1\n<OK> # caf\xe9 \x85<EVIL>",
+    "<OK> # \udc85<EVIL>", "<OK> # coding: utf-7 +AAo-evil==6.6",
     " # coding: utf-7\n<OK> # +AAo-evil==6.6 --hash+AD0-sha256:<EE>",
     "\ufeff# coding: utf-7\n<OK> # +AAo-evil==6.6 --hash+AD0-sha256:<EE>", "\ufeff<OK>", "\ufeff\ufeff<OK>",
-    "<OK>\n\ufeff<EVIL>", "demo @ ${EVIL_URL} <H>", "demo @ ${EVIL_URL}#sha256=<G>", "demo @ ${EVIL_URL}#md5=<EM> <H>",
-    "${LOGGED}==1.0 <H>", "<DX>${LOGGED} <H>", "<OK>${EVILVAR}", "<OK>\ndemo==1.0 --hash=sha256:<EI>", "<OK>\n<DX>",
-    "<OK>\n<DX> <H>", "<OK>\ndemo", "<OK>\ndep", "<OK>\nDEMO==1.0", "demo <H>", "demo>=1 <H>", "demo==1.* <H>",
-    "demo===1.0 <H>", "demo===1.0.0 <H>", "demo==1 <H>", "demo==1.0+local <H>", "demo==1.0,>0 <H>",
-    "demo==1.0, ==1.0 <H>", "demo (==1.0) <H>", "demo ==1.0 <H>", "demo == 1.0 <H>", "demo[x]==1.0 <H>",
+    "<OK>\n\ufeff<EVIL>", "demo @ ${EVIL_URL}#sha256=<G>", "demo @ ${EVIL_URL}#md5=<EM> <H>", "${LOGGED}==1.0 <H>",
+    "<OK>${EVILVAR}", "<OK>\ndemo==1.0 --hash=sha256:<EI>", "<OK>\n<DX>", "<OK>\n<DX> <H>", "<OK>\ndemo",
+    "<OK>\nDEMO==1.0", "demo <H>", "demo>=1 <H>", "demo==1.* <H>", "demo===1.0 <H>", "demo==1 <H>",
+    "demo==1.0+local <H>", "demo==1.0,>0 <H>", "demo (==1.0) <H>", "demo ==1.0 <H>", "demo[x]==1.0 <H>",
     "extras[more]==1.0 --hash=sha256:<GX>", "extras[more]==1.0 --hash=sha256:<GX>\ndep==1.0 --hash=sha256:<GD>",
     "<PIN>\ndep==1.0 --hash=sha256:<GD>", "<PIN>\ndep==1.0 ; python_version < '3' --hash=sha256:<GD>",
     "<PIN>\ndep @ <U>/evil/dep-1.0-py3-none-any.whl ; python_version < '3' --hash=sha256:<GD>",
     "demo==1.0 ; python_version < '3' <H>", "demo==1.0 ; python_version < '3' <H>\nevil==6.6",
-    "<DX> ; python_version > '3' <H>#md5=<EM>", "<DX>#md5=<EM> ; python_version > '3' <H>",
-    "<DX>#md5=<EM>; python_version > '3' <H>", "demo@<X>#md5=<EM> <H>", "demo [x] @ <X>#md5=<EM> <H>", "<OK> ; evil",
+    "<DX>#md5=<EM> ; python_version > '3' <H>", "demo@<X>#md5=<EM> <H>", "demo [x] @ <X>#md5=<EM> <H>", "<OK> ; evil",
     "<OK>,sha256:<EI>", "demo==1.0 --hash=sha256:<GUP>", "<DX> --hash=SHA256:<E> <H>", "<OK>\\\n\n--hash=sha256:<EI>",
-    "<H> demo==1.0", "<H>\ndemo==1.0", "<OK>\npylock.toml", "--no-verify-hashes\n<OK>",
-    "--no-binary demo\n<OK> --hash=sha256:<GS>", "--only-binary :all:\n<OK>", "--no-deps\n<OK>", "-r /dev/stdin\n<OK>",
-    "--index-url <U>/simple/#\n<OK>", "--find-links <P>/files/evil#x\n<OK>", "<OK> #\\\n<EVIL>", "<OK> # \\\r\n<EVIL>",
-    "demo==1.0 \\\r\n    <H>\r\nevil==6.6 \\\r\n   --hash=sha256:<EE>\r", "<OK>\nevil=={}", "<OK>#\nevil==6.6",
-    "<OK>#sha256:<EI>", "demo==1.0<H>", "demo!=1.0 <H>", "demo==1.0 || <H>", "demo==1.0dev0 <H>", "demo==1!1.0 <H>",
-    "demo==1.0.post1 <H>", "demo~=1.0 <H>", "demo==1.0,==1.0 <H>", "demo==1.0,1.0,1.0,==1.0 <H>", "demo<=1.0,>=1.0 <H>",
-    "demo===1.* <H>", "demo==1.0;python_version>='3'<H>", "demo==1.0;python_version>='3' and '<H>'",
-    "demo==1.0; python_version >= '3' or 'x' == ' <H>'", "demo==1.0; python_version >= '3' or 'x' == '# <H>'",
-    "<DX>?x= <H>", "demo @ '<X>' <H>", "demo @ <<X>> <H>", "<DX>,<H>", "demo[x @ y] @ <X> <H>",
+    "<H> demo==1.0", "<H>\ndemo==1.0", "<OK>\npylock.toml", "--no-binary demo\n<OK> --hash=sha256:<GS>",
+    "--only-binary :all:\n<OK>", "--no-deps\n<OK>", "-r /dev/stdin\n<OK>", "--index-url <U>/simple/#\n<OK>",
+    "<OK> # \\\r\n<EVIL>", "demo==1.0 \\\r\n    <H>\r\nevil==6.6 \\\r\n   --hash=sha256:<EE>\r", "<OK>\nevil=={}",
+    "<OK>#sha256:<EI>", "demo==1.0<H>", "demo!=1.0 <H>", "demo==1.0 || <H>", "demo==1.0dev0 <H>", "demo~=1.0 <H>",
+    "demo==1.0;python_version>='3'<H>", "demo==1.0; python_version >= '3' or 'x' == ' <H>'", "<DX>?x= <H>",
+    "demo @ '<X>' <H>", "demo @ <<X>> <H>", "<DX>,<H>", "demo[x @ y] @ <X> <H>",
 ]  # fmt: skip
 # Lines that include evil.txt, and the file that is included if they are read otherwise; that one is good.
 V3_DECOYS = {
@@ -10412,27 +10350,22 @@ V3_BESIDE: list[tuple[str, Files]] = [
         "dep==1.0 --hash=sha256:<ED>", "dep @ <U>/evil/dep-1.0-py3-none-any.whl#sha256=<ED>", "--no-require-hashes",
         "dep @ <U>/evil/dep-1.0-py3-none-any.whl", "dep==1.0 --hash=sha256:<GD>")),
     ("<PIN>\n-c c.txt --no-require-hashes\n", {"c.txt": "dep==1.0\n"}),
-    (f"{OK}-c c.txt\n", {"c.txt": "-r evil.txt\n", "evil.txt": "evil==6.6\n"}),
     ("demo <H>\n-c c.txt\n", {"c.txt": "demo==1.0\n"}),
-    (f"{OK}-r 'e v.txt'\n", {"e v.txt": FOUL, "'e": OK}),
-    (f"{OK}-r e\\ v.txt\n", {"e v.txt": FOUL, "e\\": OK}),
-    (f"-r a%20b.txt\n{OK}", {"a b.txt": FOUL, "a%20b.txt": OK}),
-    (f"{OK}-r <U>/evil.txt\n", {"http:/127.0.0.1:<PORT>/evil.txt": OK}),
-    (f"-r ~/evil.txt\n{OK}", {"~/evil.txt": OK}),
-    (f"{OK}-r sub/a.txt\n", {"sub/a.txt": "-r b.txt\n", "sub/b.txt": FOUL, "b.txt": OK}),
-    (f"{OK}-r sub/a.txt\n", {"sub/a.txt": "-c b.txt\n", "sub/b.txt": "<DX>#sha256=<E>\n", "b.txt": "demo==1.0\n"}),
-    (f"{OK}-r=evil.txt\n", {"evil.txt": FOUL, "=evil.txt": FOUL}),
-    *((f"{OK}{line}\n", {"evil.txt": FOUL, "c.txt": "\n"})
+    (f"{OK}-c c.txt\n", {"c.txt": "-r evil.txt\n", "evil.txt": "evil==6.6\n"}), ("demo==1.0 <H> \\", {}),
+    (f"-r 'e v.txt'\n{OK}", {"e v.txt": FOUL, "'e": OK}), (f"-r e\\ v.txt\n{OK}", {"e v.txt": FOUL, "e\\": OK}),
+    (f"-r a%20b.txt\n{OK}", {"a b.txt": FOUL, "a%20b.txt": OK}), (f"-r ~/evil.txt\n{OK}", {"~/evil.txt": OK}),
+    (f"-r <U>/evil.txt\n{OK}", {"http:/127.0.0.1:<PORT>/evil.txt": OK}), (f"-r -\n{OK}", {"-": FOUL}),
+    (f"-r sub/a.txt\n{OK}", {"sub/a.txt": "-r b.txt\n", "sub/b.txt": FOUL, "b.txt": OK}),
+    (f"-r sub/a.txt\n{OK}", {"sub/a.txt": "-c b.txt\n", "sub/b.txt": "<DX>#sha256=<E>\n", "b.txt": "demo==1.0\n"}),
+    (f"-r=evil.txt\n{OK}", {"evil.txt": FOUL, "=evil.txt": FOUL}), (f"-r sub\n{OK}", {"sub/requirements.txt": FOUL}),
+    *((f"{line}\n{OK}", {"evil.txt": FOUL, "c.txt": "\n"})
       for line in ("-r evil.txt -c c.txt", "-c c.txt -r evil.txt")),
     (OK.replace("\n", " -r evil.txt\n"), {"evil.txt": FOUL}),
-    (f"{OK}-r pylock.toml\n", pylock('wheels = [{ url = "<X>", hashes = { sha256 = "<E>" } }]')),
+    (f"-r pylock.toml\n{OK}", pylock('wheels = [{ url = "<X>", hashes = { sha256 = "<E>" } }]')),
     *((f"-{option} pyproject.toml\n{OK}", {"pyproject.toml": PROJECT.replace("demo", "evil==6.6")}) for option in "rc"),
     *((f"-r x.py\n{OK}", {"x.py": text}) for text in (SCRIPT.replace("demo", "evil==6.6"), FOUL)),
-    (f"-r sub\n{OK}", {"sub/requirements.txt": FOUL}),
-    (f"-r -\n{OK}", {"-": FOUL}),
     (f"-c evil.txt#x\n{OK}", {"evil.txt": "demo @ <X>#sha256=<E>\n", "evil.txt#x": "\n"}),
     (f"-c a.txt,b.txt\n{OK}", {"a.txt": "demo @ <X>#sha256=<E>\n", "b.txt": "\n", "a.txt,b.txt": "\n"}),
-    ("demo==1.0 <H> \\", {}),
 ]  # fmt: skip
 V3_BYTES = [
     codecs.BOM_UTF16_LE + "evil==6.6\n".encode("utf-16-le"), codecs.BOM_UTF16_BE + "evil==6.6\n".encode("utf-16-be"),
@@ -10484,9 +10417,6 @@ V8_PYLOCK = [
     'wheels = [{ name = "<W>", url = "<D>", hashes = { sha256 = "<GD>" } }]',
     'wheels = [{ name = "evil-6.6-py3-none-any.whl", url = "<Y>", <HG> }]',
     'wheels = [{ name = "evil-6.6-py3-none-any.whl", url = "<U>/evil/evil-6.6-py3-none-any.whl", <HG> }]',
-    'wheels = [{ url = "<D>", hashes = { sha256 = "<GD>" } }]',
-    'wheels = [{ url = "<U>/good/demo-2.0-py3-none-any.whl", hashes = { sha256 = "<G2>" } }]',
-    'sdist = { url = "<U>/good/dep-1.0.tar.gz", hashes = { sha256 = "<GDS>" } }',
     'archive = { url = "<D>", hashes = { sha256 = "<GD>" } }',
     'archive = { url = "<U>/good/dep-1.0.tar.gz", hashes = { sha256 = "<GDS>" } }',
 ]  # fmt: skip
@@ -10501,18 +10431,13 @@ V8: list[Files] = [
         *(f"version = {v}\n" for v in ("9", "0", "-1", "1.0", '"1"', "true", "2")), "")),
     *(uv_lock("wheels = [<UW>]", head=UV_BEGIN.replace("revision = 3\n", line) + UV_APP)
       for line in ("revision = 99\n", "")),
-    *(uv_lock(f'{kind} = {file}') for kind, file in (
-        ("wheels", '[{ url = "<D>", hash = "sha256:<GD>" }]'),
-        ("wheels", '[{ url = "<U>/good/demo-2.0-py3-none-any.whl", hash = "sha256:<G2>" }]'),
-        ("sdist", '{ url = "<U>/good/dep-1.0.tar.gz", hash = "sha256:<GDS>" }'))),
-    uv_lock('wheels = [{ url = "<D>", hash = "sha256:<GD>" }]',
-            'source = { url = "<D>" }\n'),
+    uv_lock('wheels = [{ url = "<D>", hash = "sha256:<GD>" }]', 'source = { url = "<D>" }\n'),
 ]  # fmt: skip
 R1 = [*requirements_of(*V1), *({"r.txt": f"{path_} <H>\n", **inside(at)} for path_, at in V1_FOLDERS.items())]
 R3: list[Files] = [*requirements_of(*V3), *({"r.txt": text, **more} for text, more in V3_BESIDE)]
 R3 += [{"r.txt": data} for data in V3_BYTES]
 V_TABLES: dict[str, tuple[list[Files], int]] = {  # and how many of these are vouched for, at least
-    "V1": (R1, 6), "V2": (V2, 40), "V3": (R3, 29), "V4": ([*requirements_of(*V4), *V4_FILES], 15),
+    "V1": (R1, 6), "V2": (V2, 46), "V3": (R3, 25), "V4": ([*requirements_of(*V4), *V4_FILES], 15),
     "V7": ([*requirements_of(*V7), *V7_LOCKS], 3), "V8": (V8, 5),
 }  # fmt: skip
 
@@ -10564,12 +10489,11 @@ def test_V_the_world_is_hostile(world: World) -> None:
 @pytest.mark.slow
 def test_V4_what_uv_takes_beside(world: World) -> None:
     """Why `uv pip install` has to be told --require-hashes: pip needs no such word, and `uv pip sync` takes no more."""
-    wheel = "good/withdep-1.0-py3-none-any.whl"
     taken = judge(world, {"r.txt": "<PIN>\n"}, "r.txt").taken
-    assert taken["pip"].code == 1
-    assert taken["uv pip sync"].tokens == {wheel}
-    assert taken["uv install --require-hashes"].code == 1
-    assert taken["uv install"].tokens == {wheel, "evil/dep-3.0-py3-none-any.whl"}
+    wheel = "good/withdep-1.0-py3-none-any.whl"
+    assert {by: {*what.tokens} for by, what in taken.items() if what.code == 0} == {
+        "uv pip sync": {wheel}, "uv install": {wheel, "evil/dep-3.0-py3-none-any.whl"},
+    }  # fmt: skip
     taken = judge(world, {"r.txt": "--require-hashes\n<PIN>\n"}, "r.txt").taken  # which uv obeys in a file, too
     assert {by for by, what in taken.items() if what.code == 0} == {"uv pip sync"}
 
@@ -10624,146 +10548,60 @@ def test_V6_folders(world: World) -> None:
     assert vouched >= 9
 
 
-# --- The property: hundreds of inputs from a grammar ------------------------------------------------------------------
-# Of each list the first is the usual one. {n} is the name of a project, {f} its wheel, {g} and {e} the SHA-256 of the
-# good one and of the evil one, {s} that of its sdist, {z} the size.
+# --- The property: hundreds of inputs, made of rows of the tables -----------------------------------------------------
 
+USUAL = [
+    "<OK> --hash=sha256:<GS>",
+    'demo==1.0 ; python_version >= "3.8" \\\n    <H> \\\n    --hash=sha256:<GS>\n    # via x',
+    "kit==1.0 --hash sha256:<GK>  # via x",
+    "# a comment\nsolo @ <U>/good/solo-1.0-py3-none-any.whl \\\n\t--hash=sha256:<GO>",
+    "--index-url <U>/simple/\r\nsolo==1.0 \\\r\n    --hash=sha256:<GO>\r",
+    "--require-hashes\nextras==1.0 --hash=sha256:<GX>",
+    "<PIN>\ndep==1.0 ; sys_platform == 'linux' --hash=sha256:<GD> --hash=sha256:<GDS>",
+    "--only-binary :all:\n<PIN>\nkit==1.0",
+]  # fmt: skip
 TWISTS = [
     "\t", "\x0b", "\x0c", "\x1c", "\x85", "\u2028", "\0", "'", '"', "\\", "#", " #", "&", ";", "\ufeff", "\u00a0", "%",
     ",", "${EVIL_FILE}", "\r", "-", "\u212a", "@", "\\\n", " \\\n", "\n", "--", "=", "?", "!", "evil ", "://",
 ]  # fmt: skip
-URLS = [
-    "<U>/good/{f}", "<U>/good/{f}#sha256={g}", "<U>/evil/{f}", "<U>/evil/{f}#sha256={e}", "file://<P>/files/good/{f}",
-    "<U>/good/{f}?x&sha256={e}", "file://<P>/files/evil/{f}", "<U>/good/{f}#egg={n}&sha256={g}",
-    "<U>/evil/{f}#xsha256={g}",
-]  # fmt: skip
-SPECIFIERS = ["==1.0", " == 1.0", "===1.0", "==1", ">=1", "==1.*", "", "==1.0,<2", " (==1.0)", "==1.0.0", "==3.0"]
-MARKERS = [
-    "", ' ; python_version >= "3.8"', ' ; python_version < "3"', " ; extra == 'x'", "; sys_platform == 'linux'",
-    ' ; python_version >= "3.8" and os_name != "x"',
-]  # fmt: skip
-HASH_LISTS = ["{g}", "{g}|{s}", "{g}|{g}", "{e}", "{g}|{e}", "", "{g}UP", "sha512:<E512>|{g}", "md5:<EM>|{g}", "{s}"]
-BETWEEN = [
-    " --hash=", " \\\n    --hash=", " \\\n    --hash=", " --hash ", "\t--hash=", " \\\n\t--hash=", " --has=", "--hash=",
-    " --hash=\\\n", "\\\n--hash=", " \\\n\n --hash=", " \\\n# x\n --hash=",
-]  # fmt: skip
-OPTIONS = [
-    "--index-url <U>/simple/", "--require-hashes", "--extra-index-url <U>/simple/", "--pre", "-e <T>", "--no-index",
-    "--no-binary :none:", "--only-binary :all:", "--no-require-hashes", "-f <P>/files/evil", "--pre --require-hashes",
-    "--find-links <P>/files/good", "--ind <U>/simple/", "--index-url <U>/simple/ --extra-index-url <U>/simple/",
-]  # fmt: skip
-INCLUDES = [
-    "-r more.txt", "-c more.txt", "-r 'more.txt'", "--requirement=more.txt", "-rmore.txt", "-r file://<P>/evil.txt",
-    "-c more.txt -r more.txt", "-r more.txt # x", "-r more.txt#x", "-r mo\\re.txt",
-]  # fmt: skip
-ENDS = ["\n", "\r\n", "  # via x\n", "  # via x\n", " # x \\\n", "\x0c\n", "\r", ""]
-
-
-class Chance(random.Random):
-    """Chance that is calm for some of the inputs: it then takes nearly always what is usual."""
-
-    def __init__(self, number: str) -> None:
-        super().__init__(number)
-        self.calm = self.random() < 0.4
-
-    def pick(self, choices: list[str]) -> str:
-        return choices[0] if self.random() < (0.98 if self.calm else 0.7) else self.choice(choices)
-
-    def one_in(self, n: int) -> bool:
-        return not self.randrange(5 * n if self.calm else n)
-
-    def projects(self, *without: str) -> list[str]:
-        names = [name for name in PROJECTS if name not in without]
-        return self.sample(names, min(len(names), self.randint(1, 3)))
-
-
-def of_project(text: str, name: str) -> str:
-    letter = PROJECTS[name]
-    words = {"n": name, "f": f"{name}-1.0-py3-none-any.whl", "g": f"<G{letter}>", "e": f"<E{letter}>"}
-    words |= {"z": f"<Z{letter}>", "s": {"demo": "<GS>", "dep": "<GDS>"}.get(name, words["g"])}
-    return re.sub(r"\{([nfgesz])\}", lambda m: words[m[1]], text).replace(">UP", "UP>")
-
-
-def requirement_lines(r: Chance, name: str) -> str:
-    """One requirement of a project; now and then one of the tables."""
-    shown = r.pick(["extras[more]", name] if name == "extras" else [name, name.upper(), name.replace("k", "\u212a")])
-    line = r.pick([shown + r.pick(SPECIFIERS), f"{shown} @ {r.pick(URLS)}", r.pick(URLS), "<P>/files/good/{f}"])
-    line += r.pick(MARKERS)
-    between, hashes = r.pick(BETWEEN), r.pick(HASH_LISTS)
-    for value in hashes.split("|") if hashes else []:
-        line += between + (value if ":" in value else f"sha256:{value}")
-    return r.choice(V1 + V3 + V4) if r.one_in(12) else of_project(line, name)
-
-
-def twisted(r: Chance, text: str) -> str:
-    """The text, or the text with something hostile at some place, or without a line, or with one twice."""
-    if not r.one_in(4):
-        return text
-    lines = text.splitlines(keepends=True)
-    at, place = r.randrange(max(len(lines), 1)), r.randrange(len(text) + 1)
-    return r.pick([
-        text[:place] + r.choice(TWISTS) + text[place:],
-        "".join(lines[:at] + lines[at + 1 :]),
-        "".join(lines[:at] + lines[at : at + 1] * 2 + lines[at + 1 :]),
-        text.replace("<U>/good", "<U>/evil", 1),
-        text if re.search(r"<GD?S>|UP>", text) else text.replace("<G", "<E", 1),
-    ])  # fmt: skip
-
-
-def requirements(r: Chance) -> Files:
-    """A file of requirements, with what it includes."""
-    names = r.projects()
-    if {"withdep", "extras"} & {*names} and "dep" not in names and r.randrange(8):
-        names.append("dep")
-    parts = [requirement_lines(r, name) for name in names]
-    if not r.randrange(4):
-        parts.insert(0 if r.calm else r.choice([0, 0, len(parts)]), r.pick(OPTIONS))
-    files: Files = {}
-    if not r.randrange(6):
-        parts.insert(r.choice([0, len(parts)]), r.pick(INCLUDES))
-        files["more.txt"] = requirement_lines(r, r.projects(*names)[0]) + r.pick(ENDS)
-    text = twisted(r, ("" if r.randrange(6) else "# a comment\n") + "".join(part + r.pick(ENDS) for part in parts))
-    return {**files, "r.txt": "\ufeff" + text if r.one_in(20) else text}
-
-
-def pylocks(r: Chance) -> Files:
-    """Of several packages; that of demo is now and then one of the tables."""
-    text = PY_BEGIN + r.pick(["", 'requires-python = ">=3.8"\n', 'extras = ["a"]\n', "version = 1\n"])
-    for name in r.projects():
-        shown = r.pick([name, name.upper(), "dep", name.replace("k", "\u212a")])
-        body = 'wheels = [{ url = "<U>/good/{f}", hashes = { sha256 = "{g}" }, size = {z} }]'
-        body = r.pick([body, *V2_PYLOCK] if name == "demo" else [body, body.replace("good", "evil")])
-        text += f'[[packages]]\nname = "{shown}"\nversion = "{r.pick(["1.0", "2.0", "1"])}"\n{of_project(body, name)}\n'
-    return {"pylock.toml": twisted(r, text)}
-
-
-def uv_locks(r: Chance) -> Files:
-    names = r.projects("extras", "withdep")
-    text = UV_BEGIN + UV_APP.replace('{ name = "demo" }', ", ".join(f'{{ name = "{name}" }}' for name in names))
-    for name in names:
-        body = f'{UV_SIMPLE}wheels = [\n    {{ url = "<U>/good/{{f}}", hash = "sha256:{{g}}", size = {{z}} }},\n]'
-        body = r.pick([body, *(UV_SIMPLE + more for more in V2_UV)]) if name == "demo" else body
-        version = r.pick(["1.0", "1.0", "2.0"])
-        text += of_project(f'[[package]]\nname = "{{n}}"\nversion = "{version}"\n{body}\n', name)
-    project = PROJECT.replace('"demo"', ", ".join(f'"{name}"' for name in names))
-    return {"uv.lock": twisted(r, text), "pyproject.toml": project}
-
-
-INPUTS = int(os.environ.get("BTLOG_INPUTS", "300"))
+INPUTS = int(os.environ.get("BTLOG_INPUTS", "200"))
 SEED = int(os.environ.get("BTLOG_SEED", "20260701"))
+
+
+def twisted(r: random.Random, text: str) -> str:
+    """The text with something hostile at some place, or without a line, or with one twice, or with another file."""
+    lines = text.splitlines(keepends=True)
+    at, place = r.randrange(len(lines) or 1), r.randrange(len(text) + 1)
+    inserted = text[:place] + r.choice(TWISTS) + text[place:]
+    others = [
+        "".join(lines[:at] + lines[at + 1 :]), "".join(lines[:at] + lines[at : at + 1] * 2 + lines[at + 1 :]),
+        re.sub("<U>/good|<Y>", "<X>", text, count=1), re.sub("<G>|<GK>|<GD>", "<E>", text, count=1),
+    ]  # fmt: skip
+    return r.choice([inserted] * 4 + others)
 
 
 @pytest.mark.slow
 def test_V_whatever_is_vouched_for_is_what_is_installed(world: World) -> None:
-    """The invariant, for inputs of a grammar; that many are accepted and installed that it means something."""
+    """The invariant, for rows that are vouched for, and now and then another, in one file that is twisted."""
+    rows = [files for rows, _ in V_TABLES.values() for files in rows]
+    usual = requirements_of(*USUAL)
+    usual += [files for files in rows if world.verify(world.folder(files), target_of(files))[0] == 0]
+    locks = [files for files in usual if "r.txt" not in files]
+    texts = [files for files in usual if "r.txt" in files]
+    evil_texts = [files for files in rows if isinstance(files.get("r.txt"), str)]
     count = dict.fromkeys(["r.txt", "pylock.toml", "uv.lock", "pip", "uv", "hostile"], 0)
     wrong = []
     for number in range(INPUTS):
-        r = Chance(f"{SEED} {number}")
-        files = r.choice([requirements, requirements, requirements, pylocks, uv_locks])(r)
-        target = target_of(files)
+        r = random.Random(f"{SEED} {number}")
+        chosen = [r.choice(locks)] if r.random() < 0.4 else r.sample(texts, r.randint(1, 3))
+        if "r.txt" in chosen[0] and r.random() < 0.3:
+            chosen.append(r.choice(evil_texts))
+        target = target_of(chosen[0])
+        text = "".join(files[target] for files in chosen)
+        files = {name: data for files in chosen for name, data in files.items()}
+        files[target] = twisted(r, text) if r.random() < 0.6 else text
         # Also what is refused is tried now and then, which shows how many of these are hostile.
-        outcome = judge(world, files, target, always=number % 8 == 0, turn=number)
+        outcome = judge(world, files, target, always=number % 4 == 0, turn=number)
         evil = outcome.evil(world)
         if outcome.code:
             count["hostile"] += bool(evil)
@@ -10774,8 +10612,8 @@ def test_V_whatever_is_vouched_for_is_what_is_installed(world: World) -> None:
         if evil:
             wrong.append((evil, files))
     assert wrong == [], f"seed {SEED}"
-    least = {"r.txt": 40, "pylock.toml": 9, "uv.lock": 9, "pip": 45, "uv": 60, "hostile": 1}
-    assert all(count[what] >= n * INPUTS // 300 for what, n in least.items()), count
+    least = {"r.txt": 30, "pylock.toml": 9, "uv.lock": 9, "pip": 30, "uv": 40, "hostile": 1}
+    assert [what for what, n in least.items() if count[what] < n * INPUTS // 200] == [], [*count.items()]
 
 
 # --- W: verify says no where it should say yes, or accuses what it does not know --------------------------------------
@@ -10893,70 +10731,66 @@ LOCK_FILES = (
     'files = [\n    {file = "demo-1.0-py3-none-any.whl", hash = "sha256:<A>"},\n'
     '    {file = "demo-1.0.tar.gz", hash = "sha256:<B>"},\n]\n'
 )
-# Of each tool a lock file, and what makes of it one that says more: that is taken without a checksum, or is not known.
-LOCKS: dict[str, tuple[str, list[tuple[str, str]]]] = {
+NO_SHA256 = "0" * 64
+# Of each tool a lock file; and what of it, replaced by what, makes one that says more: something is taken without a
+# checksum, or is not known. & stands for what is replaced.
+LOCKS: dict[str, tuple[str, dict[str, list[str]]]] = {
     "poetry.lock": (
         '# This file is automatically @generated by Poetry 2.1.3 and should not be changed by hand.\n\n[[package]]\n'
         'name = "demo"\nversion = "1.0"\ndescription = ""\noptional = false\npython-versions = ">=3.8"\n'
-        f'{LOCK_FILES}\n[metadata]\nlock-version = "2.1"\npython-versions = ">=3.11"\ncontent-hash = "{"0" * 64}"\n',
-        [
-            ("[metadata]", '[package.source]\ntype = "git"\nurl = "https://x.example/demo.git"\nreference = "HEAD"\n'
-                           f'resolved_reference = "{"0" * 40}"\n\n[metadata]'),
-            ("[metadata]", '[package.source]\ntype = "directory"\nurl = "../demo"\n\n[metadata]'),
-            ("[metadata]", '[package.source]\ntype = "x"\nurl = "../demo"\n\n[metadata]'),
-            ('hash = "sha256:<A>"', 'hash = "sha512:<A><A>"'),
-            ('hash = "sha256:<A>"', 'hash = "md5:00000000000000000000000000000000"'),
-            ('hash = "sha256:<A>"', 'hash = "sha256:<A>", hashes = ["sha256:<F>"]'),
-            ('hash = "sha256:<A>"', 'hash = "sha256:<A>", url = "https://x.example/evil-1.0-py3-none-any.whl"'),
-            ('lock-version = "2.1"', 'lock-version = "9.0"'),
-            ('lock-version = "2.1"', ""),
-            ('name = "demo"', 'name = "dep"'),
-            ('\nversion = "1.0"', '\nversion = "2.0"'),
-            ("[metadata]", '[[package]]\nname = "dep"\nversion = "1.0"\ndescription = ""\noptional = false\n'
-                           'python-versions = "*"\nfiles = []\n\n[metadata]'),
-            ("[metadata]", "[[packages]]\n\n[metadata]"),
-        ],
+        f'groups = ["main"]\n{LOCK_FILES}\n[metadata]\nlock-version = "2.1"\npython-versions = ">=3.11"\n'
+        f'content-hash = "{NO_SHA256}"\n',
+        {
+            "[metadata]": [
+                '[package.source]\ntype = "git"\nurl = "https://x.example/demo.git"\nreference = "HEAD"\n'
+                f'resolved_reference = "{NO_SHA256[:40]}"\n\n&',
+                *(f'[package.source]\ntype = "{kind}"\nurl = "../demo"\n\n&' for kind in ("directory", "x")),
+                '[[package]]\nname = "dep"\nversion = "1.0"\ndescription = ""\noptional = false\n'
+                'python-versions = "*"\nfiles = []\n\n&', "[[packages]]\n\n&",
+            ],
+            'hash = "sha256:<A>"': [
+                'hash = "sha512:<A><A>"', f'hash = "md5:{NO_SHA256[:32]}"', '&, hashes = ["sha256:<F>"]',
+                '&, url = "https://x.example/evil-1.0-py3-none-any.whl"',
+            ],
+            'lock-version = "2.1"': ['lock-version = "9.0"', ""],
+            'name = "demo"': ['name = "dep"'], '\nversion = "1.0"': ['\nversion = "2.0"'],
+        },
     ),
     "pdm.lock": (
         '# This file is @generated by PDM.\n\n[metadata]\ngroups = ["default"]\nstrategy = ["inherit_metadata"]\n'
-        f'lock_version = "4.5.0"\ncontent_hash = "sha256:{"0" * 64}"\n\n[[metadata.targets]]\n'
-        'requires_python = ">=3.11"\n\n[[package]]\nname = "demo"\nversion = "1.0"\nrequires_python = ">=3.8"\nsummary = ""\n'
-        f'groups = ["default"]\n{LOCK_FILES}',
-        [
-            ('summary = ""', f'summary = ""\ngit = "https://x.example/demo.git"\nrevision = "{"0" * 40}"'),
-            ('summary = ""', 'summary = ""\npath = "./demo"'),
-            ('summary = ""', 'summary = ""\npath = "./demo"\neditable = true'),
-            ('summary = ""', 'summary = ""\nx = "y"'),
-            ('hash = "sha256:<A>"', 'hash = "sha512:<A><A>"'),
-            ('hash = "sha256:<A>"', 'hash = "sha256:<A>", x = "y"'),
-            ('lock_version = "4.5.0"', 'lock_version = "9.0"'),
-            ('lock_version = "4.5.0"', ""),
-            ('name = "demo"', 'name = "dep"'),
-            ('\nversion = "1.0"', '\nversion = "2.0"'),
-            ("files = [", "x = ["),
-        ],
+        f'lock_version = "4.5.0"\ncontent_hash = "sha256:{NO_SHA256}"\n\n[[metadata.targets]]\n'
+        'requires_python = ">=3.11"\n\n[[package]]\nname = "demo"\nversion = "1.0"\nrequires_python = ">=3.8"\n'
+        f'summary = ""\ngroups = ["default"]\n{LOCK_FILES}',
+        {
+            'summary = ""': [
+                f'&\ngit = "https://x.example/demo.git"\nrevision = "{NO_SHA256[:40]}"', '&\npath = "./demo"',
+                '&\npath = "./demo"\neditable = true', '&\nx = "y"',
+            ],
+            'hash = "sha256:<A>"': ['hash = "sha512:<A><A>"', '&, x = "y"'],
+            'lock_version = "4.5.0"': ['lock_version = "9.0"', ""], "files = [": ["x = ["],
+            'name = "demo"': ['name = "dep"'], '\nversion = "1.0"': ['\nversion = "2.0"'],
+        },
     ),
     "Pipfile.lock": (
-        f'{{"_meta": {{"hash": {{"sha256": "{"0" * 64}"}}, "pipfile-spec": 6,\n'
-        '"requires": {"python_version": "3.11"}, "sources": [{"name": "pypi", "url": "https://a.example/simple", "verify_ssl": true}]},\n'
-        '"default": {"demo": {"hashes": ["sha256:<A>", "sha256:<B>"], "index": "pypi",\n'
+        f'{{"_meta": {{"hash": {{"sha256": "{NO_SHA256}"}}, "pipfile-spec": 6,\n'
+        '"requires": {"python_version": "3.11"}, "sources": [{"name": "pypi", '
+        '"url": "https://a.example/simple", "verify_ssl": true}]},\n"default": {"demo": {'
+        '"hashes": ["sha256:<A>", "sha256:<B>"], "index": "pypi",\n'
         '"markers": "python_version >= \'3.8\'", "version": "==1.0"}},\n"develop": {}}\n',
-        [
-            ('"version": "==1.0"', f'"version": "==1.0", "git": "https://x.example/demo.git", "ref": "{"0" * 40}"'),
-            ('"version": "==1.0"', '"version": "==1.0", "path": "./demo"'),
-            ('"version": "==1.0"', '"version": "==1.0", "path": "./demo", "editable": true'),
-            ('"version": "==1.0"', '"version": "==1.0", "file": "https://x.example/evil-1.0-py3-none-any.whl"'),
-            ('"version": "==1.0"', '"version": "==1.0", "x": "y"'),
-            ('"sha256:<A>"', '"sha256:<A>", "sha512:<A><A>"'),
-            ('"sha256:<A>"', '"sha256:<A>", "md5:00000000000000000000000000000000"'),
-            ('"sha256:<A>", "sha256:<B>"', ""),
-            ('"pipfile-spec": 6', '"pipfile-spec": 99'),
-            ('"demo": {', '"demo": {"version": "==3.0"}, "demo": {'),
-            ('"demo": {', '"\u212ait": {"version": "==3.0"}, "demo": {'),
-            ('"develop": {}', '"develop": {"evil": {"version": "==6.6"}}'),
-            ('"develop": {}', '"develop": {}, "docs": {"evil": {"version": "==6.6"}}'),
-            ('"develop": {}', '"develop": {}, "default": {}'),
-        ],
+        {
+            '"version": "==1.0"': [
+                f'&, "git": "https://x.example/demo.git", "ref": "{NO_SHA256[:40]}"', '&, "path": "./demo"',
+                '&, "x": "y"', '&, "path": "./demo", "editable": true',
+                '&, "file": "https://x.example/evil-1.0-py3-none-any.whl"',
+            ],
+            '"sha256:<A>"': ['&, "sha512:<A><A>"', f'&, "md5:{NO_SHA256[:32]}"'], '"sha256:<A>", "sha256:<B>"': [""],
+            '"pipfile-spec": 6': ['"pipfile-spec": 99'],
+            '"demo": {': ['"demo": {"version": "==3.0"}, &', '"\u212ait": {"version": "==3.0"}, &'],
+            '"develop": {}': [
+                '"develop": {"evil": {"version": "==6.6"}}', '&, "docs": {"evil": {"version": "==6.6"}}',
+                '&, "default": {}',
+            ],
+        },
     ),
     "script.py.lock": (
         'version = 1\nrevision = 5\nrequires-python = ">=3.11"\n\n[manifest]\n'
@@ -10964,7 +10798,7 @@ LOCKS: dict[str, tuple[str, list[tuple[str, str]]]] = {
         'sdist = { url = "https://files.example/demo-1.0.tar.gz", hash = "sha256:<B>", size = 190490, '
         'upload-time = "2024-09-15T18:07:39.745Z" }\n'
         'wheels = [{ url = "https://files.example/demo-1.0-py3-none-any.whl", hash = "sha256:<A>", size = 70442 }]\n',
-        [],
+        {},
     ),
 }  # fmt: skip
 
@@ -10980,9 +10814,10 @@ def test_W3_V2_lock_files_of_other_tools(shelf: Path, name: str) -> None:
         code, err = verified(shelf, name, other)
         assert code in (2, 3), (other, err)
         assert "not logged" not in err
-    for old, new in changes:
-        assert old in text
-        assert verified(shelf, name, text.replace(old, new, 1))[0] in (1, 2, 3), new
+    for old, news in changes.items():
+        for new in news:
+            assert old in text
+            assert verified(shelf, name, text.replace(old, new.replace("&", old), 1))[0] in (1, 2, 3), new
 
 
 def test_W3_what_is_not_read_is_not_accused(shelf: Path) -> None:
@@ -11155,11 +10990,16 @@ def test_W9_names_do_not_write_to_the_terminal(shelf: Path) -> None:
     text = pylock(f"wheels = [{', '.join(wheels)}]")["pylock.toml"]
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f\x9b]", verified(shelf, "pylock.toml", text)[1])
     ours, theirs = os.openpty()
-    with open(theirs, "w") as terminal, contextlib.chdir(shelf):
-        with contextlib.redirect_stdout(terminal), contextlib.redirect_stderr(terminal):
-            assert btlog.main([*VERIFY, "pylock.toml"]) in (1, 2, 3)
-        terminal.flush()
-        shown = os.read(ours, 65536)
+    with contextlib.ExitStack() as stack:
+        terminal = stack.enter_context(open(theirs, "w"))
+        stack.enter_context(contextlib.chdir(shelf))
+        stack.enter_context(contextlib.redirect_stdout(terminal))
+        stack.enter_context(contextlib.redirect_stderr(terminal))
+        assert btlog.main([*VERIFY, "pylock.toml"]) in (1, 2, 3)
+    shown = b""
+    with contextlib.suppress(OSError):  # which is how a terminal ends
+        while data := os.read(ours, 65536):
+            shown += data
     os.close(ours)
     assert b"red" in shown
     assert not re.search(rb"\x1b|\xc2\x9b|(?m:^logged at index 9)", shown)
@@ -11227,9 +11067,9 @@ def test_W9_fifos_do_not_wait_without_end(tmp_path: Path, shelf: Path) -> None:
 
 def test_W9_files_that_are_included_twice(shelf: Path) -> None:
     """Twice in each of n files is 2^n; each file is read once, or all of it is refused."""
-    for i in range(17):
+    for i in range(14):
         put(shelf, f"{i}.txt", f"-r {i + 1}.txt\n-r {i + 1}.txt\n")
-    put(shelf, "17.txt", PINNED)
+    put(shelf, "14.txt", PINNED)
     begun = time.process_time()
     with contextlib.chdir(shelf):
         code, out, err = call_btlog(*VERIFY, "0.txt")
@@ -11313,12 +11153,7 @@ class LyingWitness:
                     self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 self.close_connection = reply.end != "keep"
 
-        class Server(http.server.ThreadingHTTPServer):
-            request_queue_size = 64
-
-            def handle_error(self, *args: Any) -> None: ...  # a client that has gone away
-
-        self._server = Server(("127.0.0.1", 0), Handler)
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
         self._thread.start()
@@ -11676,26 +11511,10 @@ def test_L1_what_the_log_signed_meanwhile_is_no_evidence(tmp_path: Path, stack: 
         trial.add(log)
 
 
-def larger(log: LocalLog) -> Tree:
-    return Tree(99, hashlib.sha256(b"larger").digest())
-
-
-def other_root(log: LocalLog) -> Tree:
-    return Tree(log.log.signed.tree.size, hashlib.sha256(b"other").digest())
-
-
-def other_past(log: LocalLog) -> Tree:
-    return Tree(2, hashlib.sha256(b"past").digest())
-
-
 @pytest.mark.parametrize("status", [409, 422])
-@pytest.mark.parametrize("forked", [larger, other_root, other_past])
+@pytest.mark.parametrize("forked", [99, 4, 2], ids=["larger", "other root", "other past"])
 def test_L1_what_the_log_s_own_key_has_signed_ends_it(
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
-    stack: contextlib.ExitStack,
-    forked: Callable[[LocalLog], Tree],
-    status: int,
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, stack: contextlib.ExitStack, forked: int, status: int
 ) -> None:
     """One witness is enough for that, though the quorum is met: nobody else can have signed a second history."""
     trial = Trial(tmp_path, stack)
@@ -11703,7 +11522,7 @@ def test_L1_what_the_log_s_own_key_has_signed_ends_it(
     with contextlib.closing(LocalLog(tmp_path / "log", **options)) as log:
         for _ in range(4):
             trial.add(log)
-        note = SIGNER.sign(Checkpoint(LOG.name, forked(log)))
+        note = SIGNER.sign(Checkpoint(LOG.name, Tree(forked, hashlib.sha256(b"other").digest())))
         claim = NO if status == 422 else hint(99)
         trial.liar.lie = lambda liar, request: claim if request else Reply(note)
         numbers = itertools.count()
