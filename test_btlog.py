@@ -16,7 +16,6 @@ import asyncio
 import atexit
 import base64
 import codecs
-import concurrent.futures
 import contextlib
 import dataclasses
 import datetime
@@ -59,7 +58,7 @@ from typing import Any
 
 import nacl.signing
 import pytest
-from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import btlog
@@ -9696,11 +9695,11 @@ def test_T67_a_witness_ends_in_every_state(tmp_path: Path) -> None:
             assert (code, "Traceback" in error) == (0, False), error
 
 
-# --- Keys: what must not be seen, and what must not be written -------------------------------------------------------------
+# --- Keys: what must not be seen, and what must not be written --------------------------------------------------------
 
 
 def secrets_of(signer: btlog.Signer) -> list[bytes]:
-    """Pieces of the seed, of nine bytes or so: as it is, in hex, and in base64 wherever it may stand in what is encoded."""
+    """Pieces of the seed, of nine bytes or so: as it is, in hex, and in base64 at each place in what is encoded."""
     seed = signer.seed
     forms = [seed.hex().encode(), seed.hex().upper().encode()]
     for before in range(3):  # bytes, of which some characters are made together with the seed's
@@ -9715,36 +9714,21 @@ def shows_nothing(text: str | bytes, *signers: btlog.Signer) -> None:
         assert [secret for secret in secrets_of(signer) if secret in data] == [], data[:2000]
 
 
-@pytest.mark.parametrize(
-    "args",
-    [
-        ("serve", "--port", "0", "--private-key", "KEY", "--public-key", "KEY"),
-        ("serve", "--port", "0", "--policy", "KEY"),
-        ("serve", "--port", "0", "--policy", "POLICY"),
-        ("serve", "--port", "0", "--witness-url", "http://127.0.0.1:1", "--witness-public-key", "KEY"),
-        ("serve", "--port", "0", "--private-key", "CUT"),
-        ("serve", "--port", "0", "--private-key", "TWICE"),
-        ("witness", "--port", "0", "--log-public-key", "KEY"),
-        ("witness", "--port", "0", "--policy", "KEY"),
-        ("witness", "--port", "0", "--private-key", "CUT"),
-        ("add", "KEY", "--log-url", "http://127.0.0.1:1", "--public-key", "KEY"),
-        ("add", "KEY", "--log-url", "http://127.0.0.1:1", "--policy", "KEY"),
-        ("verify", "KEY", "--public-key", "KEY"),
-        ("verify", "KEY", "--public-key", "PUBLIC", "--witness-public-key", "KEY"),
-        ("verify", "KEY", "--public-key", "PUBLIC", "--proof", "KEY"),
-        ("vkey", "--origin", "a", "--public-key-path", "KEY"),
-    ],
-    ids=" ".join,
-)
+@contextlib.contextmanager
+def umask(mask: int) -> Iterator[None]:
+    before = os.umask(mask)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
 def test_T66_a_private_key_in_the_wrong_place_is_not_shown(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    caplog: pytest.LogCaptureFixture,
-    args: tuple[str, ...],
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The file of the private key, given for another one: what is wrong is said without quoting it."""
     monkeypatch.chdir(tmp_path)
+    online = "--log-url http://127.0.0.1:1"
     for origin in "a", "log.example/an-origin-of-some-length":
         signer = new_key(origin)
         for name, text in {
@@ -9756,28 +9740,37 @@ def test_T66_a_private_key_in_the_wrong_place_is_not_shown(
         }.items():
             (tmp_path / name).write_text(text)
             (tmp_path / name).chmod(0o600)
-        said = ""
-        try:
-            parsed = btlog.parser().parse_args(args)
-            assert parsed.run(parsed) in (1, 2, 3)
-        except Error as error:
-            said = str(error)
-        said += caplog.text + "".join(capsys.readouterr())
-        assert said
-        shows_nothing(said, signer)
+        for line in [
+            "serve --private-key KEY --public-key KEY", "serve --policy KEY", "serve --policy POLICY",
+            "serve --private-key CUT", "serve --private-key TWICE", "witness --private-key CUT", "witness --policy KEY",
+            "serve --witness-url http://127.0.0.1:1 --witness-public-key KEY", "witness --log-public-key KEY",
+            f"add KEY {online} --public-key KEY", f"add KEY {online} --policy KEY", "verify KEY --public-key KEY",
+            "verify KEY --public-key PUBLIC --witness-public-key KEY", "verify KEY --public-key PUBLIC --proof KEY",
+            "vkey --origin a --public-key-path KEY",
+        ]:  # fmt: skip
+            port = ["--port", "0"] if line.startswith(("serve", "witness")) else []
+            code, out, err = call_btlog(*line.split(), *port)
+            said = out + err + caplog.text
+            assert (code in (1, 2, 3), bool(said)) == (True, True), line
+            shows_nothing(said, signer)
+    refuses(Malformed, btlog.read_token, "KEY")  # as a token it would be sent
 
 
-def test_T66_a_private_key_is_no_token(tmp_path: Path) -> None:
-    """As one it would be sent."""
-    (tmp_path / "KEY").write_text(LOG_SKEY)
-    (tmp_path / "KEY").chmod(0o600)
-    refuses(Malformed, btlog.read_token, str(tmp_path / "KEY"))
+def test_T66_private_keys_are_private_whatever_the_umask(tmp_path: Path) -> None:
+    """The next test looks at the keys that a log and a witness make by themselves."""
+    for mask in 0, 0o077, 0o277:
+        (tmp_path / str(mask)).mkdir()
+        with contextlib.chdir(tmp_path / str(mask)), umask(mask):
+            assert call_btlog("keygen", "--origin", "a")[0] == 0
+            assert os.stat("private.key").st_mode & 0o177 == 0
 
 
 def test_T66_nothing_of_a_private_key_leaves_a_process(tmp_path: Path) -> None:
     """All that a log and its witness print and answer, well and ill treated, is searched for their seeds."""
     said: list[str | bytes] = []
-    with contextlib.closing(Target(tmp_path, witnessed=True)) as target:
+    with umask(0):
+        target = Target(tmp_path, witnessed=True)
+    with contextlib.closing(target):
         files = [tmp_path / "private.key", tmp_path / "witness-private.key"]
         signers = [btlog.Signer.parse(path_.read_text().removesuffix("\n")) for path_ in files]
         assert [path_.stat().st_mode & 0o777 for path_ in files] == [0o600, 0o600]
@@ -9786,33 +9779,23 @@ def test_T66_nothing_of_a_private_key_leaves_a_process(tmp_path: Path) -> None:
             assert re.search(r"^Max core file size +0 +0 ", limits, re.MULTILINE)
             said.append(process.line)
             for path_ in (
-                *(
-                    "/",
-                    "/status.json",
-                    "/healthz",
-                    "/metrics",
-                    "/checkpoint",
-                    "/.well-known/public-key",
-                    "/private.key",
-                ),
-                *("/entries?filename=a", "/entry/0", "/entry/0/proof", "/log/private.key", "/../private.key", "/%00"),
+                "/", "/status.json", "/healthz", "/metrics", "/checkpoint", "/.well-known/public-key", "/private.key",
+                "/entries?filename=a", "/entry/0", "/entry/0/proof", "/log/private.key", "/../private.key", "/%00",
                 f"/{hashlib.sha256(signers[0].name.encode()).hexdigest()}/checkpoint",
-            ):
+            ):  # fmt: skip
                 status, headers, body = ask(process.url, path_)
                 said += [str(headers), body]
                 assert (name, path_) != ("log", "/status.json") or status == 200
             port = int(process.url.rpartition(":")[2])
             said += [raw(port, data, end=True) for data, _ in REQUESTS if len(data) < 10_000]
-        for i in range(5):
-            said.append(json.dumps(add(target.url, entry(i))[1]))
+        said += [json.dumps(add(target.url, entry(i))[1]) for i in range(2)]
         said.append(json.dumps(bulk(target.url, b"".join(as_line(entry(i)) for i in range(300)) + b"x\n")[1]))
         target.kill("witness")
         said.append(ask(target.url, "/add", "POST", b"{}")[2])
         with contextlib.closing(sqlite3.connect(tmp_path / "log" / "log.sqlite3")) as db, db:
             db.execute("UPDATE bundle SET data = x'00'")  # so that it has something to complain of
         said.append(ask(target.url, "/entry/299")[2])
-        for process in target.processes.values():
-            said += [process.stop()[1]]
+        said += [process.stop()[1] for process in target.processes.values()]
     assert "internal error" in str(said)
     assert len(said) > 150
     for text in said:
@@ -9822,20 +9805,6 @@ def test_T66_nothing_of_a_private_key_leaves_a_process(tmp_path: Path) -> None:
             shows_nothing(file.read_bytes(), *signers)
     with pytest.raises(AssertionError):  # the search finds what it is for
         shows_nothing(files[0].read_bytes(), *signers)
-
-
-@pytest.mark.parametrize("mask", [0, 0o077, 0o277])
-def test_T66_private_keys_are_private_whatever_the_umask(tmp_path: Path, mask: int) -> None:
-    assert run_btlog("keygen", "--origin", "a", cwd=tmp_path, umask=mask).returncode == 0
-    assert (tmp_path / "private.key").stat().st_mode & 0o177 == 0
-    for name, command in ("log", "serve"), ("w", "witness"):
-        (tmp_path / name).mkdir()
-        where = ("--storage-dir", ".") if command == "serve" else ("--database-path", "w.db")
-        with running(command, *where, cwd=tmp_path / name) if mask == 0 else contextlib.nullcontext() as server:
-            if server:
-                [private] = (tmp_path / name).glob("*private.key")
-                assert private.stat().st_mode & 0o777 == 0o600
-                assert server.stop()[0] == 0
 
 
 # Starts a command without the right of a superuser to write where the mode of a file forbids it.
@@ -9860,45 +9829,52 @@ def modes_of(process: int, folder: Path) -> dict[str, set[int]]:
 
 
 def test_a_reader_needs_no_private_key_and_no_right_to_write(tmp_path: Path) -> None:
-    """T18: where nothing can be written a reader serves, and a writer ends at once and leaves nothing behind."""
+    """T18: where nothing can be written a reader serves, and a writer ends at once and leaves nothing behind.
+
+    T66: the private key that the first writer made is private, whatever the umask.
+    """
     folder = tmp_path / "log"
-    powerless = [sys.executable, "-c", POWERLESS]
-    with running("serve", "--storage-dir", "log", "--origin", LOG.name, cwd=tmp_path) as writer:
+    with umask(0):
+        context = running("serve", "--storage-dir", "log", "--origin", LOG.name, cwd=tmp_path)
+        writer = context.__enter__()
+    with contextlib.ExitStack() as stack:
+        stack.push(context.__exit__)
+        assert (folder / "private.key").stat().st_mode & 0o777 == 0o600
         policy = btlog.simple_policy([VerifierKey.parse(writer.line.split()[4])])
         assert bulk(writer.url, b"".join(as_line(entry(i)) for i in range(300)))[0] == 200
         (folder / "private.key").rename(tmp_path / "private.key")
         for path_ in folder.iterdir():
             path_.chmod(0o444)
         folder.chmod(0o555)
-        probe = subprocess.run(
-            [*powerless, "-c", "open('log/x', 'w')"], cwd=tmp_path, capture_output=True, text=True, check=False
-        )
-        assert "PermissionError" in probe.stderr  # or this would show nothing
+        stack.callback(folder.chmod, 0o755)
         before = {path_.name: path_.read_bytes() for path_ in folder.iterdir()}
-        try:
-            command = [*powerless, str(SOURCE), "serve", "--storage-dir", "log", "--port", "0"]
-            done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=20, check=False)
-            assert (done.returncode, done.stdout, done.stderr.count("\n")) == (3, "", 1)
-            with subprocess.Popen(
-                [*command, "--read-only"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-            ) as reader:
-                try:
-                    assert reader.stdout
-                    url = reader.stdout.readline().split()[0]
-                    assert walk(url, policy) == [entry(i) for i in range(300)]
-                    assert add(url, entry(0))[0] == 405
-                    modes = modes_of(reader.pid, folder)
-                    assert "log.sqlite3" in modes
-                    assert set.union(*modes.values()) == {os.O_RDONLY}
-                finally:
-                    reader.terminate()
-                assert (reader.wait(15), reader.communicate()[1]) == (0, "")
-        finally:
-            folder.chmod(0o755)
+
+        def start(*args: str) -> subprocess.Popen[str]:
+            command = [sys.executable, "-c", POWERLESS, *args]
+            return subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+        serve = (str(SOURCE), "serve", "--storage-dir", "log", "--port", "0")
+        with start("-c", "open('log/x', 'w')") as probe:
+            assert "PermissionError" in probe.communicate(timeout=20)[1]  # or this would show nothing
+        with start(*serve) as second, start(*serve, "--read-only") as reader:
+            out, err = second.communicate(timeout=20)
+            assert (second.returncode, out, err.count("\n")) == (3, "", 1)
+            try:
+                assert reader.stdout
+                url = reader.stdout.readline().split()[0]
+                assert walk(url, policy) == [entry(i) for i in range(300)]
+                assert add(url, entry(0))[0] == 405
+                modes = modes_of(reader.pid, folder)
+                assert "log.sqlite3" in modes
+                assert set.union(*modes.values()) == {os.O_RDONLY}
+            finally:
+                reader.terminate()
+            assert (reader.wait(15), reader.communicate()[1]) == (0, "")
+        folder.chmod(0o755)
         assert {path_.name: path_.read_bytes() for path_ in folder.iterdir()} == before
         assert modes_of(writer.process.pid, folder)["log.sqlite3"] == {os.O_RDWR}
         with running("serve", "--storage-dir", "log", "--read-only", cwd=tmp_path) as able:  # and does not want to
-            assert len(walk(able.url, policy)) == 300
+            assert ask(able.url, "/entry/299")[0] == 200
             assert modes_of(able.process.pid, folder)["log.sqlite3"] == {os.O_RDONLY}
             assert able.stop() == (0, "")
         assert writer.stop()[0] == 0
@@ -9909,67 +9885,70 @@ def test_a_reader_needs_no_private_key_and_no_right_to_write(tmp_path: Path) -> 
 BACKEND = '''
 import os, zipfile
 
-NAME, VERSION, MODULE = {name!r}, {version!r}, {module!r}
 HERE = os.path.dirname(os.path.abspath(__file__))
 
-def _wheel(folder, files):
-    info = f"{{NAME}}-{{VERSION}}.dist-info"
-    files[f"{{info}}/METADATA"] = f"Metadata-Version: 2.1\\nName: {{NAME}}\\nVersion: {{VERSION}}\\n"
-    files[f"{{info}}/WHEEL"] = "Wheel-Version: 1.0\\nGenerator: test\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n"
-    files[f"{{info}}/RECORD"] = "".join(f"{{file}},,\\n" for file in [*files, f"{{info}}/RECORD"])
-    name = f"{{NAME}}-{{VERSION}}-py3-none-any.whl"
-    with zipfile.ZipFile(os.path.join(folder, name), "w") as archive:
-        for file, text in files.items():
-            archive.writestr(file, text)
-    return name
+def _wheel(folder, file, text):
+    info = "NAME-VERSION.dist-info"
+    files = {file: text, f"{info}/METADATA": "Metadata-Version: 2.1\\nName: NAME\\nVersion: VERSION\\n"}
+    files[f"{info}/WHEEL"] = "Wheel-Version: 1.0\\nGenerator: test\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n"
+    files[f"{info}/RECORD"] = "".join(f"{name},,\\n" for name in [*files, f"{info}/RECORD"])
+    with zipfile.ZipFile(os.path.join(folder, "NAME-VERSION-py3-none-any.whl"), "w") as archive:
+        for name, text in files.items():
+            archive.writestr(name, text)
+    return "NAME-VERSION-py3-none-any.whl"
 
 def build_wheel(folder, config_settings=None, metadata_directory=None):
-    with open(os.path.join(HERE, MODULE + ".py")) as file:
-        return _wheel(folder, {{MODULE + ".py": file.read()}})
+    with open(os.path.join(HERE, "NAME.py")) as file:
+        return _wheel(folder, "NAME.py", file.read())
 
 def build_editable(folder, config_settings=None, metadata_directory=None):
-    return _wheel(folder, {{MODULE + ".pth": HERE + "\\n"}})
+    return _wheel(folder, "NAME.pth", HERE + "\\n")
 
 def get_requires_for_build_wheel(config_settings=None):
     return []
 
 get_requires_for_build_editable = get_requires_for_build_wheel
 '''
+BUILD_SYSTEM = '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
 
-# A process that has pip imported, and forks for each command that it reads.
+# A process that has pip imported, and forks for each command that it reads. What rustc and lsb_release say and what
+# certificates there are has nothing to do with what is taken, and takes long.
 PIP_SERVER = """
-import json, os, sys, traceback, warnings
+import json, os, sys, warnings
 warnings.simplefilter("ignore")
 import pip._internal.commands.install
 import pip._internal.network.session
-import pip._internal.operations.install.wheel
-import pip._internal.req.req_file
 import pip._internal.resolution.resolvelib.resolver
 import pip._vendor.rich.console
 from pip._internal.cli import index_command
 from pip._internal.cli.main import main
-# Neither has to do with what is taken, and both take long: what rustc and lsb_release say, and certificates.
 pip._internal.network.session.user_agent = lambda: "pip"
 index_command._create_truststore_ssl_context = lambda: None
 for line in sys.stdin:
     job = json.loads(line)
-    pid = os.fork()
-    if not pid:
-        out = os.open(job["log"], os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
-        os.dup2(out, 1), os.dup2(out, 2), os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    if not (child := os.fork()):
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        os.dup2(os.open(job["log"], os.O_CREAT | os.O_WRONLY), 1)
+        os.dup2(1, 2)
         os.chdir(job["cwd"])
-        code = 99
-        try:
-            code = main(job["argv"])
-        except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else 98
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stdout.flush(), sys.stderr.flush()
-            os._exit(code)
-    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+        sys.exit(main(job["argv"]))
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
+Files = dict[str, Any]  # by name the text, or bytes
+
+
+def sources_of(name: str, version: str, token: str) -> Files:
+    """A project that brings its own backend, so that nothing else is needed to build it."""
+    return {
+        "pyproject.toml": f'{BUILD_SYSTEM}[project]\nname = "{name}"\nversion = "{version}"\n',
+        "backend.py": BACKEND.replace("NAME", name).replace("VERSION", version),
+        f"{name}.py": f"TOKEN = {token!r}\n",
+        "PKG-INFO": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
+    }
+
+
+def inside(folder: str, token: str = "tree/demo") -> Files:
+    return {f"{folder}/{name}": data for name, data in sources_of("demo", "1.0", token).items()}
 
 
 def wheel_of(path_: Path, token: str, *lines: str) -> None:
@@ -9978,57 +9957,38 @@ def wheel_of(path_: Path, token: str, *lines: str) -> None:
     info = f"{name}-{version}.dist-info"
     files = {
         f"{name}.py": f"TOKEN = {token!r}\n",
-        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n" + "".join(f"{x}\n" for x in lines),
+        f"{info}/METADATA": "\n".join(["Metadata-Version: 2.1", f"Name: {name}", f"Version: {version}", *lines, ""]),
         f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
     }
     files[f"{info}/RECORD"] = "".join(f"{file},,\n" for file in [*files, f"{info}/RECORD"])
-    path_.parent.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(path_, "w") as archive:
         for file, text in files.items():
             archive.writestr(zipfile.ZipInfo(file), text)
 
 
-def sources_of(name: str, version: str, token: str) -> dict[str, str]:
-    return {
-        "pyproject.toml": '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
-        f'[project]\nname = "{name}"\nversion = "{version}"\n',
-        "backend.py": BACKEND.format(name=name, version=version, module=name),
-        f"{name}.py": f"TOKEN = {token!r}\n",
-        "PKG-INFO": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
-    }
-
-
 def sdist_of(path_: Path, token: str, mode: str = "w:gz") -> None:
-    """An sdist that brings its own backend, so that nothing else is needed to build it."""
-    stem = re.sub(r"(\.tar)?\.[a-z0-9]+$", "", path_.name)
+    """An sdist as a tar in a mode of tarfile.open(), or with mode "" as a zip."""
+    [stem] = re.findall(r"^[a-z]+-[0-9.]*[0-9]", path_.name)
     name, version = stem.split("-")
+    files = {f"{stem}/{file}": text for file, text in sources_of(name, version, token).items()}
     path_.parent.mkdir(parents=True, exist_ok=True)
-    if path_.suffix == ".zip":
+    if not mode:
         with zipfile.ZipFile(path_, "w") as zipped:
-            for file, text in sources_of(name, version, token).items():
-                zipped.writestr(zipfile.ZipInfo(f"{stem}/{file}"), text)
+            for file, text in files.items():
+                zipped.writestr(zipfile.ZipInfo(file), text)
         return
     with tarfile.open(path_, mode) as archive:  # type: ignore[call-overload]
-        for file, text in sources_of(name, version, token).items():
-            member = tarfile.TarInfo(f"{stem}/{file}")
+        for file, text in files.items():
+            member = tarfile.TarInfo(file)
             member.size = len(text.encode())
             archive.addfile(member, io.BytesIO(text.encode()))
 
 
-def tree_of(folder: Path, name: str, version: str, token: str) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    for file, text in sources_of(name, version, token).items():
-        (folder / file).write_text(text)
-
-
 def raw_zstd(data: bytes) -> bytes:
-    """A zstd frame that holds `data` as it is."""
-    frame = b"\x28\xb5\x2f\xfd" + bytes([0b10100000]) + len(data).to_bytes(4, "little")
-    for at in range(0, len(data), 1 << 17):
-        piece = data[at : at + (1 << 17)]
-        last = at + len(piece) == len(data)
-        frame += ((len(piece) << 3) | last).to_bytes(3, "little") + piece
-    return frame
+    """A zstd frame that holds `data` as it is, in one block."""
+    assert len(data) < 1 << 17
+    size = len(data).to_bytes(4, "little")
+    return b"\x28\xb5\x2f\xfd" + bytes([0b10100000]) + size + (len(data) << 3 | 1).to_bytes(3, "little") + data
 
 
 @dataclasses.dataclass(frozen=True)
@@ -10045,184 +10005,149 @@ class World:
 
     def __init__(self, root: Path) -> None:
         self.root, self.number = root, 0
-        self.lock = threading.Lock()
         self.sums: dict[str, str] = {}  # of each token the SHA-256 of its file; none for folders and repositories
-        self.make_files()
-        self.log = root / "log"
-        with contextlib.closing(found(self.log)) as store:
-            entries = [
-                Entry(token.rpartition("/")[2], f"sha256:{value}").encode()
-                for token, value in self.sums.items() if token.startswith("good/")
-            ]  # fmt: skip
-            store.append(entries, seal, True)
-        (root / "public.key").write_text(f"{LOG_VKEY}\n")
-        self.environment = {
-            key: value for key, value in os.environ.items()
-            if not key.startswith(("PIP_", "UV_", "GIT_", "VIRTUAL_ENV", "PYTHONWARN", "COV")) and "proxy" not in key.lower()
-        } | {
-            "PIP_CONFIG_FILE": os.devnull, "PIP_NO_CACHE_DIR": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1",
-            "UV_CACHE_DIR": str(root / "uv-cache"), "UV_NO_CONFIG": "1", "UV_PYTHON_DOWNLOADS": "never",
-            "UV_LINK_MODE": "copy", "GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_SYSTEM": os.devnull,
-            "HOME": str(root / "home"), "EVILVAR": "", "LOGGED": "demo", "NO_COLOR": "1",
-        }  # fmt: skip
-        (root / "home").mkdir()
-        self.serve()
-        self.environment["EVIL_URL"] = f"{self.url}/evil/demo-1.0-py3-none-any.whl"
-        self.environment["EVIL_FILE"] = "evil.txt"
-        self.make_repository()
-        self.pip_process = subprocess.Popen(
-            [sys.executable, "-c", PIP_SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            env=self.environment,
-        )  # fmt: skip
+        files = root / "files"
 
-    def make_files(self) -> None:
-        for kind in "good", "evil":
-            folder = self.root / "files" / kind
-            for name, needs in [
-                ("demo", ()), ("dep", ()), ("withdep", ("Requires-Dist: dep",)), ("kit", ()), ("solo", ()),
-                ("extras", ("Provides-Extra: more", 'Requires-Dist: dep; extra == "more"')),
-            ]:  # fmt: skip
-                for version in ("1.0", "2.0") if name == "demo" else ("1.0",):
-                    file = folder / f"{name}-{version}-py3-none-any.whl"
-                    wheel_of(file, f"{kind}/{file.name}", *needs)
-            for name in "demo", "dep":
-                sdist_of(folder / f"{name}-1.0.tar.gz", f"{kind}/{name}-1.0.tar.gz")
-            wheel_of(folder / "demo-1.0+local-py3-none-any.whl", f"{kind}/demo-1.0+local-py3-none-any.whl")
-        evil = self.root / "files" / "evil"
-        for name in "demo", "dep", "kit", "solo", "extras", "withdep":  # what is taken where nothing says which
-            wheel_of(evil / f"{name}-1.0-1-py3-none-any.whl", f"evil/{name}-1.0-1-py3-none-any.whl")
-            wheel_of(evil / f"{name}-3.0-py3-none-any.whl", f"evil/{name}-3.0-py3-none-any.whl")
-        wheel_of(evil / "evil-6.6-py3-none-any.whl", "evil/evil-6.6-py3-none-any.whl")
-        sdist_of(evil / "demo-1.0.zip", "evil/demo-1.0.zip")
-        for file in sorted((self.root / "files").rglob("*-*")):
-            self.sums[f"{file.parent.name}/{file.name}"] = hashlib.sha256(file.read_bytes()).hexdigest()
-            if file.parent.name == "evil":  # as uv.lock's zstd names it
-                (self.root / "files" / "zstd" / file.name).parent.mkdir(exist_ok=True)
-                (self.root / "files" / "zstd" / f"{file.name}.zst").write_bytes(raw_zstd(file.read_bytes()))
-        for file in sorted((self.root / "files" / "good").iterdir()):  # good/x.whl, and as good/x.whl.zst evil/x.whl
-            evil_zst = self.root / "files" / "zstd" / f"{file.name}.zst"
-            if file.suffix == ".whl" and evil_zst.exists():
-                shutil.copy(evil_zst, f"{file}.zst")
-        tree_of(self.root / "tree", "demo", "1.0", "tree/demo")
-
-    def make_repository(self) -> None:
-        self.repository = self.root / "repo"
-        shutil.copytree(self.root / "tree", self.repository)
-        (self.repository / "demo.py").write_text("TOKEN = 'git/demo'\n")
-        who = ["-c", "user.name=x", "-c", "user.email=x@x.example"]
-        for words in [["init", "-q", "-b", "main"], ["add", "."], [*who, "commit", "-q", "-m", "x"]]:
-            subprocess.run(["git", *words], cwd=self.repository, check=True, env=self.environment, capture_output=True)
-        done = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=self.repository, check=True, capture_output=True, text=True, env=self.environment
-        )
-        self.commit = done.stdout.strip()
-
-    def serve(self) -> None:
-        files, pages = self.root / "files", self.pages
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            protocol_version, disable_nagle_algorithm, timeout = "HTTP/1.1", True, 20
+        class Handler(http.server.SimpleHTTPRequestHandler):
+            def __init__(self, *args: Any) -> None:
+                super().__init__(*args, directory=str(files))
 
             def log_message(self, *args: object) -> None: ...
 
-            def do_HEAD(self) -> None:
-                self.do_GET()
-
-            def do_GET(self) -> None:
-                path_ = urllib.parse.unquote(self.path.partition("?")[0])
-                kind, body = "application/octet-stream", b""
-                if path_.startswith("/simple/"):
-                    kind, body = "text/html", pages(path_.removeprefix("/simple/").strip("/"))
-                else:
-                    file = (files / path_.lstrip("/")).resolve()
-                    if file.is_file() and file.is_relative_to(files):
-                        body = file.read_bytes()
-                        if file.suffix in (".txt", ".html"):
-                            kind = "text/html" if file.suffix == ".html" else "text/plain"
-                self.send_response(200 if body else 404)
-                self.send_header("Content-Type", kind)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                if self.command == "GET":
-                    self.wfile.write(body)
-
-        class Threads(http.server.ThreadingHTTPServer):
-            request_queue_size, daemon_threads = 64, True
-
-            def handle_error(self, request: Any, client_address: Any) -> None:
-                """A client that is gone is no error."""
-
-        self.server = Threads(("127.0.0.1", 0), Handler)
+        self.make_files()
+        self.log = root / "log"
+        with contextlib.closing(found(self.log)) as store:
+            good = [token for token in self.sums if token.startswith("good/")]
+            store.append([Entry(t[5:], f"sha256:{self.sums[t]}").encode() for t in good], seal, True)
+        (root / "public.key").write_text(f"{LOG_VKEY}\n")
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
         self.thread = threading.Thread(target=self.server.serve_forever, args=(0.05,))
         self.thread.start()
+        unwanted = ("PIP_", "UV_", "GIT_", "VIRTUAL_ENV", "PYTHONWARN", "COV")
+        self.environment = {
+            **{k: v for k, v in os.environ.items() if not k.startswith(unwanted) and "proxy" not in k.lower()},
+            "PIP_CONFIG_FILE": os.devnull, "PIP_NO_CACHE_DIR": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+            "UV_CACHE_DIR": str(root / "uv-cache"), "UV_NO_CONFIG": "1", "UV_PYTHON_DOWNLOADS": "never",
+            "UV_LINK_MODE": "copy", "GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_SYSTEM": os.devnull,
+            "HOME": str(root / "home"), "NO_COLOR": "1", "EVILVAR": "", "LOGGED": "demo", "EVIL_FILE": "evil.txt",
+            "EVIL_URL": f"{self.url}/evil/{WHEEL_NAME}",
+        }  # fmt: skip
+        (root / "home").mkdir()
+        self.make_repository()
+        self.words = self.make_words()
+        for folder in root, files:
+            (folder / "evil.txt").write_text(self.fill("<EVIL>\n"))
+            (folder / "c.txt").write_text(self.fill("demo @ <X>#sha256=<E>\n"))
+        (files / "links.html").write_text(self.fill(PAGE))
+        command = [sys.executable, "-c", PIP_SERVER]
+        self.pip_process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=self.environment
+        )
 
-    def pages(self, project: str) -> bytes:
-        """A page of the index: the good files of a project, and evil ones that are preferred by who may choose."""
-        found_ = [token for token in self.sums if project and token.split("/")[1].split("-")[0] == project]
-        shown = [
-            token for token in found_ if token.startswith("good/") or token.endswith("1.0-1-py3-none-any.whl")
-            or "-3.0-" in token or "evil-6.6" in token
-        ]
-        shown = [token for token in shown if "+local" not in token]  # fmt: skip
-        links = "".join(f'<a href="/{token}#sha256={self.sums[token]}">{token.split("/")[1]}</a>\n' for token in shown)
-        return f"<!DOCTYPE html><html><body>{links}</body></html>".encode() if shown else b""
+    def make_files(self) -> None:
+        """Evil wheels of build 1 and of version 3.0 are what is taken where nothing says which."""
+        files = self.root / "files"
+        extra = ["Provides-Extra: more", 'Requires-Dist: dep; extra == "more"']
+        needs = {"withdep": ["Requires-Dist: dep"], "extras": extra}
+        for kind in "good", "evil":
+            (files / kind).mkdir(parents=True)
+            wheels = [(name, "1.0") for name in PROJECTS] + [("demo", "2.0"), ("demo", "1.0+local")]
+            if kind == "evil":
+                wheels += [(name, version) for name in PROJECTS for version in ("1.0-1", "3.0")] + [("evil", "6.6")]
+                sdist_of(files / "evil" / "demo-1.0.zip", "evil/demo-1.0.zip", "")
+            for name, version in wheels:
+                file = files / kind / f"{name}-{version}-py3-none-any.whl"
+                wheel_of(file, f"{kind}/{file.name}", *needs.get(name, []) * (version[0] != "3" and version != "1.0-1"))
+            for stem in "demo-1.0", "dep-1.0":
+                sdist_of(files / kind / f"{stem}.tar.gz", f"{kind}/{stem}.tar.gz")
+        for file in sorted(files.rglob("*-*")):
+            self.sums[f"{file.parent.name}/{file.name}"] = hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in (files / "good").glob("*.whl"):  # beside good/x.whl, and as uv.lock's zstd names it, evil/x.whl
+            Path(f"{file}.zst").write_bytes(raw_zstd((files / "evil" / file.name).read_bytes()))
+        for project in [*PROJECTS, "evil"]:
+            (files / "simple" / project).mkdir(parents=True)
+            shown = [t for t in self.sums if t.split("/")[1].startswith(f"{project}-") and self.on_page(t)]
+            links = "".join(f'<a href="/{t}#sha256={self.sums[t]}">{t.split("/")[1]}</a>\n' for t in shown)
+            (files / "simple" / project / "index.html").write_text(f"<!DOCTYPE html><html><body>{links}</body></html>")
+        for name, text in sources_of("demo", "1.0", "tree/demo").items():
+            (self.root / "tree").mkdir(exist_ok=True)
+            (self.root / "tree" / name).write_text(text)
+
+    def on_page(self, token: str) -> bool:
+        """Whether the index shows a file: all good ones, and evil ones that are preferred by who may choose."""
+        preferred = any(version in token for version in ("1.0-1-", "3.0-", "6.6-"))
+        return "+local" not in token and (token.startswith("good/") or preferred)
+
+    def make_repository(self) -> None:
+        repository = self.root / "repo"
+        shutil.copytree(self.root / "tree", repository)
+        (repository / "demo.py").write_text("TOKEN = 'git/demo'\n")
+        who = ["-c", "user.name=x", "-c", "user.email=x@x.example"]
+        for words in ["init", "-q"], ["add", "."], [*who, "commit", "-q", "-m", "x"], ["rev-parse", "HEAD"]:
+            done = subprocess.run(
+                ["git", *words], cwd=repository, check=True, env=self.environment, capture_output=True
+            )
+        self.commit = done.stdout.decode().strip()
 
     def close(self) -> None:
-        assert self.pip_process.stdin
-        assert self.pip_process.stdout
-        self.pip_process.stdin.close()
-        self.pip_process.wait(20)
-        self.pip_process.stdout.close()
+        self.pip_process.communicate(timeout=20)
         self.server.shutdown()
         self.thread.join()
         self.server.server_close()
 
     # --- What inputs are written with ---------------------------------------------------------------------------------
 
-    def fill(self, text: str) -> str:
-        """The text with what stands in angle brackets replaced: URLs, folders, checksums."""
+    def make_words(self) -> dict[str, str]:
+        """What stands for <words>: for <G> and <E> the SHA-256 of demo-1.0 as it is logged, and as it is not."""
         good, evil = self.root / "files" / "good", self.root / "files" / "evil"
-
-        def digest(kind: str, file: Path) -> str:
-            return hashlib.new(kind, file.read_bytes()).hexdigest()
-
-        wheel, sdist = "demo-1.0-py3-none-any.whl", "demo-1.0.tar.gz"
-        values = {
-            "U": self.url, "P": str(self.root), "PORT": self.url.rpartition(":")[2], "C": self.commit, "W": wheel,
-            "G": self.sums[f"good/{wheel}"], "E": self.sums[f"evil/{wheel}"],
-            "GS": self.sums[f"good/{sdist}"], "ES": self.sums[f"evil/{sdist}"], "EZ": self.sums["evil/demo-1.0.zip"],
-            "G2": self.sums["good/demo-2.0-py3-none-any.whl"], "GL": self.sums["good/demo-1.0+local-py3-none-any.whl"],
-            "G512": digest("sha512", good / wheel), "E512": digest("sha512", evil / wheel),
-            "E384": digest("sha384", evil / wheel), "E224": digest("sha224", evil / wheel),
-            "EM": digest("md5", evil / wheel), "E1": digest("sha1", evil / wheel),
-            "EB2": digest("blake2b", evil / wheel),
-            "EI": self.sums["evil/demo-1.0-1-py3-none-any.whl"], "EE": self.sums["evil/evil-6.6-py3-none-any.whl"],
-            "EZST": hashlib.sha256((self.root / "files" / "zstd" / f"{wheel}.zst").read_bytes()).hexdigest(),
-            "EZSTN": str((self.root / "files" / "zstd" / f"{wheel}.zst").stat().st_size),
-            "GN": str((good / wheel).stat().st_size), "EN": str((evil / wheel).stat().st_size),
-            "GUP": self.sums[f"good/{wheel}"].upper(), "EUP": self.sums[f"evil/{wheel}"].upper(),
+        words = {
+            "U": self.url, "P": str(self.root), "PORT": self.url.rpartition(":")[2], "C": self.commit, "W": WHEEL_NAME,
+            "H": "--hash=sha256:<G>", "X": "<U>/evil/<W>", "Y": "<U>/good/<W>", "HG": 'hashes = { sha256 = "<G>" }',
+            "PW": 'wheels = [{ url = "<Y>", <HG> }]', "UW": '{ url = "<Y>", hash = "sha256:<G>" }',
+            "XE": '{ url = "<X>", hash = "sha256:<E>" }', "EVIL": "evil==6.6 --hash=sha256:<EE>",
+            "OK": "demo==1.0 <H>", "DX": "demo @ <X>", "F": "<P>/files/evil/<W>", "T": "<P>/tree",
+            "R": "git+file://<P>/repo", "X1": "<U>/evil/demo-1.0-1-py3-none-any.whl",
+            "D": "<U>/good/dep-1.0-py3-none-any.whl",
+            "XS": "<U>/evil/demo-1.0.tar.gz",
+            "PD": '[[packages]]\nname = "demo"\nversion = "1.0"\n', "UD": UV_DEMO + UV_SIMPLE,
+            "PDEP": '[[packages]]\nname = "dep"\nversion = "1.0"',
+            "PIN": "withdep==1.0 --hash=sha256:<GW>", "WD": "<U>/good/withdep-1.0-py3-none-any.whl",
+            "WITH": "<WD>#sha256=<GW>",
+            "EZST": hashlib.sha256((good / f"{WHEEL_NAME}.zst").read_bytes()).hexdigest(),
+            "EZSTN": str((good / f"{WHEEL_NAME}.zst").stat().st_size), "EN": str((evil / WHEEL_NAME).stat().st_size),
         }  # fmt: skip
-        for name, letter in ("dep", "D"), ("withdep", "W"), ("extras", "X"), ("kit", "K"), ("solo", "O"):
-            for kind in "good", "evil":
-                values[f"{kind[0].upper()}{letter}"] = self.sums[f"{kind}/{name}-1.0-py3-none-any.whl"]
-            values[f"Z{letter}"] = str((good / f"{name}-1.0-py3-none-any.whl").stat().st_size)
-        values["Z"] = values["GN"]
-        values["GDS"] = self.sums["good/dep-1.0.tar.gz"]
-        return re.sub(r"<([A-Z0-9]+)>", lambda m: values[m[1]], text)
+        for kind in "md5", "sha1", "sha224", "sha384", "sha512", "blake2b":
+            name = {"md5": "EM", "blake2b": "EB2"}.get(kind, f"E{kind[3:]}")
+            words[name] = hashlib.new(kind, (evil / WHEEL_NAME).read_bytes()).hexdigest()
+        for letters, file in {
+            **{letter: f"{name}-1.0-py3-none-any.whl" for name, letter in PROJECTS.items()},
+            "2": "demo-2.0-py3-none-any.whl", "S": "demo-1.0.tar.gz", "DS": "dep-1.0.tar.gz", "Z": "demo-1.0.zip",
+            "I": "demo-1.0-1-py3-none-any.whl", "E": "evil-6.6-py3-none-any.whl",
+        }.items():  # fmt: skip
+            for folder in good, evil:
+                if (folder / file).exists():
+                    value = self.sums[f"{folder.name}/{file}"]
+                    words[f"{folder.name[0].upper()}{letters}"] = value
+                    words[f"{folder.name[0].upper()}{letters}UP"] = value.upper()
+                    words[f"Z{letters}"] = str((good / file).stat().st_size if folder == good else 0)
+        return words
 
-    def folder(self, files: dict[str, str | bytes]) -> Path:
+    def fill(self, text: str) -> str:
+        """The text with what stands in angle brackets replaced: URLs, folders, checksums, and words made of these."""
+        while (filled := re.sub(r"<([A-Z0-9]+)>", lambda m: self.words[m[1]], text)) != text:
+            text = filled
+        return text
+
+    def folder(self, files: Files) -> Path:
         """A new folder with these files."""
-        with self.lock:
-            self.number += 1
-            folder = self.root / "inputs" / str(self.number)
+        self.number += 1
+        folder = self.root / "inputs" / str(self.number)
+        folder.mkdir(parents=True)
         for name, data in files.items():
-            file = folder / name
+            file = folder / self.fill(name)
             file.parent.mkdir(parents=True, exist_ok=True)
-            if isinstance(data, str):
-                data = self.fill(data).encode("utf-8", "surrogateescape")
-            file.write_bytes(data)
-        folder.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(self.fill(data).encode("utf-8", "surrogateescape") if isinstance(data, str) else data)
         return folder
 
     # --- The three that are held against each other -------------------------------------------------------------------
@@ -10232,14 +10157,15 @@ class World:
         with contextlib.chdir(folder):
             words = ("--json", "--public-key", str(self.root / "public.key"), "--storage-dir", str(self.log))
             code, out, err = call_btlog("verify", target, *words)
-        told = json.loads(out) if out else {"artifacts": [], "skipped": []}
+        assert code in (0, 1, 2, 3)
         assert "Traceback" not in err
+        told = json.loads(out) if out else {"artifacts": [], "skipped": []}
         said = err + "".join(f"not looked at: {skipped['reason']}\n" for skipped in told["skipped"])
         return code, {a["checksum"].removeprefix("sha256:") for a in told["artifacts"] if a["ok"]}, said
 
     def taken(self, target: Path, code: int, said: str) -> Taken:
         tokens = set()
-        for file in target.rglob("*") if target.exists() else ():
+        for file in target.rglob("*"):
             if file.suffix == ".py" and (found_ := re.search(r"TOKEN = '(.*)'", file.read_text())):
                 tokens.add(found_[1])
             elif file.suffix == ".pth" and str(self.root) in file.read_text():
@@ -10251,53 +10177,56 @@ class World:
         """What `pip install` takes, in a process of its own."""
         target = folder / "by-pip"
         where = ("--index-url", f"{self.url}/simple/") if index else ("--no-index",)
-        command = ["install", "-q", "--no-compile", "--no-warn-conflicts", *where, "--root-user-action", "ignore", "--retries", "0", "--timeout", "5"]
-        command += ["--target", str(target), "--src", str(folder / "src")]
-        job = {"argv": [*command, *words], "cwd": str(folder), "log": str(folder / "pip.log")}
-        with self.lock:
-            assert self.pip_process.stdin
-            assert self.pip_process.stdout
-            self.pip_process.stdin.write(f"{json.dumps(job)}\n")
-            self.pip_process.stdin.flush()
-            code = int(self.pip_process.stdout.readline())
+        command = ["install", "-q", "--no-compile", "--no-warn-conflicts", "--root-user-action", "ignore", *where]
+        command += ["--retries", "0", "--timeout", "5", "--target", str(target), "--src", str(folder / "src"), *words]
+        job = {"argv": command, "cwd": str(folder), "log": str(folder / "pip.log")}
+        assert self.pip_process.stdin
+        assert self.pip_process.stdout
+        self.pip_process.stdin.write(f"{json.dumps(job)}\n")
+        self.pip_process.stdin.flush()
+        code = int(self.pip_process.stdout.readline())
         return self.taken(target, code, (folder / "pip.log").read_text(errors="replace"))
 
-    def uv(self, folder: Path, *words: str, index: bool = True) -> Taken:
+    def uv(self, folder: Path, *words: str, target: Path, **variables: str) -> Taken:
+        """What a command of uv takes, and puts into `target`."""
+        from uv import find_uv_bin  # only slow tests need it
+
+        done = subprocess.run(
+            [find_uv_bin(), *words, "-q", "--python", sys.executable], cwd=folder, capture_output=True, text=True,
+            errors="replace", timeout=120, check=False, env=self.environment | variables,
+        )  # fmt: skip
+        return self.taken(target, done.returncode, done.stderr)
+
+    def uv_pip(self, folder: Path, *words: str, index: bool = True) -> Taken:
         """What `uv pip install` or `uv pip sync` takes."""
-        target = folder / "by-uv"
         where = ("--default-index", f"{self.url}/simple/") if index else ("--no-index",)
-        command = [uv_path(), "pip", words[0], "-q", *where]
-        command += ["--target", str(target), "--python", sys.executable, *words[1:]]
-        done = subprocess.run(
-            command, cwd=folder, capture_output=True, text=True, errors="replace", env=self.environment, timeout=120, check=False
-        )
-        return self.taken(target, done.returncode, done.stderr)
+        target = folder / "by-uv"
+        return self.uv(folder, "pip", *words, *where, "--target", str(target), target=target)
 
-    def uv_project(self, folder: Path, *words: str) -> Taken:
-        """What `uv sync --frozen` puts into an environment of its own."""
-        target = folder / "by-uv-sync"
-        command = [uv_path(), "sync", "-q", "--frozen", "--python", sys.executable, *words]
-        done = subprocess.run(
-            command, cwd=folder, capture_output=True, text=True, errors="replace", timeout=120, check=False,
-            env=self.environment | {"UV_PROJECT_ENVIRONMENT": str(target)},
-        )  # fmt: skip
-        return self.taken(target, done.returncode, done.stderr)
-
-    def uv_script(self, folder: Path, script: str) -> Taken:
-        """What `uv sync --script` puts into the environment that uv keeps for a script."""
-        cache = folder / "cache"
-        command = [uv_path(), "sync", "-q", "--frozen", "--script", script, "--python", sys.executable]
-        done = subprocess.run(
-            command, cwd=folder, capture_output=True, text=True, errors="replace", timeout=120, check=False,
-            env=self.environment | {"UV_CACHE_DIR": str(cache)},
-        )  # fmt: skip
-        return self.taken(cache / "environments-v2", done.returncode, done.stderr)
-
-
-def uv_path() -> str:
-    from uv import find_uv_bin  # only slow tests need it
-
-    return str(find_uv_bin())
+    def install(self, folder: Path, target: str, turn: int | None = None) -> dict[str, Taken]:
+        """What pip and uv take from an input, by the commands for its kind; with a turn by one of uv's only."""
+        kind = Path(target).name
+        if (folder / target).is_dir():
+            links = ("--find-links", target, "demo")
+            taken = self.pip(folder, *links, index=False)
+            return {"pip": taken, "uv install": self.uv_pip(folder, "install", *links, index=False)}
+        if kind == "uv.lock":
+            if not (folder / "pyproject.toml").exists():
+                (folder / "pyproject.toml").write_text(PROJECT)
+            made = folder / "by-uv-sync"
+            return {"uv sync": self.uv(folder, "sync", "--frozen", target=made, UV_PROJECT_ENVIRONMENT=str(made))}
+        if kind.endswith(".lock"):  # its environment can't be chosen: it is in uv's cache
+            script, cache = kind.removesuffix(".lock"), folder / "cache"
+            (folder / script).write_text(SCRIPT)
+            words, made = ("sync", "--frozen", "--script", script), cache / "environments-v2"
+            return {"uv sync": self.uv(folder, *words, target=made, UV_CACHE_DIR=str(cache))}
+        commands = {"uv pip sync": ["sync"], "uv install": ["install", "-r"]}
+        if not kind.startswith("pylock"):
+            commands["uv pip sync"] = ["sync", "--allow-empty-requirements"]
+            commands["uv install --require-hashes"] = ["install", "--require-hashes", "-r"]
+        chosen = [*commands] if turn is None else [[*commands][turn % len(commands)]]
+        by_pip = self.pip(folder, "-r", target)
+        return {"pip": by_pip, **{by: self.uv_pip(folder, *commands[by], target) for by in chosen}}
 
 
 @pytest.fixture(scope="module")
@@ -10307,6 +10236,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 
 
 # --- The one invariant ------------------------------------------------------------------------------------------------
+
+# How `verify` says that folders of sources were left out.
+NOT_LOOKED_AT = r"(?i)not (been )?(looked|checked|covered|verified|vouched)|director|editable|folder|sources? tree"
 
 
 @dataclasses.dataclass
@@ -10321,1369 +10253,687 @@ class Outcome:
     def evil(self, world: World) -> dict[str, list[str]]:
         """By installer, what it took that nobody has vouched for.
 
-        Two things are held against nobody. `uv pip install` without --require-hashes takes dependencies that no line names,
-        with no checksum at all, and nothing in the input tells of these (see test_V4_what_uv_takes_beside). And sources in
-        a folder, as the project itself is one, are no files of an index, if `verify` says that it did not look at them.
+        Two things are held against nobody. `uv pip install` without --require-hashes takes dependencies that no line
+        names, with no checksum at all, and nothing in the input tells of these (see test_V4_what_uv_takes_beside). And
+        sources in a folder, as the project itself is one, are no files of an index, if `verify` says that it did not
+        look at them.
         """
-        strange = {}
-        vouched = self.vouched if self.code == 0 else {v for t, v in world.sums.items() if t.startswith("good/")}
-        for by, taken in self.taken.items():
-            wrong = [t for t in taken.tokens if world.sums.get(t) not in vouched]
-            if self.code == 0 and re.search(NOT_LOOKED_AT, self.said):
-                wrong = [t for t in wrong if not t.startswith("tree/")]
-            if by == "uv install":
-                wrong = [t for t in wrong if not t.startswith("evil/dep-")]
-            if wrong:
-                strange[by] = sorted(wrong)
-        return strange
+        good = self.vouched if self.code == 0 else {v for t, v in world.sums.items() if t.startswith("good/")}
+        left_out = self.code == 0 and re.search(NOT_LOOKED_AT, self.said)
+        strange = {
+            by: [
+                t for t in sorted(taken.tokens)
+                if world.sums.get(t) not in good and not (left_out and t.startswith("tree/"))
+                and not (by == "uv install" and t.startswith("evil/dep-"))
+            ] for by, taken in self.taken.items()
+        }  # fmt: skip
+        return {by: tokens for by, tokens in strange.items() if tokens}
 
 
-# How `verify` says that folders of sources were left out.
-NOT_LOOKED_AT = r"(?i)not (been )?(looked|checked|covered|verified|vouched)|director|editable|folder|sources? tree"
-PROJECT = '[project]\nname = "app"\nversion = "0"\nrequires-python = ">=3.11"\ndependencies = ["demo"]\n'
-SCRIPT = '# /// script\n# requires-python = ">=3.11"\n# dependencies = ["demo"]\n# ///\n'
-Files = dict[str, "str | bytes"]
-
-
-def install(world: World, folder: Path, target: str, turn: int | None = None) -> dict[str, Taken]:
-    """What pip and uv take from an input, by the commands that are for its kind: all, or of uv's all but one in turn."""
-    kind = Path(target).name
-    if (folder / target).is_dir():
-        pip, uv, links = world.pip, world.uv, ("--find-links", target)
-        return {
-            "pip": pip(folder, *links, "demo", index=False),
-            "uv install": uv(folder, "install", *links, "demo", index=False),
-        }
-    if kind.endswith(".py.lock"):
-        script = target.removesuffix(".lock")
-        if not (folder / script).exists():
-            (folder / script).write_text(SCRIPT)
-        # An environment of a script can't be chosen, so it is exported and synchronised as uv does it.
-        return {"uv sync": world.uv_script(folder, script)}
-    if kind == "uv.lock":
-        if not (folder / "pyproject.toml").exists():
-            (folder / "pyproject.toml").write_text(PROJECT)
-        return {"uv sync": world.uv_project(folder)}
-    if re.fullmatch(r"pylock(\.[^.]+)?\.toml", kind):
-        return {
-            "pip": world.pip(folder, "-r", target),
-            "uv pip sync": world.uv(folder, "sync", target),
-            "uv install": world.uv(folder, "install", "-r", target),
-        }
-    if kind.endswith((".json", ".lock")):
-        return {}
-    with concurrent.futures.ThreadPoolExecutor(1) as beside:
-        by_pip = beside.submit(world.pip, folder, "-r", target)
-        commands = {
-            "uv pip sync": ["sync", "--allow-empty-requirements"],
-            "uv install --require-hashes": ["install", "--require-hashes", "-r"],
-            "uv install": ["install", "-r"],
-        }
-        left_out = [*commands][turn % 3] if turn is not None else ""
-        taken = {by: world.uv(folder, *words, target) for by, words in commands.items() if by != left_out}
-        return {"pip": by_pip.result(), **taken}
-
-
-def judge(world: World, files: Files, target: str, always: bool = True, turn: int | None = None) -> Outcome:
+def judge(world: World, files: Files, target: str, always: bool = False, turn: int | None = None) -> Outcome:
     """Verifies an input, and has it installed: always, or where it was vouched for."""
     folder = world.folder(files)
-    code, vouched, said = world.verify(folder, target)
-    assert code in (0, 1, 2, 3)
-    taken = install(world, folder, target, turn) if always or code == 0 else {}
+    outcome = Outcome(*world.verify(folder, target), {})
+    if always or outcome.code == 0:
+        outcome.taken = world.install(folder, target, turn)
     shutil.rmtree(folder, ignore_errors=True)
-    return Outcome(code, vouched if code == 0 else set(), said, taken)
-
-
-def holds_for(world: World, number: str, files: Files, target: str) -> Outcome:
-    """The invariant for one input, installed whatever `verify` says, so that a table can tell how hostile it is."""
-    outcome = judge(world, files, target)
-    tell(world, number, files, target, outcome)
-    if outcome.code == 0:
-        assert not outcome.evil(world), "verify vouched for what it never saw"
     return outcome
 
 
-def tell(world: World, number: str, files: Files, target: str, outcome: Outcome) -> None:
-    """Appends an outcome to the table, if one is asked for."""
-    if table := os.environ.get("BTLOG_TABLE"):
-        taken = {by: [t.code, sorted(t.tokens), t.said[-400:]] for by, t in outcome.taken.items()}
-        shown = {name: data if isinstance(data, str) else repr(data) for name, data in files.items()}
-        line = {"number": number, "files": shown, "target": target, "verify": outcome.code, "said": outcome.said, "taken": taken,
-                "evil": outcome.evil(world)}  # fmt: skip
-        with Path(table).open("a") as file:
-            file.write(f"{json.dumps(line)}\n")
-
-
 # --- V: verify says yes, and the installer takes another file ---------------------------------------------------------
-# <U> is the server, <P> the folder of it all, <W> demo-1.0-py3-none-any.whl, <G> and <E> its SHA-256 as it is logged, and
-# as it is not; see World.fill.
+# Files of requirements stand without their last newline. See World.make_words for what is in angle brackets.
 
-H = "--hash=sha256:<G>"
-SOURCE_TREE: Files = {
-    "pyproject.toml": '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n[project]\nname = "demo"\nversion = "1.0"\n',
-    "backend.py": BACKEND.format(name="demo", version="1.0", module="demo"),
-    "demo.py": "TOKEN = 'tree/demo'\n",
-}
-
-
-def inside(folder: str, files: Files = SOURCE_TREE) -> Files:
-    return {f"{folder}/{name}": data for name, data in files.items()}
-
-
-V1 = [
-    f"demo @ <U>/evil/<W>#md5=<EM> {H}",
-    f"demo @ <U>/evil/<W>#sha1=<E1> {H}",
-    f"demo @ <U>/evil/<W>#sha224=<E224> {H}",
-    f"demo @ <U>/evil/<W>#sha384=<E384> {H}",
-    f"demo @ <U>/evil/<W>#sha512=<E512> {H}",
-    f"demo @ <U>/evil/<W>#sha256=<E> {H}",
-    f"demo @ <U>/evil/<W>#sha256=<EUP> {H}",
-    f"demo @ <U>/evil/<W>#blake2b=<EB2> {H}",
-    "demo @ <U>/evil/<W>#md5=<EM>&sha256=<G>",
-    "demo @ <U>/evil/<W>#sha512=<E512>&sha256=<G>",
-    "demo @ <U>/evil/<W>#sha256=<E>&sha256=<G>",
-    "demo @ <U>/evil/<W>#sha256=<G>&sha512=<E512>",
-    "demo @ <U>/evil/<W>#egg=demo&md5=<EM>&sha256=<G>",
-    "demo @ <U>/evil/<W>#sha256=<G>",
-    "demo @ <U>/evil/<W>#sha256=<GUP>",
-    "demo @ <U>/evil/<W>#sha256=<G>x",
-    "demo @ <U>/evil/<W>#xsha256=<G>",
-    "demo @ <U>/evil/<W>#SHA256=<G>",
-    "demo @ <U>/evil/<W>#Sha256=<G>&md5=<EM>",
-    "demo @ <U>/evil/<W>#sha256%3D<G>",
-    "demo @ <U>/evil/<W>#sha2%356=<G>",
-    "demo @ <U>/evil/<W>%23sha256=<G>",
-    "demo @ <U>/evil/<W>#sha256:<G>",
-    "demo @ <U>/evil/<W>#sha256=sha256:<G>",
-    "demo @ <U>/evil/<W>#;sha256=<G>",
-    "demo @ <U>/evil/<W>#x;sha256=<G>",
-    "demo @ <U>/evil/<W>#egg=demo;sha256=<G>",
-    "demo @ <U>/evil/<W>##sha256=<G>",
-    "demo @ <U>/evil/<W>#x#sha256=<G>",
-    "demo @ <U>/evil/<W>#md5=<EM>#sha256=<G>",
-    "demo @ <U>/evil/<W>#subdirectory=x&sha256=<G>",
-    "demo @ <U>/evil/<W>?sha256=<G>",
-    "demo @ <U>/evil/<W>?#sha256=<G>",
-    "demo @ <U>/evil/<W>?x&sha256=<G>",
-    "demo @ <U>/evil/<W>?x&md5=<EM>#sha256=<G>",
-    f"demo @ <U>/evil/<W>?x&sha512=<E512> {H}",
-    f"demo @ <U>/evil/<W>?x&sha256=<E> {H}",
-    f"demo @ <U>/evil/<W>?x&sha256=<E>#sha256=<G> {H}",
-    f"demo @ <U>/evil/<W>?&md5=<EM>#sha256=<G> {H}",
-    f"demo @ http://u&md5=<EM>&x@127.0.0.1:<PORT>/evil/<W> {H}",
-    f"demo @ http://u&sha256=<E>&:p@127.0.0.1:<PORT>/evil/<W>#sha256=<G> {H}",
-    f"demo @ http://sha256=<G>@127.0.0.1:<PORT>/evil/<W> {H}",
-    f"demo @ <U>/&sha256=<E>&/../evil/<W> {H}",
-    f"demo @ <U>/&md5=<EM>&/../evil/<W>#sha256=<G> {H}",
-    f"demo @ <U>/good/../evil/<W>;&md5=<EM> {H}",
-    f"<U>/evil/<W>#md5=<EM> {H}",
-    "<U>/evil/<W>#md5=<EM>&sha256=<G>",
-    f"<U>/evil/<W>#egg=demo&sha256=<E> {H}",
-    "<U>/evil/<W>#sha256=<G>",
-    f"<U>/evil/<W>?a&sha256=<E> {H}",
-    f"<U>/evil/<W> {H}",
-    f"<U>/evil/demo-1.0.zip#sha256=<EZ> {H}",
-    f"<U>/evil/demo-1.0.zip#egg=demo&sha256=<EZ> {H}",
-    "demo @ git+file://<P>/repo#sha256=<G>",
-    f"demo @ git+file://<P>/repo {H}",
-    f"demo @ git+file://<P>/repo@<C> {H}",
-    "demo @ git+file://<P>/repo@<C>#sha256=<G>",
-    "demo @ git+file://<P>/repo@<C>#egg=demo&sha256=<G>",
-    "git+file://<P>/repo#egg=demo&sha256=<G>",
-    f"git+file://<P>/repo#egg=demo {H}",
-    f"git+file://<P>/repo#egg=demo&sha256=<G> {H}",
-    "demo @ GIT+FILE://<P>/repo#sha256=<G>",
-    "demo @ git+file://<P>/repo/#sha256=<G>",
-    "demo @ git+file://<P>/repo/demo-1.0-py3-none-any.whl#sha256=<G>",
-    "-e git+file://<P>/repo#egg=demo&sha256=<G>",
-    f"-e git+file://<P>/repo#egg=demo {H}",
-    "demo @ file://<P>/tree#sha256=<G>",
-    f"demo @ file://<P>/tree {H}",
-    f"demo @ file://<P>/tree#sha256=<G> {H}",
-    "demo @ file://<P>/tree/#sha256=<G>",
-    "demo @ file:<P>/tree#sha256=<G>",
-    "demo @ FILE://<P>/tree#sha256=<G>",
-    "demo @ file://localhost<P>/tree#sha256=<G>",
-    "demo @ <P>/tree#sha256=<G>",
-    f"<P>/tree {H}",
-    "<P>/tree#sha256=<G>",
-    "<P>/tree#egg=demo&sha256=<G>",
-    "file://<P>/tree#egg=demo&sha256=<G>",
-    f"file://<P>/tree#egg=demo {H}",
-    "-e <P>/tree#sha256=<G>",
-    f"-e <P>/tree {H}",
-    "demo @ file://<P>/files/evil/<W>#sha256=<G>",
-    f"demo @ file://<P>/files/evil/<W>#md5=<EM> {H}",
-    f"demo @ file://<P>/files/evil/<W>#sha256=<E> {H}",
-    f"<P>/files/evil/<W> {H}",
-    f"<P>/files/evil/<W>#md5=<EM> {H}",
-    f"file://<P>/files/evil/<W>#md5=<EM> {H}",
-    f"file://<P>/files/evil/<W>#sha256=<E> {H}",
-]  # fmt: skip
-
-V1_FILES: list[Files] = [
-    {"r.txt": f"./demo-1.0.zip {H}\n", **inside("demo-1.0.zip")},
-    {"r.txt": f"./<W> {H}\n", **inside("demo-1.0-py3-none-any.whl")},
-    {"r.txt": f"./tree {H}\n", **inside("tree")},
-    {"r.txt": f". {H}\n", **SOURCE_TREE},
-    {"r.txt": f"./ {H}\n", **SOURCE_TREE},
-    {"r.txt": f"demo @ . {H}\n", **SOURCE_TREE},
-    {"r.txt": f"demo {H}\n", **inside("demo")},
-    {"r.txt": f"demo/ {H}\n", **inside("demo")},
-    {"r.txt": f"demo==1.0 {H}\n", **inside("demo==1.0")},
-    {"r.txt": f"demo-1.0.zip {H}\n", **inside("demo-1.0.zip")},
-    {"r.txt": f"demo @ file:demo-1.0.zip {H}\n", **inside("demo-1.0.zip")},
-    {"r.txt": f"demo @ demo-1.0.zip#sha256=<G> {H}\n", **inside("demo-1.0.zip")},
-    {"r.txt": f"./demo[more] {H}\n", **inside("demo")},
-    {"r.txt": f"demo @ file://<P>/tree/demo-1.0.tar.gz/../#sha256=<G> {H}\n"},
-]
-
-UV_HEAD = """version = 1
-revision = 3
-requires-python = ">=3.11"
-
+PROJECTS = {"demo": "", "dep": "D", "withdep": "W", "kit": "K", "solo": "O", "extras": "X"}
+WHEEL_NAME = "demo-1.0-py3-none-any.whl"
+PROJECT = '[project]\nname = "app"\nversion = "0"\nrequires-python = ">=3.11"\ndependencies = ["demo"]\n'
+SCRIPT = '# /// script\n# requires-python = ">=3.11"\n# dependencies = ["demo"]\n# ///\n'
+PAGE = '<!DOCTYPE html><html><body><a href="<U>/evil/demo-3.0-py3-none-any.whl">x</a></body></html>'
+UV_BEGIN = 'version = 1\nrevision = 3\nrequires-python = ">=3.11"\n'
+UV_APP = """
 [[package]]
 name = "app"
 version = "0"
 source = { virtual = "." }
 dependencies = [{ name = "demo" }]
-
 [package.metadata]
 requires-dist = [{ name = "demo" }]
-
 """
-UV_DEMO = '[[package]]\nname = "demo"\nversion = "1.0"\nsource = { registry = "<U>/simple" }\n'
+UV_DEMO = '[[package]]\nname = "demo"\nversion = "1.0"\n'
+UV_SIMPLE = 'source = { registry = "<U>/simple" }\n'
+PY_BEGIN = 'lock-version = "1.0"\ncreated-by = "x"\n'
 
 
-def uv_lock(wheels: str = "", source: str = '{ registry = "<U>/simple" }', more: str = "", head: str = UV_HEAD) -> Files:
-    text = f'{head}[[package]]\nname = "demo"\nversion = "1.0"\nsource = {source}\n'
-    return {"uv.lock": text + (f"wheels = [{wheels}]\n" if wheels else "") + more}
+def requirements_of(*texts: str) -> list[Files]:
+    return [{"r.txt": f"{text}\n"} for text in texts]
 
 
-def pylock(body: str = "", head: str = 'lock-version = "1.0"\ncreated-by = "x"\n', name: str = "demo", version: str = "1.0") -> Files:
+def uv_lock(more: str, source: str = UV_SIMPLE, head: str = UV_BEGIN + UV_APP) -> Files:
+    return {"uv.lock": f"{head}{UV_DEMO}{source}{more}\n"}
+
+
+def pylock(body: str, name: str = "demo", version: str = "1.0", head: str = PY_BEGIN) -> Files:
     return {"pylock.toml": f'{head}[[packages]]\nname = "{name}"\nversion = "{version}"\n{body}\n'}
 
 
-GOOD_W = '{ url = "<U>/good/<W>", hash = "sha256:<G>" }'
-EVIL_W = '{ url = "<U>/evil/<W>", hash = "sha256:<E>" }'
-G_HASHES = 'hashes = { sha256 = "<G>" }'
-V2: list[Files] = [
-    uv_lock(GOOD_W),
-    uv_lock('{ url = "<U>/evil/<W>", hash = "sha256:<E>", hashes = { sha256 = "<G>" } }'),
-    uv_lock('{ url = "<U>/evil/<W>", hash = "sha256:<E>", name = "demo-1.0-py3-none-any.whl", hashes = { sha256 = "<G>" } }'),
-    uv_lock('{ url = "<U>/evil/<W>", hashes = { sha256 = "<G>" } }'),
-    uv_lock('{ url = "<U>/evil/<W>", hash = "sha512:<E512>", hashes = { sha256 = "<G>" } }'),
-    uv_lock('{ url = "<U>/evil/<W>", hash = "sha512:<E512>" }'),
-    uv_lock('{ url = "<U>/evil/<W>", hash = "sha256:<EUP>" }'),
-    uv_lock('{ url = "<U>/evil/<W>", hash = "sha256:<G>" }'),
-    uv_lock('{ url = "<U>/evil/<W>" }'),
-    uv_lock('{ url = "<U>/evil/<W>#sha256=<G>" }'),
-    uv_lock('{ url = "<U>/evil/<W>#md5=<EM>", hash = "sha256:<G>" }'),
-    uv_lock('{ url = "<U>/evil/<W>", hash = "md5:<EM>" }'),
-    uv_lock('{ url = "<U>/good/<W>", hash = "sha256:<G>", zstd = { hash = "sha256:<EZST>", size = <EZSTN> } }'),
-    uv_lock('{ url = "<U>/good/<W>", hash = "sha256:<G>", zstd = { hash = "sha256:<E>", size = <EN> } }'),
-    uv_lock('{ url = "<U>/good/<W>", path = "<P>/files/evil/<W>", hash = "sha256:<G>" }'),
-    uv_lock('{ path = "<P>/files/evil/<W>", hash = "sha256:<G>" }', '{ registry = "<P>/files/evil" }'),
-    uv_lock('{ path = "<W>", hash = "sha256:<G>" }', '{ registry = "<P>/files/evil" }'),
-    uv_lock('{ filename = "<W>", hash = "sha256:<G>" }', '{ url = "<U>/evil/<W>" }'),
-    uv_lock('{ filename = "<W>", hash = "sha256:<E>" }', '{ url = "<U>/evil/<W>", virtual = "x" }'),
-    uv_lock("", '{ url = "<U>/evil/<W>", virtual = "x" }'),
-    uv_lock("", '{ virtual = "x", url = "<U>/evil/<W>" }'),
-    uv_lock("", '{ url = "<U>/evil/<W>", editable = "x" }'),
-    uv_lock("", '{ url = "<U>/evil/<W>", directory = "x" }'),
-    uv_lock("", '{ url = "<U>/evil/<W>#sha256=<E>", virtual = "x" }'),
-    uv_lock('{ url = "<U>/evil/<W>", hash = "sha256:<E>" }', '{ url = "<U>/evil/<W>", virtual = "x" }'),
-    uv_lock(GOOD_W, '{ registry = "<U>/simple", url = "<U>/evil/<W>" }'),
-    uv_lock(GOOD_W, '{ registry = "<U>/simple", git = "file://<P>/repo?rev=<C>#<C>" }'),
-    uv_lock(GOOD_W, '{ git = "file://<P>/repo?rev=<C>#<C>" }'),
-    uv_lock(GOOD_W, '{ git = "file://<P>/repo#<C>", virtual = "x" }'),
-    uv_lock("", '{ git = "file://<P>/repo#<C>", virtual = "x" }'),
-    uv_lock("", '{ git = "file://<P>/repo#<C>" }'),
-    uv_lock(GOOD_W, '{ url = "<U>/evil/<W>" }'),
-    uv_lock('{ url = "<U>/good/<W>", hash = "sha256:<G>" }', '{ url = "<U>/evil/<W>", subdirectory = "x" }'),
-    uv_lock(GOOD_W, '{ path = "<P>/files/evil/<W>" }'),
-    uv_lock(GOOD_W, '{ directory = "<P>/tree" }'),
-    uv_lock(GOOD_W, '{ editable = "<P>/tree" }'),
-    uv_lock(GOOD_W, '{ virtual = "<P>/tree" }'),
-    uv_lock(GOOD_W, '{ registry = "<U>/simple", virtual = "." }'),
-    uv_lock(GOOD_W, '{ registry = "<U>/simple", editable = "<P>/tree" }'),
-    uv_lock(GOOD_W, '{ registry = "<U>/simple", directory = "<P>/tree" }'),
-    uv_lock(GOOD_W, '{ registry = "<U>/simple", path = "<P>/files/evil/<W>" }'),
-    uv_lock("", '{ directory = "<P>/tree", virtual = "x" }'),
-    uv_lock("", '{ editable = "<P>/tree", virtual = "x" }'),
-    uv_lock("", '{ path = "<P>/files/evil/<W>" }', 'wheels = [{ filename = "<W>", hash = "sha256:<G>" }]\n'),
-    uv_lock("", '{ path = "<P>/files/evil/<W>" }', 'wheels = [{ filename = "<W>" }]\n'),
-    uv_lock("", '{ url = "<U>/evil/demo-1.0.tar.gz" }', 'sdist = { hash = "sha256:<GS>" }\n'),
-    uv_lock("", '{ url = "<U>/evil/demo-1.0.tar.gz" }', 'sdist = { hash = "sha256:<ES>" }\n'),
-    uv_lock(GOOD_W, more='sdist = { url = "<U>/evil/demo-1.0.tar.gz", hash = "sha256:<GS>" }\n'),
-    uv_lock(GOOD_W, more='optional-dependencies = { x = [{ name = "dep" }] }\n'),
-    uv_lock(GOOD_W + ", " + EVIL_W),
-    uv_lock('{ url = "<U>/evil/demo-1.0-1-py3-none-any.whl", hash = "sha256:<G>" }'),
-    uv_lock('{ url = "<U>/evil/<W>", "hash" = "sha256:<E>", "hashes".sha256 = "<G>" }'),
-    uv_lock('{ url = "<U>/evil/evil-6.6-py3-none-any.whl", hash = "sha256:<EE>" }'),
-    uv_lock(GOOD_W, more='[package.wheels-extra]\nurl = "<U>/evil/<W>"\n'),
-    uv_lock(GOOD_W, more='[[distribution]]\nname = "x"\nversion = "1"\nsource = { registry = "<U>/simple" }\n'),
-    {"uv.lock": UV_HEAD.replace("[[package]]", "[[distribution]]").replace("package.metadata", "distribution.metadata")
-        + UV_DEMO.replace("[[package]]", "[[distribution]]") + f"wheels = [{EVIL_W}]\n"},
-    {"uv.lock": UV_HEAD.replace("[[package]]", "[[distribution]]").replace("package.metadata", "distribution.metadata")
-        + UV_DEMO.replace("[[package]]", "[[distribution]]") + f"wheels = [{EVIL_W}]\n"
-        + f'[[packages]]\nname = "demo"\nversion = "1.0"\nwheels = [{{ url = "<U>/good/<W>", {G_HASHES} }}]\n'},
-    {"uv.lock": UV_HEAD + UV_DEMO + f"wheels = [{EVIL_W}]\n"
-        + f'[[packages]]\nname = "demo"\nversion = "1.0"\nwheels = [{{ url = "<U>/good/<W>", {G_HASHES} }}]\n'},
-    {"uv.lock": UV_HEAD.replace("[[package]]", "[[packages]]").replace("package.metadata", "packages.metadata")
-        + UV_DEMO.replace("[[package]]", "[[packages]]") + f"wheels = [{EVIL_W}]\n"},
-    {"uv.lock": UV_HEAD + UV_DEMO + f"wheels = [{GOOD_W}]\n" + UV_DEMO + f"wheels = [{EVIL_W}]\n"},
-    {"uv.lock": UV_HEAD + UV_DEMO + f"wheels = [{GOOD_W}]\n" + UV_DEMO.replace("1.0", "3.0")
-        + 'wheels = [{ url = "<U>/evil/demo-3.0-py3-none-any.whl", hash = "sha256:<G>" }]\n'},
-    {"uv.lock": "\ufeff" + UV_HEAD + UV_DEMO + f"wheels = [{GOOD_W}]\n"},
-    {"uv.lock": UV_HEAD + UV_DEMO + f"wheels = [{GOOD_W}]\n" + "dependencies = [{ name = 'evil' }]\n" + '[[package]]\nname = "evil"\nversion = "6.6"\nsource = { directory = "<P>/tree" }\n'},
-    {"uv.lock": UV_HEAD.replace('virtual = "."', 'editable = "."') + UV_DEMO + f"wheels = [{GOOD_W}]\n"},
-    {"uv.lock": UV_HEAD.replace('virtual = "."', 'editable = "<P>/tree"') + UV_DEMO + f"wheels = [{GOOD_W}]\n"},
-    {"uv.lock": UV_HEAD.replace('virtual = "."', 'directory = "<P>/tree"') + UV_DEMO + f"wheels = [{GOOD_W}]\n"},
-    # pylock.toml
-    pylock(f'wheels = [{{ url = "<U>/good/<W>", {G_HASHES} }}]'),
-    pylock(f'wheels = [{{ url = "<U>/evil/<W>", {G_HASHES} }}]'),
-    pylock(f'wheels = [{{ url = "<U>/evil/<W>", hash = "sha256:<E>", {G_HASHES} }}]'),
-    pylock('wheels = [{ url = "<U>/evil/<W>", hash = "sha256:<G>" }]'),
-    pylock('wheels = [{ url = "<U>/evil/<W>", hashes = { sha256 = "<G>", sha512 = "<E512>" } }]'),
-    pylock('wheels = [{ url = "<U>/evil/<W>", hashes = { sha512 = "<E512>", sha256 = "<G>" } }]'),
-    pylock('wheels = [{ url = "<U>/evil/<W>", hashes = { sha256 = "<G>", md5 = "<EM>" } }]'),
-    pylock('wheels = [{ url = "<U>/evil/<W>", hashes = { SHA256 = "<G>" } }]'),
-    pylock('wheels = [{ url = "<U>/evil/<W>", hashes = { sha256 = "<G>", SHA512 = "<E512>" } }]'),
-    pylock('wheels = [{ url = "<U>/evil/<W>", hashes = { sha256 = "<EUP>" } }]'),
-    pylock('wheels = [{ url = "<U>/good/<W>", hashes = { sha256 = "<GUP>" } }]'),
-    pylock('wheels = [{ url = "<U>/evil/<W>#md5=<EM>", hashes = { sha256 = "<G>" } }]'),
-    pylock('wheels = [{ url = "<U>/evil/<W>#sha256=<E>", hashes = { sha256 = "<G>" } }]'),
-    pylock('wheels = [{ url = "<U>/evil/<W>?&sha256=<E>", hashes = { sha256 = "<G>" } }]'),
-    pylock(f'wheels = [{{ url = "<U>/good/<W>", path = "<P>/files/evil/<W>", {G_HASHES} }}]'),
-    pylock(f'wheels = [{{ path = "<P>/files/evil/<W>", {G_HASHES} }}]'),
-    pylock('wheels = [{ path = "<P>/files/good/<W>", hashes = { sha256 = "<G>" } }]'),
-    pylock(f'wheels = [{{ name = "<W>", url = "<U>/evil/demo-1.0-1-py3-none-any.whl", {G_HASHES} }}]'),
-    pylock(f'wheels = [{{ name = "<W>", url = "<U>/good/<W>", {G_HASHES} }}]\nsdist = {{ url = "<U>/evil/demo-1.0.tar.gz", hashes = {{ sha256 = "<GS>" }} }}'),
-    pylock('sdist = { url = "<U>/evil/demo-1.0.tar.gz", hashes = { sha256 = "<GS>" } }'),
-    pylock('sdist = { url = "<U>/evil/demo-1.0.tar.gz", hash = "sha256:<ES>", hashes = { sha256 = "<GS>" } }'),
-    pylock(f'archive = {{ url = "<U>/evil/<W>", {G_HASHES} }}'),
-    pylock('archive = { url = "<U>/evil/<W>", hashes = { sha256 = "<G>", sha512 = "<E512>" } }'),
-    pylock(f'archive = {{ url = "<U>/evil/<W>#md5=<EM>", {G_HASHES} }}'),
-    pylock(f'archive = {{ url = "<U>/evil/<W>#sha256=<E>", {G_HASHES} }}'),
-    pylock(f'archive = {{ url = "<U>/evil/<W>?&sha512=<E512>", {G_HASHES} }}'),
-    pylock(f'archive = {{ url = "<U>/good/<W>", path = "<P>/files/evil/<W>", {G_HASHES} }}'),
-    pylock(f'archive = {{ path = "<P>/tree", {G_HASHES} }}'),
-    pylock(f'archive = {{ url = "file://<P>/tree", {G_HASHES} }}'),
-    pylock(f'archive = {{ url = "file://<P>/tree/x.zip/..", {G_HASHES} }}'),
-    pylock(f'archive = {{ url = "git+file://<P>/repo", {G_HASHES} }}'),
-    pylock(f'archive = {{ url = "<U>/good/<W>", {G_HASHES} }}\ndirectory = {{ path = "<P>/tree" }}'),
-    pylock(f'archive = {{ url = "<U>/good/<W>", {G_HASHES} }}\nvcs = {{ type = "git", url = "file://<P>/repo", commit-id = "<C>" }}'),
-    pylock(f'wheels = [{{ url = "<U>/good/<W>", {G_HASHES} }}]\ndirectory = {{ path = "<P>/tree" }}'),
-    pylock(f'wheels = [{{ url = "<U>/good/<W>", {G_HASHES} }}]\nvcs = {{ type = "git", url = "file://<P>/repo", commit-id = "<C>" }}'),
-    pylock(f'wheels = [{{ url = "<U>/good/<W>", {G_HASHES} }}]\narchive = {{ url = "<U>/evil/<W>", {G_HASHES} }}'),
-    pylock('directory = { path = "<P>/tree" }'),
-    pylock('directory = { path = "<P>/tree", editable = true }'),
-    pylock('directory = { path = "<P>/tree" }\n[[packages]]\nname = "dep"\nversion = "1.0"\nwheels = [{ url = "<U>/good/dep-1.0-py3-none-any.whl", hashes = { sha256 = "<GD>" } }]'),
-    pylock('vcs = { type = "git", url = "file://<P>/repo", commit-id = "<C>" }'),
-    pylock(f'wheels = [{{ url = "<U>/good/<W>", {G_HASHES} }}, {{ url = "<U>/evil/demo-1.0-1-py3-none-any.whl", {G_HASHES} }}]'),
-    pylock(f'wheels = [{{ url = "<U>/evil/<W>", {G_HASHES}, "hashes " = 1 }}]'),
-    pylock(f'wheels = [{{ url = "<U>/good/<W>", {G_HASHES} }}]\n[packages.tool.x]\nurl = "<U>/evil/<W>"'),
-    pylock(f'wheels = [{{ url = "<U>/good/<W>", {G_HASHES} }}]\ndependencies = [{{ name = "dep" }}]'),
-    pylock(f'wheels = [{{ url = "<U>/good/<W>", {G_HASHES} }}]\n[[package]]\nname = "demo"\nversion = "1.0"\nsource = {{ registry = "<U>/simple" }}\nwheels = [{EVIL_W}]'),
-    pylock(f'wheels = [{{ url = "<U>/good/<W>", {G_HASHES} }}]\n[[packages]]\nname = "demo"\nversion = "1.0"\nwheels = [{{ url = "<U>/evil/<W>", {G_HASHES} }}]'),
-    pylock(f'wheels = [{{ url = "<U>/good/<W>", {G_HASHES} }}]\n[[packages]]\nname = "dep"\nversion = "1.0"'),
-    pylock(f'wheels = [{{ url = "<U>/good/<W>", {G_HASHES} }}]\n[[packages]]\nname = "dep"\nversion = "1.0"\nwheels = []'),
-    pylock(f'wheels = [{{ url = "<U>/good/<W>", {G_HASHES} }}]\n[[packages]]\nname = "dep"\nversion = "1.0"\nindex = "<U>/simple"'),
-    pylock(f'wheels = [{{ url = "<U>/good/<W>", {G_HASHES} }}]', name="demo", version="3.0"),
-    pylock('wheels = [{ url = "<U>/evil/<W>", hashes = { sha256 = ["<G>"] } }]'),
-    pylock('wheels = [{ url = "<U>/evil/<W>", hashes = {} }]'),
-    pylock('wheels = [{ url = "<U>/evil/<W>" }]'),
-    pylock(f'wheels = [{{ url = "<U>/good/<W>", {G_HASHES} }}]\nmarker = "python_version < \'3\'"'),
-    {"pylock.toml": "\ufeff" + str(pylock(f'wheels = [{{ url = "<U>/good/<W>", {G_HASHES} }}]')["pylock.toml"])},
-    {"pylock.toml": f'lock-version = "1.0"\ncreated-by = "x"\npackages = [{{ name = "demo", version = "1.0", wheels = [{{ url = "<U>/good/<W>", {G_HASHES} }}] }}]\n'},
-    {"pylock.toml": 'lock-version = "1.0"\ncreated-by = "x"\n[[packages]]\nname = "demo"\nversion = "1.0"\n[[packages.wheels]]\nurl = "<U>/evil/<W>"\nhashes.sha256 = "<G>"\nhashes.sha512 = "<E512>"\n'},
-    {"pylock.toml": 'lock-version = "1.0"\ncreated-by = "x"\n[[packages]]\nname = "demo"\nversion = "1.0"\n[[packages.wheels]]\nurl = "<U>/good/<W>"\n[packages.wheels.hashes]\nsha256 = "<G>"\n[[packages.wheels]]\nurl = "<U>/evil/demo-1.0-1-py3-none-any.whl"\n[packages.wheels.hashes]\nsha256 = "<G>"\nsha512 = "<E512>"\n'},
+# Fragments and URLs, of files, of repositories and of folders.
+V1 = [
+    "<DX>#md5=<EM> <H>", "<DX>#sha512=<E512> <H>", "<DX>#sha256=<E> <H>", "<DX>#sha256=<EUP> <H>",
+    "<DX>#blake2b=<EB2> <H>", "<DX>#md5=<EM>&sha256=<G>", "<DX>#sha256=<E>&sha256=<G>", "<DX>#sha256=<G>&sha512=<E512>",
+    "<DX>#sha256=<G>", "<DX>#sha256=<GUP>", "<DX>#sha256=<G>x", "<DX>#xsha256=<G>", "<DX>#SHA256=<G>",
+    "<DX>#Sha256=<G>&md5=<EM>", "<DX>#sha256%3D<G>", "<DX>%23sha256=<G>", "<DX>#sha256=sha256:<G>", "<DX>#;sha256=<G>",
+    "<DX>##sha256=<G>", "<DX>#md5=<EM>#sha256=<G>", "<DX>#subdirectory=x&sha256=<G>", "<DX>?sha256=<G>",
+    "<DX>?x&sha256=<G>", "<DX>?x&md5=<EM>#sha256=<G>", "<DX>?x&sha256=<E> <H>", "<DX>?x&sha256=<E>#sha256=<G> <H>",
+    "demo @ http://u&md5=<EM>&x@127.0.0.1:<PORT>/evil/<W> <H>",
+    "demo @ http://sha256=<G>@127.0.0.1:<PORT>/evil/<W> <H>", "demo @ <U>/&sha256=<E>&/../evil/<W> <H>",
+    "demo @ <U>/good/../evil/<W>;&md5=<EM> <H>", "<X>#md5=<EM> <H>", "<X>#sha256=<G>", "<X>?a&sha256=<E> <H>",
+    "<X> <H>", "<U>/evil/demo-1.0.zip#sha256=<EZ> <H>", "demo @ <R>#sha256=<G>", "demo @ <R> <H>", "demo @ <R>@<C> <H>",
+    "<R>#egg=demo&sha256=<G>", "<R>#egg=demo <H>", "demo @ GIT+FILE://<P>/repo#sha256=<G>", "demo @ <R>/<W>#sha256=<G>",
+    "-e <R>#egg=demo&sha256=<G>", "-e <R>#egg=demo <H>", "demo @ file://<T>#sha256=<G>", "demo @ file://<T> <H>",
+    "demo @ file:<T>#sha256=<G>", "demo @ FILE://<T>#sha256=<G>", "demo @ <T>#sha256=<G>", "<T> <H>", "<T>#sha256=<G>",
+    "file://<T>#egg=demo&sha256=<G>", "-e <T>#sha256=<G>", "-e <T> <H>", "demo @ file://<F>#sha256=<G>",
+    "demo @ file://<F>#sha256=<E> <H>", "<F> <H>", "<F>#md5=<EM> <H>", "file://<F>#sha256=<E> <H>",
 ]  # fmt: skip
-
-V3: list[Files] = [
-    {"r.txt": f"demo==1.0 {H}\n-c c.txt\n", "c.txt": "-r evil.txt\n", "evil.txt": "evil==6.6\n"},
-    {"r.txt": f"demo==1.0 {H}\n-c c.txt\n", "c.txt": "-r evil.txt\n", "evil.txt": "evil==6.6 --hash=sha256:<EE>\n"},
-    {"r.txt": f"demo==1.0 {H}\n-c c.txt\n", "c.txt": "demo @ <U>/evil/<W>\n"},
-    {"r.txt": f"demo==1.0 {H}\n-c c.txt\n", "c.txt": "demo @ <U>/evil/<W>#sha256=<E>\n"},
-    {"r.txt": f"demo==1.0 {H}\n-c c.txt\n", "c.txt": "demo @ <U>/evil/<W>#md5=<EM>\n"},
-    {"r.txt": f"demo==1.0 {H}\n-c c.txt\n", "c.txt": "demo==1.0 --hash=sha256:<EI>\n"},
-    {"r.txt": f"demo==1.0 {H}\n-c c.txt\n", "c.txt": "demo @ <U>/evil/<W> --hash=sha256:<E>\n"},
-    {"r.txt": f"demo==1.0 {H}\n-c c.txt\n", "c.txt": "demo @ file://<P>/tree\n"},
-    {"r.txt": f"demo==1.0 {H}\n-c c.txt\n", "c.txt": "<U>/evil/<W>\n"},
-    {"r.txt": f"demo==1.0 {H}\n-c c.txt\n", "c.txt": "demo @ git+file://<P>/repo\n"},
-    {"r.txt": f"demo==1.0 {H}\n-c <U>/c.txt\n"},
-    {"r.txt": f"demo {H}\n-c c.txt\n", "c.txt": "demo==1.0\n"},
-    {"r.txt": "withdep==1.0 --hash=sha256:<GW>\n-c c.txt\n", "c.txt": "dep==1.0 --hash=sha256:<EDEP>\n".replace("<EDEP>", "<ED>")},
-    {"r.txt": "withdep==1.0 --hash=sha256:<GW>\n-c c.txt\n", "c.txt": "dep @ <U>/evil/dep-1.0-py3-none-any.whl#sha256=<ED>\n"},
-    {"r.txt": "withdep==1.0 --hash=sha256:<GW>\n-c c.txt\n", "c.txt": "dep @ <U>/evil/dep-1.0-py3-none-any.whl\n"},
-    {"r.txt": "withdep==1.0 --hash=sha256:<GW>\n-c c.txt\n", "c.txt": "dep==1.0 --hash=sha256:<GD>\n"},
-    {"r.txt": f"demo==1.0 {H}\n-r 'evil.txt'\n", "evil.txt": "evil==6.6 --hash=sha256:<EE>\n", "'evil.txt'": f"demo==1.0 {H}\n"},
-    {"r.txt": f'demo==1.0 {H}\n-r "evil.txt"\n', "evil.txt": "evil==6.6 --hash=sha256:<EE>\n", '"evil.txt"': f"demo==1.0 {H}\n"},
-    {"r.txt": f"demo==1.0 {H}\n-r ev\\il.txt\n", "evil.txt": "evil==6.6 --hash=sha256:<EE>\n", "ev\\il.txt": f"demo==1.0 {H}\n"},
-    {"r.txt": f"demo==1.0 {H}\n-r 'e v.txt'\n", "e v.txt": "evil==6.6 --hash=sha256:<EE>\n", "'e": f"demo==1.0 {H}\n"},
-    {"r.txt": f"demo==1.0 {H}\n-r e\\ v.txt\n", "e v.txt": "evil==6.6 --hash=sha256:<EE>\n", "e\\": f"demo==1.0 {H}\n"},
-    {"r.txt": f"demo==1.0 {H}\n-r ${{EVIL_FILE}}\n", "evil.txt": "evil==6.6 --hash=sha256:<EE>\n", "${EVIL_FILE}": f"demo==1.0 {H}\n"},
-    {"r.txt": f"demo==1.0 {H}\n-r %EVIL_FILE%\n", "evil.txt": "evil==6.6 --hash=sha256:<EE>\n", "%EVIL_FILE%": f"demo==1.0 {H}\n"},
-    {"r.txt": f"demo==1.0 {H}\n-r $EVIL_FILE\n", "evil.txt": "evil==6.6 --hash=sha256:<EE>\n", "$EVIL_FILE": f"demo==1.0 {H}\n"},
-    {"r.txt": f"demo==1.0 {H}\n-r ${{UNSET}}evil.txt\n", "evil.txt": "evil==6.6 --hash=sha256:<EE>\n", "${UNSET}evil.txt": f"demo==1.0 {H}\n"},
-    {"r.txt": f"demo==1.0 {H}\n-r file://<P>/evil.txt\n"},
-    {"r.txt": f"demo==1.0 {H}\n-r <U>/evil.txt\n", "http:/127.0.0.1:<PORT>/evil.txt": f"demo==1.0 {H}\n"},
-    {"r.txt": f"demo==1.0 {H}\n-r FILE:evil.txt\n", "evil.txt": "evil==6.6 --hash=sha256:<EE>\n", "FILE:evil.txt": f"demo==1.0 {H}\n"},
-    {"r.txt": f"demo==1.0 {H}\n-r evil.txt # x\n", "evil.txt": "evil==6.6 --hash=sha256:<EE>\n"},
-    {"r.txt": f"demo==1.0 {H}\n-r evil.txt#x\n", "evil.txt": "evil==6.6 --hash=sha256:<EE>\n", "evil.txt#x": f"demo==1.0 {H}\n"},
-    {"r.txt": f"demo==1.0 {H}\n-r sub/a.txt\n", "sub/a.txt": "-r b.txt\n", "sub/b.txt": "evil==6.6 --hash=sha256:<EE>\n", "b.txt": f"demo==1.0 {H}\n"},
-    {"r.txt": f"demo==1.0 {H}\n-r sub/a.txt\n", "sub/a.txt": "-c b.txt\n", "sub/b.txt": "demo @ <U>/evil/<W>#sha256=<E>\n", "b.txt": "demo==1.0\n"},
-    {"r.txt": f"demo==1.0 {H}\n-revil.txt\n", "evil.txt": "evil==6.6 --hash=sha256:<EE>\n"},
-    {"r.txt": f"demo==1.0 {H}\n-r=evil.txt\n", "evil.txt": "evil==6.6 --hash=sha256:<EE>\n", "=evil.txt": "evil==6.6 --hash=sha256:<EE>\n"},
-    {"r.txt": f"demo==1.0 {H}\n--req evil.txt\n", "evil.txt": "evil==6.6 --hash=sha256:<EE>\n"},
-    {"r.txt": f"demo==1.0 {H}\n--requirements evil.txt\n", "evil.txt": "evil==6.6 --hash=sha256:<EE>\n"},
-    {"r.txt": f"demo==1.0 {H}\n--requirement\tevil.txt\n", "evil.txt": "evil==6.6 --hash=sha256:<EE>\n"},
-    {"r.txt": f"demo==1.0 {H}\n-r evil.txt -c c.txt\n", "evil.txt": "evil==6.6 --hash=sha256:<EE>\n", "c.txt": "\n"},
-    {"r.txt": f"demo==1.0 {H}\n-c c.txt -r evil.txt\n", "evil.txt": "evil==6.6 --hash=sha256:<EE>\n", "c.txt": "\n"},
-    {"r.txt": f"demo==1.0 {H}\n-r a.txt -r evil.txt\n", "evil.txt": "evil==6.6 --hash=sha256:<EE>\n", "a.txt": f"demo==1.0 {H}\n"},
-    {"r.txt": f"demo==1.0 {H}\n--pre -r evil.txt\n", "evil.txt": "evil==6.6 --hash=sha256:<EE>\n"},
-    {"r.txt": f"demo==1.0 {H}\n-- -r evil.txt\n", "evil.txt": "evil==6.6 --hash=sha256:<EE>\n"},
-    {"r.txt": f"demo==1.0 {H}\n-ir evil.txt\n", "evil.txt": "evil==6.6 --hash=sha256:<EE>\n"},
-    {"r.txt": f"demo==1.0\t{H}\n"},
-    {"r.txt": f"demo==1.0\t{H} --hash=sha256:<EI>\n"},
-    {"r.txt": f"demo==1.0 {H}\t--hash=sha256:<EI>\n"},
-    {"r.txt": f"demo @ <U>/evil/<W>\t{H}\n"},
-    {"r.txt": "demo\t@ <U>/evil/<W>\t--hash=sha256:<G>\n"},
-    {"r.txt": f"demo @ <U>/evil/<W>#\t{H}\n"},
-    {"r.txt": f"demo @ <U>/evil/<W>\u00a0{H}\n"},
-    {"r.txt": f"demo @ <U>/evil/<W>\u3000{H}\n"},
-    {"r.txt": f"demo==1.0;{H}\n"},
-    {"r.txt": f"demo==1.0 ; python_version>'3' {H}\n"},
-    {"r.txt": f"demo @ <U>/evil/<W>;{H}\n"},
-    {"r.txt": f"demo @ <U>/evil/<W> ; python_version>'3'\t{H}\n"},
-    {"r.txt": f"demo @ <U>/evil/<W> # {H}\n"},
-    {"r.txt": f"demo @ <U>/evil/<W> #\\\n {H}\n"},
-    {"r.txt": f"demo @ <U>/evil/<W> \\\n# comment\n {H}\n"},
-    {"r.txt": f"demo @ <U>/evil/<W> \\\n# comment \\\n {H}\n"},
-    {"r.txt": f"demo @ <U>/evil/<W> \\ \n {H}\n"},
-    {"r.txt": f"demo @ <U>/evil/<W> \\\n\n {H}\n"},
-    {"r.txt": f"demo @ <U>/evil/<W>\\\\\n {H}\n"},
-    {"r.txt": f"demo @ <U>/evil/<W> \\\r {H}\n"},
-    {"r.txt": f"demo @ <U>/evil/<W>\r {H}\n"},
-    {"r.txt": f"demo==1.0 {H} \\\n --hash=sha256:<EI>\n"},
-    {"r.txt": f"demo==1.0 {H} \\\nevil==6.6 --hash=sha256:<EE>\n"},
-    {"r.txt": f"demo==1.0 {H} \\"},
-    {"r.txt": f"demo==1.0 {H}\\\n--hash=sha256:<EI>\n"},
-    {"r.txt": f"demo==1.0 {H} evil==6.6 --hash=sha256:<EE>\n"},
-    {"r.txt": f"demo==1.0 {H} --hash=md5:<EM>\n"},
-    {"r.txt": f"demo @ <U>/evil/<W> {H} --hash=sha512:<E512>\n"},
-    {"r.txt": f"demo @ <U>/evil/<W> {H} --hash sha512:<E512>\n"},
-    {"r.txt": f"demo @ <U>/evil/<W> {H} --has=sha512:<E512>\n"},
-    {"r.txt": f"demo @ <U>/evil/<W> {H} --h=sha256:<E>\n"},
-    {"r.txt": f"demo @ <U>/evil/<W> {H} --hash='sha256:<E>'\n"},
-    {"r.txt": f"demo @ <U>/evil/<W> {H} --hash=sha'256:'<E>\n"},
-    {"r.txt": f"demo @ <U>/evil/<W> {H} \"--hash=sha256:<E>\"\n"},
-    {"r.txt": f"demo @ <U>/evil/<W> {H} \\--hash=sha256:<E>\n"},
-    {"r.txt": f"demo @ <U>/evil/<W> {H} x --hash=sha256:<E>\n"},
-    {"r.txt": f"demo @ <U>/evil/<W> {H} --config-settings a=b --hash=sha384:<E384>\n"},
-    {"r.txt": f"demo==1.0 {H} -C a=b\n"},
-    {"r.txt": f"demo==1.0 {H} --global-option=x\n"},
-    {"r.txt": f"demo==1.0 {H} -r evil.txt\n", "evil.txt": "evil==6.6 --hash=sha256:<EE>\n"},
-    {"r.txt": f"demo==1.0 {H} --index-url <U>/simple\n"},
-    {"r.txt": f"--no-require-hashes\ndemo==1.0 {H}\n"},
-    {"r.txt": "--no-require-hashes\nwithdep==1.0 --hash=sha256:<GW>\n"},
-    {"r.txt": "--pre --no-require-hashes\nwithdep==1.0 --hash=sha256:<GW>\n"},
-    {"r.txt": "--no-index --no-require-hashes\nwithdep==1.0 --hash=sha256:<GW>\n"},
-    {"r.txt": "--no-req\nwithdep==1.0 --hash=sha256:<GW>\n"},
-    {"r.txt": "withdep==1.0 --hash=sha256:<GW>\n-c c.txt\n", "c.txt": "--no-require-hashes\n"},
-    {"r.txt": "withdep==1.0 --hash=sha256:<GW>\n-c c.txt --no-require-hashes\n", "c.txt": "dep==1.0\n"},
-    {"r.txt": f"--ind <U>/simple\ndemo==1.0 {H}\n"},
-    {"r.txt": f"--index-url <U>/simple --find-links <U>/links.html\ndemo==1.0 {H}\n"},
-    {"r.txt": f"-f <P>/files/evil\ndemo==1.0 {H}\n"},
-    {"r.txt": f"--find-links=<P>/files/evil --no-index\ndemo==1.0 {H}\n"},
-    {"r.txt": f"-e <P>/tree\ndemo==1.0 {H}\n"},
-    {"r.txt": "--editable=<P>/tree\n"},
-    {"r.txt": "--edit <P>/tree\n"},
-    {"r.txt": f"demo==1.0 {H}\n--pre -e <P>/tree\n"},
-    {"r.txt": "-i <U>/simple -e <P>/tree\n"},
-    {"r.txt": "-e <P>/tree\n-i <U>/simple\n"},
-    {"r.txt": "# note \\\nevil==6.6\n"},
-    {"r.txt": f"demo==1.0 {H}\x0cevil==6.6 --hash=sha256:<EE>\n"},
-    {"r.txt": f"demo==1.0 {H} # x\x0cevil==6.6 --hash=sha256:<EE>\n"},
-    {"r.txt": f"demo==1.0 {H} # x\x0bevil==6.6 --hash=sha256:<EE>\n"},
-    {"r.txt": f"demo==1.0 {H} # x\x1cevil==6.6 --hash=sha256:<EE>\n"},
-    {"r.txt": f"demo==1.0 {H} # x\x1devil==6.6 --hash=sha256:<EE>\n"},
-    {"r.txt": f"demo==1.0 {H} # x\x1eevil==6.6 --hash=sha256:<EE>\n"},
-    {"r.txt": f"demo==1.0 {H} # x\x85evil==6.6 --hash=sha256:<EE>\n"},
-    {"r.txt": f"demo==1.0 {H} # x\u2028evil==6.6 --hash=sha256:<EE>\n"},
-    {"r.txt": f"demo==1.0 {H} # x\u2029evil==6.6 --hash=sha256:<EE>\n"},
-    {"r.txt": f"demo==1.0 {H} # x\revil==6.6 --hash=sha256:<EE>\n"},
-    {"r.txt": f"demo==1.0 {H} # x\r\nevil==6.6 --hash=sha256:<EE>\n"},
-    {"r.txt": f"demo==1.0 {H} # x\0evil==6.6 --hash=sha256:<EE>\n"},
-    {"r.txt": f"demo==1.0 {H}\0\n"},
-    {"r.txt": f"# coding: utf-7\ndemo==1.0 {H} # +AAo-evil==6.6 --hash+AD0-sha256:<EE>\n"},
-    {"r.txt": f"#\n# vim: set fileencoding=utf-7 :\ndemo==1.0 {H} # +AAo-evil==6.6 --hash+AD0-sha256:<EE>\n"},
-    {"r.txt": f"# coding: unicode_escape\ndemo==1.0 {H} # \\nevil==6.6 --hash=sha256:<EE>\n"},
-    {"r.txt": f"# coding: rot13\nqrzb==1.0 {H}\n"},
-    {"r.txt": f"# coding: cp037\ndemo==1.0 {H}\n"},
-    {"r.txt": f"# coding: latin-1\ndemo==1.0 {H} # caf\xe9 \x85evil==6.6 --hash=sha256:<EE>\n"},
-    {"r.txt": f"# coding=latin-1\ndemo==1.0 {H} # \udc85evil==6.6 --hash=sha256:<EE>\n"},
-    {"r.txt": f"demo==1.0 {H} # \udc85evil==6.6 --hash=sha256:<EE>\n"},
-    {"r.txt": f"demo==1.0 {H} # coding: utf-7 +AAo-evil==6.6\n"},
-    {"r.txt": f"\r# coding: utf-7\r\ndemo==1.0 {H} # +AAo-evil==6.6\n"},
-    {"r.txt": f" # coding: utf-7\ndemo==1.0 {H} # +AAo-evil==6.6 --hash+AD0-sha256:<EE>\n"},
-    {"r.txt": f"\ufeff# coding: utf-7\ndemo==1.0 {H} # +AAo-evil==6.6 --hash+AD0-sha256:<EE>\n"},
-    {"r.txt": f"\ufeffdemo==1.0 {H}\n"},
-    {"r.txt": f"\ufeff\ufeffdemo==1.0 {H}\n"},
-    {"r.txt": f"demo==1.0 {H}\n\ufeffevil==6.6 --hash=sha256:<EE>\n"},
-    {"r.txt": f"demo @ ${{EVIL_URL}} {H}\n"},
-    {"r.txt": "demo @ ${EVIL_URL}#sha256=<G>\n"},
-    {"r.txt": f"demo @ ${{EVIL_URL}}#md5=<EM> {H}\n"},
-    {"r.txt": f"${{LOGGED}}==1.0 {H}\n"},
-    {"r.txt": f"demo @ <U>/evil/<W>${{LOGGED}} {H}\n"},
-    {"r.txt": f"demo==1.0 {H}${{EVILVAR}}\n"},
-    {"r.txt": f"demo==1.0 {H}\ndemo==1.0 --hash=sha256:<EI>\n"},
-    {"r.txt": f"demo==1.0 {H}\ndemo @ <U>/evil/<W>\n"},
-    {"r.txt": f"demo==1.0 {H}\ndemo @ <U>/evil/<W> {H}\n"},
-    {"r.txt": f"demo==1.0 {H}\ndemo\n"},
-    {"r.txt": f"demo==1.0 {H}\ndep\n"},
-    {"r.txt": f"demo==1.0 {H}\nDEMO==1.0\n"},
-    {"r.txt": f"demo {H}\n"},
-    {"r.txt": f"demo>=1 {H}\n"},
-    {"r.txt": f"demo==1.* {H}\n"},
-    {"r.txt": f"demo===1.0 {H}\n"},
-    {"r.txt": f"demo===1.0.0 {H}\n"},
-    {"r.txt": f"demo==1 {H}\n"},
-    {"r.txt": f"demo==1.0+local {H}\n"},
-    {"r.txt": f"demo==1.0,>0 {H}\n"},
-    {"r.txt": f"demo==1.0, ==1.0 {H}\n"},
-    {"r.txt": f"demo (==1.0) {H}\n"},
-    {"r.txt": f"demo ==1.0 {H}\n"},
-    {"r.txt": f"demo == 1.0 {H}\n"},
-    {"r.txt": f"demo[x]==1.0 {H}\n"},
-    {"r.txt": "extras[more]==1.0 --hash=sha256:<GX>\n"},
-    {"r.txt": "extras[more]==1.0 --hash=sha256:<GX>\ndep==1.0 --hash=sha256:<GD>\n"},
-    {"r.txt": "withdep==1.0 --hash=sha256:<GW>\ndep==1.0 --hash=sha256:<GD>\n"},
-    {"r.txt": "withdep==1.0 --hash=sha256:<GW>\ndep==1.0 ; python_version < '3' --hash=sha256:<GD>\n"},
-    {"r.txt": "withdep==1.0 --hash=sha256:<GW>\ndep @ <U>/evil/dep-1.0-py3-none-any.whl ; python_version < '3' --hash=sha256:<GD>\n"},
-    {"r.txt": f"demo==1.0 ; python_version < '3' {H}\n"},
-    {"r.txt": "demo==1.0 ; python_version < '3' --hash=sha256:<G>\nevil==6.6\n"},
-    {"r.txt": "demo @ <U>/evil/<W> ; python_version > '3' --hash=sha256:<G>#md5=<EM>\n"},
-    {"r.txt": f"demo @ <U>/evil/<W>#md5=<EM> ; python_version > '3' {H}\n"},
-    {"r.txt": f"demo @ <U>/evil/<W>#md5=<EM>; python_version > '3' {H}\n"},
-    {"r.txt": f"demo@<U>/evil/<W>#md5=<EM> {H}\n"},
-    {"r.txt": f"demo [x] @ <U>/evil/<W>#md5=<EM> {H}\n"},
-    {"r.txt": f"demo==1.0 {H} ; evil\n"},
-    {"r.txt": "demo==1.0 --hash=sha256:<G>,sha256:<EI>\n"},
-    {"r.txt": "demo==1.0 --hash=sha256:<GUP>\n"},
-    {"r.txt": f"demo @ <U>/evil/<W> --hash=SHA256:<E> {H}\n"},
-    {"r.txt": "demo==1.0 --hash=sha256:<G>\\\n\n--hash=sha256:<EI>\n"},
-    {"r.txt": "--hash=sha256:<G> demo==1.0\n"},
-    {"r.txt": "--hash=sha256:<G>\ndemo==1.0\n"},
-    {"r.txt": f"demo==1.0 {H}\n--requirement-file evil.txt\n", "evil.txt": "evil==6.6\n"},
-    {"r.txt": f"demo==1.0 {H}\npylock.toml\n"},
-    {"r.txt": f"demo==1.0 {H}\n-r pylock.toml\n", "pylock.toml": pylock('wheels = [{ url = "<U>/evil/<W>", hashes = { sha256 = "<E>" } }]')["pylock.toml"]},
-    {"r.txt": f"--no-verify-hashes\ndemo==1.0 {H}\n"},
-    {"r.txt": f"--no-binary demo\ndemo==1.0 {H} --hash=sha256:<GS>\n"},
-    {"r.txt": f"--only-binary :all:\ndemo==1.0 {H}\n"},
-    {"r.txt": f"--no-deps\ndemo==1.0 {H}\n"},
-    {"r.txt": f"-r pyproject.toml\ndemo==1.0 {H}\n", "pyproject.toml": '[project]\nname = "a"\nversion = "1"\ndependencies = ["evil==6.6"]\n'},
-    {"r.txt": f"-c pyproject.toml\ndemo==1.0 {H}\n", "pyproject.toml": '[project]\nname = "a"\nversion = "1"\ndependencies = ["evil==6.6"]\n'},
-    {"r.txt": f"-r x.py\ndemo==1.0 {H}\n", "x.py": '# /// script\n# dependencies = ["evil==6.6"]\n# ///\n'},
-    {"r.txt": f"-r x.py\ndemo==1.0 {H}\n", "x.py": "evil==6.6 --hash=sha256:<EE>\n"},
-    {"r.txt": f"-r sub\ndemo==1.0 {H}\n", "sub/requirements.txt": "evil==6.6 --hash=sha256:<EE>\n"},
-    {"r.txt": f"-r -\ndemo==1.0 {H}\n", "-": "evil==6.6 --hash=sha256:<EE>\n"},
-    {"r.txt": f"-r /dev/stdin\ndemo==1.0 {H}\n"},
-    {"r.txt": f"-r ~/evil.txt\ndemo==1.0 {H}\n", "~/evil.txt": f"demo==1.0 {H}\n"},
-    {"r.txt": f"-c evil.txt#x\ndemo==1.0 {H}\n", "evil.txt": "demo @ <U>/evil/<W>#sha256=<E>\n", "evil.txt#x": "\n"},
-    {"r.txt": f"-c a.txt,b.txt\ndemo==1.0 {H}\n", "a.txt": "demo @ <U>/evil/<W>#sha256=<E>\n", "b.txt": "\n", "a.txt,b.txt": "\n"},
-    {"r.txt": f"-r a%20b.txt\ndemo==1.0 {H}\n", "a b.txt": "evil==6.6 --hash=sha256:<EE>\n", "a%20b.txt": f"demo==1.0 {H}\n"},
-    {"r.txt": f"-r a.txt\u00a0\ndemo==1.0 {H}\n", "a.txt": "evil==6.6 --hash=sha256:<EE>\n", "a.txt\u00a0": f"demo==1.0 {H}\n"},
-    {"r.txt": f"-r a.txt \\\n\ndemo==1.0 {H}\n", "a.txt": "evil==6.6 --hash=sha256:<EE>\n"},
-    {"r.txt": f"-r \\\na.txt\ndemo==1.0 {H}\n", "a.txt": "evil==6.6 --hash=sha256:<EE>\n"},
-    {"r.txt": f"--index-url <U>/simple/ -r a.txt\ndemo==1.0 {H}\n", "a.txt": "evil==6.6 --hash=sha256:<EE>\n"},
-    {"r.txt": f"--index-url '<U>/simple/ -r a.txt'\ndemo==1.0 {H}\n", "a.txt": "evil==6.6 --hash=sha256:<EE>\n"},
-    {"r.txt": f"--index-url <U>/simple/#\ndemo==1.0 {H}\n"},
-    {"r.txt": f"--find-links <P>/files/evil#x\ndemo==1.0 {H}\n"},
-    {"r.txt": f"demo==1.0 {H} #\\\nevil==6.6 --hash=sha256:<EE>\n"},
-    {"r.txt": f"demo==1.0 {H} # \\\r\nevil==6.6 --hash=sha256:<EE>\n"},
-    {"r.txt": f"demo==1.0 \\\r\n    {H}\r\nevil==6.6 \\\r\n   --hash=sha256:<EE>\r\n"},
-    {"r.txt": f"demo==1.0 {H}\nevil=={{}}\n"},
-    {"r.txt": f"demo==1.0 {H}#\nevil==6.6\n"},
-    {"r.txt": "demo==1.0 --hash=sha256:<G>#sha256:<EI>\n"},
-    {"r.txt": "demo==1.0--hash=sha256:<G>\n"},
-    {"r.txt": f"demo!=1.0 {H}\n"},
-    {"r.txt": f"demo==1.0 {H}\n.[x] --hash=sha256:<G>\n", **SOURCE_TREE},
-    {"r.txt": f"demo==1.0 || {H}\n"},
-    {"r.txt": f"demo==1.0dev0 {H}\n"},
-    {"r.txt": f"demo==1!1.0 {H}\n"},
-    {"r.txt": f"demo==1.0.post1 {H}\n"},
-    {"r.txt": f"demo~=1.0 {H}\n"},
-    {"r.txt": f"demo==1.0,==1.0 {H}\n"},
-    {"r.txt": f"demo=={'1.0,' * 3}==1.0 {H}\n"},
-    {"r.txt": f"demo<=1.0,>=1.0 {H}\n"},
-    {"r.txt": f"demo===1.* {H}\n"},
-    {"r.txt": f"demo==1.0;python_version>='3'{H}\n"},
-    {"r.txt": "demo==1.0;python_version>='3' and '--hash=sha256:<G>'\n"},
-    {"r.txt": "demo==1.0; python_version >= '3' or 'x' == ' --hash=sha256:<G>'\n"},
-    {"r.txt": "demo==1.0; python_version >= '3' or 'x' == '# --hash=sha256:<G>'\n"},
-    {"r.txt": "demo @ <U>/evil/<W>?x= --hash=sha256:<G>\n"},
-    {"r.txt": "demo @ '<U>/evil/<W>' --hash=sha256:<G>\n"},
-    {"r.txt": "demo @ <<U>/evil/<W>> --hash=sha256:<G>\n"},
-    {"r.txt": "demo @ <U>/evil/<W>,--hash=sha256:<G>\n"},
-    {"r.txt": "demo[x @ y] @ <U>/evil/<W> --hash=sha256:<G>\n"},
-    {"r.txt": codecs.BOM_UTF16_LE + "evil==6.6\n".encode("utf-16-le")},
-    {"r.txt": codecs.BOM_UTF16_BE + "evil==6.6\n".encode("utf-16-be")},
-    {"r.txt": codecs.BOM_UTF32_LE + "evil==6.6\n".encode("utf-32-le")},
-    {"r.txt": codecs.BOM_UTF16_LE + "# \u0a23\n".encode("utf-16-le") + b"demo==1.0"},
-]  # fmt: skip
-
-V4: list[Files] = [
-    {"r.txt": "withdep @ <U>/good/withdep-1.0-py3-none-any.whl#sha256=<GW>\n"},
-    {"r.txt": "<U>/good/withdep-1.0-py3-none-any.whl#sha256=<GW>\n"},
-    {"r.txt": "withdep @ <U>/good/withdep-1.0-py3-none-any.whl#sha256=<GW>\ndemo @ <U>/good/<W>#sha256=<G>\n"},
-    {"r.txt": "withdep @ <U>/good/withdep-1.0-py3-none-any.whl#sha256=<GW> ; python_version > '3'\n"},
-    {"r.txt": "extras[more] @ <U>/good/extras-1.0-py3-none-any.whl#sha256=<GX>\n"},
-    {"r.txt": f"demo==1.0 ; python_version < '3' {H}\nwithdep @ <U>/good/withdep-1.0-py3-none-any.whl#sha256=<GW>\n"},
-    {"r.txt": "-c c.txt\nwithdep @ <U>/good/withdep-1.0-py3-none-any.whl#sha256=<GW>\n", "c.txt": f"demo==1.0 {H}\n"},
-    {"r.txt": f"demo==1.0 {H}\nwithdep @ <U>/good/withdep-1.0-py3-none-any.whl#sha256=<GW>\n"},
-    {"r.txt": "--require-hashes\nwithdep @ <U>/good/withdep-1.0-py3-none-any.whl#sha256=<GW>\n"},
-    {"r.txt": "--require-hashes\nwithdep @ <U>/good/withdep-1.0-py3-none-any.whl#sha256=<GW>\ndep==1.0 --hash=sha256:<GD>\n"},
-    {"r.txt": "--require-hashes\ndemo @ <U>/good/<W>#sha256=<G>\n"},
-    {"r.txt": "# --require-hashes\nwithdep @ <U>/good/withdep-1.0-py3-none-any.whl#sha256=<GW>\n"},
-    {"r.txt": "--require-hashes --no-require-hashes\nwithdep @ <U>/good/withdep-1.0-py3-none-any.whl#sha256=<GW>\n"},
-    {"r.txt": "withdep @ <U>/good/withdep-1.0-py3-none-any.whl --require-hashes --hash=sha256:<GW>\n"},
-    {"r.txt": "withdep @ <U>/good/withdep-1.0-py3-none-any.whl#sha256=<GW> --require-hashes\n"},
-    {"r.txt": "--req\nwithdep @ <U>/good/withdep-1.0-py3-none-any.whl#sha256=<GW>\n"},
-    {"r.txt": "-c c.txt\nwithdep @ <U>/good/withdep-1.0-py3-none-any.whl#sha256=<GW>\n", "c.txt": "--require-hashes\n"},
-    {"r.txt": "-r s.txt\nwithdep @ <U>/good/withdep-1.0-py3-none-any.whl#sha256=<GW>\n", "s.txt": "--require-hashes\n"},
-    {"r.txt": "withdep @ <U>/good/withdep-1.0-py3-none-any.whl#sha256=<GW>\n--require-hashes\n"},
-    {"r.txt": "withdep==1.0 --hash=sha256:<GW>\n"},
-    {"r.txt": "withdep==1.0 --hash=sha256:<GW> --hash=sha256:<GD>\n"},
-    {"r.txt": "withdep==1.0 --hash=sha256:<GW>\ndep==1.0 --hash=sha256:<GDS>\n"},
-    {"r.txt": "extras[more]==1.0 --hash=sha256:<GX>\ndep==1.0 --hash=sha256:<GDS>\n"},
-    uv_lock("", '{ directory = "<P>/tree" }'),
-    uv_lock("", '{ editable = "<P>/tree" }'),
-    uv_lock("", '{ virtual = "<P>/tree" }'),
-    {"uv.lock": UV_HEAD.replace('[{ name = "demo" }]', '[{ name = "demo" }, { name = "dep" }]', 1) + UV_DEMO + f"wheels = [{GOOD_W}]\n"
-        + '[[package]]\nname = "dep"\nversion = "1.0"\nsource = { directory = "<P>/tree" }\n'},
-    {"uv.lock": UV_HEAD.replace('[{ name = "demo" }]', '[{ name = "demo" }, { name = "dep" }]', 1) + UV_DEMO + f"wheels = [{GOOD_W}]\n"
-        + '[[package]]\nname = "dep"\nversion = "1.0"\nsource = { editable = "<P>/tree" }\n'},
-    {"uv.lock": UV_HEAD.replace('virtual = "."', 'editable = "."') + UV_DEMO + f"wheels = [{GOOD_W}]\n",
-     "pyproject.toml": PROJECT + '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n',
-     "backend.py": BACKEND.format(name="app", version="0", module="app"), "app.py": "TOKEN = 'tree/app'\n"},
-    pylock('directory = { path = "<P>/tree" }'),
-    pylock('directory = { path = "<P>/tree", editable = true }'),
-    pylock('[[packages]]\nname = "dep"\nversion = "1.0"\nwheels = [{ url = "<U>/good/dep-1.0-py3-none-any.whl", hashes = { sha256 = "<GD>" } }]'),
-    pylock('wheels = [{ url = "<U>/good/withdep-1.0-py3-none-any.whl", hashes = { sha256 = "<GW>" } }]', name="withdep"),
-]  # fmt: skip
-
-PAGE = '<!DOCTYPE html><html><body><a href="<U>/evil/demo-3.0-py3-none-any.whl">demo-3.0-py3-none-any.whl</a></body></html>'
-GOOD_BYTES = "@good"  # the wheel demo-1.0, where a folder is made
-GOOD_IN_FOLDER = "d/demo-1.0-py3-none-any.whl"
-V6: list[Files] = [
-    {GOOD_IN_FOLDER: GOOD_BYTES},
-    {GOOD_IN_FOLDER: GOOD_BYTES, "d/index.html": PAGE},
-    {GOOD_IN_FOLDER: GOOD_BYTES, "d/index.htm": PAGE},
-    {GOOD_IN_FOLDER: GOOD_BYTES, "d/INDEX.HTML": PAGE},
-    {GOOD_IN_FOLDER: GOOD_BYTES, "d/x.shtml": PAGE},
-    {GOOD_IN_FOLDER: GOOD_BYTES, "d/x.html.gz": PAGE},
-    {GOOD_IN_FOLDER: GOOD_BYTES, "d/x.html.bz2": PAGE},
-    {GOOD_IN_FOLDER: GOOD_BYTES, "d/x.htm.Z": PAGE},
-    {GOOD_IN_FOLDER: GOOD_BYTES, "d/x.html.br": PAGE},
-    {GOOD_IN_FOLDER: GOOD_BYTES, "d/x.html.xz": PAGE},
-    {GOOD_IN_FOLDER: GOOD_BYTES, "d/.html": PAGE},
-    {GOOD_IN_FOLDER: GOOD_BYTES, "d/.hidden.html": PAGE},
-    {GOOD_IN_FOLDER: GOOD_BYTES, "d/x%2ehtml": PAGE},
-    {GOOD_IN_FOLDER: GOOD_BYTES, "d/x.html ": PAGE},
-    {GOOD_IN_FOLDER: GOOD_BYTES, "d/x.xhtml": PAGE},
-    {GOOD_IN_FOLDER: GOOD_BYTES, "d/README.txt": "nothing here"},
-    {GOOD_IN_FOLDER: GOOD_BYTES, **inside("d/demo-2.0.tar.gz")},
-    {GOOD_IN_FOLDER: GOOD_BYTES, **inside("d/demo-2.0.zip")},
-    {GOOD_IN_FOLDER: GOOD_BYTES, **inside("d/demo-2.0-py3-none-any.whl")},
-    {GOOD_IN_FOLDER: GOOD_BYTES, **inside("d/demo")},
-    {GOOD_IN_FOLDER: GOOD_BYTES, "d/demo-3.0-py3-none-any.whl": "@evil3"},
-    {GOOD_IN_FOLDER: GOOD_BYTES, "d/demo-3.0-py3-none-any.WHL": "@evil3"},
-    {GOOD_IN_FOLDER: GOOD_BYTES, "d/demo-3.0-py3-none-any.whl.gz": "@evil3"},
-    {GOOD_IN_FOLDER: GOOD_BYTES, "d/demo-3.0.tar.zst": "@evilzst"},
-    {GOOD_IN_FOLDER: GOOD_BYTES, "d/demo-3.0.TAR.GZ": "@eviltgz"},
-    {GOOD_IN_FOLDER: GOOD_BYTES, "d/demo-3.0.tgz": "@eviltgz"},
-    {GOOD_IN_FOLDER: GOOD_BYTES, "d/demo-3.0.tar": "@eviltar"},
-    {GOOD_IN_FOLDER: GOOD_BYTES, "d/demo-3.0.tar.bz2": "@eviltbz"},
-    {GOOD_IN_FOLDER: GOOD_BYTES, "d/demo-3.0.tar.lzma": "@evillzma"},
-    {GOOD_IN_FOLDER: GOOD_BYTES, "d/demo-3.0.tar.lz": "@evillzma"},
-    {GOOD_IN_FOLDER: GOOD_BYTES, "d/demo-3.0.ZIP": "@evilzip"},
-    {GOOD_IN_FOLDER: GOOD_BYTES, "d/demo-3.0.egg": "@evilzip"},
-    {GOOD_IN_FOLDER: GOOD_BYTES, "d/demo-3.0-py3-none-any.whl": "@link-evil3"},
-    {GOOD_IN_FOLDER: GOOD_BYTES, "d/demo-2.0-py3-none-any.whl": "@link-tree"},
-    {GOOD_IN_FOLDER: GOOD_BYTES, "d/demo-2.0.tar.gz": "@link-tree"},
-    {GOOD_IN_FOLDER: GOOD_BYTES, "d/x.html": "@link-page"},
-    {GOOD_IN_FOLDER: GOOD_BYTES, "d/sub": "@link-evil-folder"},
-    {GOOD_IN_FOLDER: GOOD_BYTES, "d/sub/index.html": PAGE},
-    {GOOD_IN_FOLDER: GOOD_BYTES, "d/x.html/index.html": PAGE},
-]  # fmt: skip
-
-V7: list[Files] = [
-    {"r.txt": "\u212ait==1.0 --hash=sha256:<GK>\n"},
-    {"r.txt": "\u212ait @ <U>/evil/kit-1.0-py3-none-any.whl#sha256=<GK>\n"},
-    {"r.txt": "\u212ait==1.0 --hash=sha256:<GK>\nevil==6.6\n"},
-    {"r.txt": "demo==1.0 --hash=sha256:<G>\n\u212ait\n"},
-    {"r.txt": "kit==1.0 --hash=sha256:<GK>\n"},
-    {"r.txt": "K\u0131t==1.0 --hash=sha256:<GK>\n"},
-    {"r.txt": "\u017folo==1.0 --hash=sha256:<GO>\n"},
-    {"r.txt": "so\u1d38o==1.0 --hash=sha256:<GO>\n"},
-    {"r.txt": "\uff44\uff45\uff4d\uff4f==1.0 --hash=sha256:<G>\n"},
-    {"r.txt": "dem\u043e==1.0 --hash=sha256:<G>\n"},
-    {"r.txt": "demo\u200b==1.0 --hash=sha256:<G>\n"},
-    {"r.txt": "demo==\uff11.\uff10 --hash=sha256:<G>\n"},
-    {"r.txt": "demo==1.0 --hash=sha256:<G>\u200b\n"},
-    {"r.txt": "demo\u2013x==1.0 --hash=sha256:<G>\n"},
-    {"r.txt": "de_mo==1.0 --hash=sha256:<G>\n"},
-    {"r.txt": "demo_==1.0 --hash=sha256:<G>\n"},
-    {"r.txt": "-demo==1.0 --hash=sha256:<G>\n"},
-    {"r.txt": "DEMO==1.0 --hash=sha256:<G>\n"},
-    {"r.txt": "\u0130demo==1.0 --hash=sha256:<G>\n"},
-    {"r.txt": "demo==1.0 \u2014\u2014hash=sha256:<G>\n"},
-    {"r.txt": "demo==1.0 --hash=\u017fha256:<G>\n"},
-    {"r.txt": "demo==1.0 --ha\u017fh=sha256:<G>\n"},
-    pylock('wheels = [{ url = "<U>/good/kit-1.0-py3-none-any.whl", hashes = { sha256 = "<GK>" } }]', name="\u212ait"),
-    pylock('wheels = [{ url = "<U>/good/kit-1.0-py3-none-any.whl", hashes = { sha256 = "<GK>" } }]', name="kit"),
-    pylock('wheels = [{ url = "<U>/evil/<W>", hashes = { sha256 = "<G>" } }]', name="dem\u043e"),
-    pylock('wheels = [{ name = "\u212ait-1.0-py3-none-any.whl", url = "<U>/good/kit-1.0-py3-none-any.whl", hashes = { sha256 = "<GK>" } }]', name="kit"),
-    {"uv.lock": UV_HEAD.replace('name = "demo"', 'name = "kit"') + '[[package]]\nname = "\u212ait"\nversion = "1.0"\nsource = { registry = "<U>/simple" }\nwheels = [{ url = "<U>/good/kit-1.0-py3-none-any.whl", hash = "sha256:<GK>" }]\n'},
-]  # fmt: skip
-
-GOOD_P = f'wheels = [{{ url = "<U>/good/<W>", {G_HASHES} }}]'
-V8: list[Files] = [
-    pylock(GOOD_P, head='lock-version = "99.0"\ncreated-by = "x"\n'),
-    pylock(GOOD_P, head='lock-version = "2.0"\ncreated-by = "x"\n'),
-    pylock(GOOD_P, head='lock-version = "1.1"\ncreated-by = "x"\n'),
-    pylock(GOOD_P, head='lock-version = "1"\ncreated-by = "x"\n'),
-    pylock(GOOD_P, head='lock-version = "0.9"\ncreated-by = "x"\n'),
-    pylock(GOOD_P, head='lock-version = 1.0\ncreated-by = "x"\n'),
-    pylock(GOOD_P, head='lock-version = "1.0 "\ncreated-by = "x"\n'),
-    pylock(GOOD_P, head='lock-version = ""\ncreated-by = "x"\n'),
-    pylock(GOOD_P, head='created-by = "x"\n'),
-    pylock(GOOD_P, head='lock-version = "1.0"\n'),
-    pylock(GOOD_P, head='version = 1\nlock-version = "1.0"\ncreated-by = "x"\n'),
-    pylock(GOOD_P, name="dep"),
-    pylock(GOOD_P, name="evil"),
-    pylock(GOOD_P, version="2.0"),
-    pylock(GOOD_P, version="1.0.0"),
-    pylock(GOOD_P, version="v1"),
-    pylock(GOOD_P, version="x"),
-    pylock('wheels = [{ name = "demo-1.0-py3-none-any.whl", url = "<U>/good/dep-1.0-py3-none-any.whl", hashes = { sha256 = "<GD>" } }]'),
-    pylock('wheels = [{ name = "evil-6.6-py3-none-any.whl", url = "<U>/good/<W>", hashes = { sha256 = "<G>" } }]'),
-    pylock('wheels = [{ name = "evil-6.6-py3-none-any.whl", url = "<U>/evil/evil-6.6-py3-none-any.whl", hashes = { sha256 = "<G>" } }]'),
-    pylock('wheels = [{ url = "<U>/good/dep-1.0-py3-none-any.whl", hashes = { sha256 = "<GD>" } }]'),
-    pylock('wheels = [{ url = "<U>/good/demo-2.0-py3-none-any.whl", hashes = { sha256 = "<G2>" } }]'),
-    pylock('sdist = { url = "<U>/good/dep-1.0.tar.gz", hashes = { sha256 = "<GDS>" } }'),
-    pylock('archive = { url = "<U>/good/dep-1.0-py3-none-any.whl", hashes = { sha256 = "<GD>" } }'),
-    pylock('archive = { url = "<U>/good/dep-1.0.tar.gz", hashes = { sha256 = "<GDS>" } }'),
-    uv_lock(GOOD_W, head=UV_HEAD.replace("version = 1\n", "version = 9\n", 1)),
-    uv_lock(GOOD_W, head=UV_HEAD.replace("version = 1\n", "version = 0\n", 1)),
-    uv_lock(GOOD_W, head=UV_HEAD.replace("version = 1\n", "version = -1\n", 1)),
-    uv_lock(GOOD_W, head=UV_HEAD.replace("version = 1\n", "version = 1.0\n", 1)),
-    uv_lock(GOOD_W, head=UV_HEAD.replace("version = 1\n", 'version = "1"\n', 1)),
-    uv_lock(GOOD_W, head=UV_HEAD.replace("version = 1\n", "version = true\n", 1)),
-    uv_lock(GOOD_W, head=UV_HEAD.replace("version = 1\n", "", 1)),
-    uv_lock(GOOD_W, head=UV_HEAD.replace("revision = 3\n", "revision = 99\n", 1)),
-    uv_lock(GOOD_W, head=UV_HEAD.replace("revision = 3\n", "", 1)),
-    uv_lock(GOOD_W, head=UV_HEAD.replace("version = 1\n", "version = 2\n", 1)),
-    uv_lock('{ url = "<U>/good/dep-1.0-py3-none-any.whl", hash = "sha256:<GD>" }'),
-    uv_lock('{ url = "<U>/good/demo-2.0-py3-none-any.whl", hash = "sha256:<G2>" }'),
-    uv_lock("", '{ url = "<U>/good/dep-1.0-py3-none-any.whl" }', 'wheels = [{ url = "<U>/good/dep-1.0-py3-none-any.whl", hash = "sha256:<GD>" }]\n'),
-    uv_lock("", more='sdist = { url = "<U>/good/dep-1.0.tar.gz", hash = "sha256:<GDS>" }\n'),
-]  # fmt: skip
-
-
-def special(world: World, kind: str) -> bytes:
-    """Contents of files of folders that are too long to be written down."""
-    files = world.root / "files"
-    if kind == GOOD_BYTES:
-        return (files / kind[1:] / "demo-1.0-py3-none-any.whl").read_bytes()
-    if kind == "@evil3":
-        return (files / "evil" / "demo-3.0-py3-none-any.whl").read_bytes()
-    name, mode = {
-        "@eviltgz": ("demo-3.0.tgz", "w:gz"), "@eviltar": ("demo-3.0.tar", "w"), "@eviltbz": ("demo-3.0.tbz", "w:bz2"),
-        "@evillzma": ("demo-3.0.tlz", "w:xz"), "@evilzip": ("demo-3.0.zip", ""), "@evilzst": ("demo-3.0.tar", "w"),
-    }[kind]  # fmt: skip
-    file = world.root / f"made-{kind[1:]}" / name
-    sdist_of(file, f"evil/{kind[1:]}", mode)
-    return raw_zstd(file.read_bytes()) if kind == "@evilzst" else file.read_bytes()
-
-
-LINKS = {
-    "@link-evil3": "files/evil/demo-3.0-py3-none-any.whl", "@link-tree": "tree", "@link-page": "files/page.html",
-    "@link-evil-folder": "files/evil",
+# Paths that are folders here: what stands for one, and where it is.
+V1_FOLDERS = {
+    "./demo-1.0.zip": "demo-1.0.zip", "./<W>": "<W>", "./tree": "tree", ".": ".", "./": ".", "demo @ .": ".",
+    ".[x]": ".", "demo": "demo", "demo/": "demo", "demo==1.0": "demo==1.0", "demo-1.0.zip": "demo-1.0.zip",
+    "./demo[more]": "demo", "demo @ file:demo-1.0.zip": "demo-1.0.zip",
+    "demo @ demo-1.0.zip#sha256=<G>": "demo-1.0.zip", "demo @ file://<P>/tree/demo-1.0.tar.gz/../#sha256=<G>": "tree",
 }  # fmt: skip
-
-
-def folders(world: World, files: Files) -> tuple[Path, str]:
-    """A folder of files and links, and where pip may be pointed in it."""
-    made = world.folder({name: special(world, data) if isinstance(data, str) and data.startswith("@") and data not in LINKS
-                         else data for name, data in files.items() if data not in LINKS})  # fmt: skip
-    (world.root / "files" / "page.html").write_text(world.fill(PAGE))
-    for name, data in files.items():
-        if isinstance(data, str) and data in LINKS:
-            (made / name).parent.mkdir(parents=True, exist_ok=True)
-            (made / name).symlink_to(world.root / LINKS[data])
-    return made, "d"
+# Files in a lock file, each as a wheel and as an archive of pylock.toml and as a wheel of uv.lock.
+V2_FILES = [
+    'url = "<X>", <HG>', 'url = "<X>", hash = "sha256:<E>", <HG>', 'url = "<X>", hash = "sha256:<G>"',
+    'url = "<X>", hashes = { sha256 = "<G>", sha512 = "<E512>" }',
+    'url = "<X>", hashes = { sha256 = "<G>", md5 = "<EM>" }', 'url = "<X>", hashes = { SHA256 = "<G>" }',
+    'url = "<X>", hashes = { sha256 = "<EUP>" }', 'url = "<Y>", hashes = { sha256 = "<GUP>" }',
+    'url = "<X>#md5=<EM>", <HG>', 'url = "<X>?&sha256=<E>", <HG>', 'url = "<Y>", path = "<F>", <HG>',
+    'path = "<F>", <HG>', 'path = "<P>/files/good/<W>", <HG>', 'url = "<X>?&sha512=<E512>", <HG>', 'path = "<T>", <HG>',
+    'url = "file://<T>", <HG>', 'url = "file://<T>/x.zip/..", <HG>', 'url = "<R>", <HG>',
+    'url = "<X>", <HG>, "hashes " = 1', 'url = "<X>", hashes = { sha256 = ["<G>"] }', 'url = "<X>", hashes = {}',
+    'url = "<X>"', 'url = "<X>", hash = "sha512:<E512>"', 'url = "<X>", hash = "sha256:<EUP>"',
+    'url = "<X>#sha256=<G>"', 'url = "<X>#md5=<EM>", hash = "sha256:<G>"', 'url = "<X>", hash = "md5:<EM>"',
+    'url = "<Y>", hash = "sha256:<G>", zstd = { hash = "sha256:<EZST>", size = <EZSTN> }',
+    'url = "<Y>", hash = "sha256:<G>", zstd = { hash = "sha256:<E>", size = <EN> }',
+    'url = "<Y>", path = "<F>", hash = "sha256:<G>"', 'url = "<X1>", hash = "sha256:<G>"',
+    'url = "<U>/evil/evil-6.6-py3-none-any.whl", hash = "sha256:<EE>"',
+]  # fmt: skip
+V2_UV = [
+    *(f"wheels = [{{ {file} }}]" for file in V2_FILES),
+    "wheels = [<UW>]", 'wheels = [<UW>]\nsdist = { url = "<XS>", hash = "sha256:<GS>" }',
+    'wheels = [<UW>]\noptional-dependencies = { x = [{ name = "dep" }] }', "wheels = [<UW>, <XE>]",
+    'wheels = [<UW>]\n[package.wheels-extra]\nurl = "<X>"',
+    'wheels = [<UW>]\n[[distribution]]\nname = "x"\nversion = "1"\nsource = { registry = "<U>/simple" }',
+    "wheels = [<XE>]\n<PD><PW>", "wheels = [<UW>]\n<UD>wheels = [<XE>]",
+    'wheels = [<UW>]\n[[package]]\nname = "demo"\nversion = "3.0"\nsource = { registry = "<U>/simple" }\n'
+    'wheels = [{ url = "<U>/evil/demo-3.0-py3-none-any.whl", hash = "sha256:<G>" }]',
+    'wheels = [<UW>]\ndependencies = [{ name = \'evil\' }]\n[[package]]\nname = "evil"\nversion = "6.6"\n'
+    'source = { directory = "<T>" }',
+]  # fmt: skip
+# Sources of uv.lock: with a good wheel and without, and with something else.
+V2_SOURCES = [
+    'url = "<X>", virtual = "x"', 'url = "<X>", directory = "x"', 'registry = "<U>/simple", url = "<X>"',
+    'registry = "<U>/simple", git = "file://<P>/repo?rev=<C>#<C>"', 'git = "file://<P>/repo?rev=<C>#<C>"',
+    'git = "file://<P>/repo#<C>", virtual = "x"', 'git = "file://<P>/repo#<C>"', 'url = "<X>"',
+    'url = "<X>", subdirectory = "x"', 'path = "<F>"', 'directory = "<T>"', 'editable = "<T>"', 'virtual = "<T>"',
+    'registry = "<U>/simple", virtual = "."', 'registry = "<U>/simple", editable = "<T>"',
+    'registry = "<U>/simple", directory = "<T>"', 'registry = "<U>/simple", path = "<F>"',
+    'directory = "<T>", virtual = "x"', 'editable = "<T>", virtual = "x"',
+]  # fmt: skip
+V2_SOURCES_AND_FILES = [
+    'registry = "<P>/files/evil" | wheels = [{ path = "<F>", hash = "sha256:<G>" }]',
+    'registry = "<P>/files/evil" | wheels = [{ path = "<W>", hash = "sha256:<G>" }]',
+    'url = "<X>" | wheels = [{ filename = "<W>", hash = "sha256:<G>" }]',
+    'url = "<X>", virtual = "x" | wheels = [{ filename = "<W>", hash = "sha256:<E>" }]',
+    'url = "<X>", virtual = "x" | wheels = [<XE>]',
+    'path = "<F>" | wheels = [{ filename = "<W>", hash = "sha256:<G>" }]',
+    'path = "<F>" | wheels = [{ filename = "<W>" }]', 'url = "<XS>" | sdist = { hash = "sha256:<GS>" }',
+    'url = "<XS>" | sdist = { hash = "sha256:<ES>" }',
+]  # fmt: skip
+V2_PYLOCK = [
+    *(f"wheels = [{{ {file} }}]" for file in V2_FILES), *(f"archive = {{ {file} }}" for file in V2_FILES),
+    "<PW>", 'wheels = [{ name = "<W>", url = "<Y>", <HG> }]\nsdist = { url = "<XS>", hashes = { sha256 = "<GS>" } }',
+    'sdist = { url = "<XS>", hashes = { sha256 = "<GS>" } }',
+    'archive = { url = "<Y>", <HG> }\ndirectory = { path = "<T>" }',
+    'archive = { url = "<Y>", <HG> }\nvcs = { type = "git", url = "file://<P>/repo", commit-id = "<C>" }',
+    '<PW>\ndirectory = { path = "<T>" }', '<PW>\nvcs = { type = "git", url = "file://<P>/repo", commit-id = "<C>" }',
+    '<PW>\narchive = { url = "<X>", <HG> }', 'directory = { path = "<T>" }',
+    'directory = { path = "<T>" }\n<PDEP>\nwheels = [{ url = "<D>", hashes = { sha256 = "<GD>" } }]',
+    'vcs = { type = "git", url = "file://<P>/repo", commit-id = "<C>" }',
+    'wheels = [{ url = "<Y>", <HG> }, { url = "<X1>", <HG> }]', '<PW>\n[packages.tool.x]\nurl = "<X>"',
+    '<PW>\ndependencies = [{ name = "dep" }]', "<PW>\n<UD>wheels = [<XE>]",
+    '<PW>\n<PD>wheels = [{ url = "<X>", <HG> }]', "<PW>\n<PDEP>", '<PW>\n<PDEP>\nindex = "<U>/simple"',
+    '<PW>\nmarker = "python_version < \'3\'"',
+    '[[packages.wheels]]\nurl = "<X>"\nhashes.sha256 = "<G>"\nhashes.sha512 = "<E512>"',
+    '[[packages.wheels]]\nurl = "<Y>"\n[packages.wheels.hashes]\nsha256 = "<G>"\n[[packages.wheels]]\n'
+    'url = "<X1>"\n[packages.wheels.hashes]\nsha256 = "<G>"\nsha512 = "<E512>"',
+]  # fmt: skip
+V2: list[Files] = [
+    *(uv_lock(more) for more in V2_UV),
+    *(uv_lock(more, f"source = {{ {source} }}\n") for source in V2_SOURCES for more in ("", "wheels = [<UW>]")),
+    *(uv_lock(more, f"source = {{ {source} }}\n") for source, more in (x.split(" | ") for x in V2_SOURCES_AND_FILES)),
+    *({"uv.lock": (UV_BEGIN + UV_APP + UV_DEMO).replace("package", name) + f"{UV_SIMPLE}wheels = [<XE>]\n{more}"}
+      for name, more in [("distribution", ""), ("packages", ""), ("distribution", "<PD><PW>\n")]),
+    uv_lock("wheels = [<UW>]", head="\ufeff" + UV_BEGIN + UV_APP),
+    *(uv_lock("wheels = [<UW>]", head=UV_BEGIN + UV_APP.replace('virtual = "."', source))
+      for source in ('editable = "."', 'editable = "<P>/tree"', 'directory = "<P>/tree"')),
+    *(pylock(body) for body in V2_PYLOCK), pylock("<PW>", version="3.0"), pylock("<PW>", head="\ufeff" + PY_BEGIN),
+    {"pylock.toml": PY_BEGIN + 'packages = [{ name = "demo", version = "1.0", <PW> }]\n'},
+]  # fmt: skip
+V3 = [
+    "<OK>\n-c <U>/c.txt", "<OK>\n-r file://<P>/evil.txt", "demo==1.0\t<H>", "demo==1.0\t<H> --hash=sha256:<EI>",
+    "<OK>\t--hash=sha256:<EI>", "<DX>\t<H>", "<DX>#\t<H>", "<DX>\xa0<H>", "demo==1.0;<H>",
+    "demo==1.0 ; python_version>'3' <H>", "<DX>;<H>", "<DX> # <H>", "<DX> #\\\n <H>", "<DX> \\\n# comment\n <H>",
+    "<DX> \\ \n <H>", "<DX> \\\n\n <H>", "<DX>\\\\\n <H>", "<DX> \\\r <H>", "<DX>\r <H>",
+    "<OK> \\\n --hash=sha256:<EI>", "<OK> \\\n<EVIL>", "<OK> <EVIL>", "<OK> --hash=md5:<EM>",
+    "<DX> <H> --hash=sha512:<E512>", "<DX> <H> --has=sha512:<E512>", "<DX> <H> --h=sha256:<E>",
+    "<DX> <H> --hash='sha256:<E>'", '<DX> <H> "--hash=sha256:<E>"', "<DX> <H> \\--hash=sha256:<E>",
+    "<DX> <H> x --hash=sha256:<E>", "<DX> <H> --config-settings a=b --hash=sha384:<E384>", "<OK> -C a=b",
+    "<OK> --global-option=x", "<OK> --index-url <U>/simple", "--no-require-hashes\n<OK>", "--no-require-hashes\n<PIN>",
+    "--no-req\n<PIN>", "--ind <U>/simple\n<OK>", "--index-url <U>/simple --find-links <U>/links.html\n<OK>",
+    "-f <P>/files/evil\n<OK>", "--find-links=<P>/files/evil --no-index\n<OK>", "-e <T>\n<OK>", "--editable=<T>",
+    "-i <U>/simple -e <T>", "# note \\\nevil==6.6", "<OK>\x0c<EVIL>", "<OK> # x\x0c<EVIL>", "<OK> # x\x1c<EVIL>",
+    "<OK> # x\x85<EVIL>", "<OK> # x\u2028<EVIL>", "<OK> # x\r<EVIL>", "<OK> # x\x00<EVIL>", "<OK>\x00",
+    "# coding: utf-7\n<OK> # +AAo-evil==6.6 --hash+AD0-sha256:<EE>",
+    "#\n# vim: set fileencoding=utf-7 :\n<OK> # +AAo-evil==6.6 --hash+AD0-sha256:<EE>",
+    "# coding: rot13\nqrzb==1.0 <H>", "# coding: cp037\n<OK>", "# coding: latin-1\n<OK> # caf\xe9 \x85<EVIL>",
+    "<OK> # \udc85<EVIL>", "<OK> # coding: utf-7 +AAo-evil==6.6",
+    " # coding: utf-7\n<OK> # +AAo-evil==6.6 --hash+AD0-sha256:<EE>",
+    "\ufeff# coding: utf-7\n<OK> # +AAo-evil==6.6 --hash+AD0-sha256:<EE>", "\ufeff<OK>", "\ufeff\ufeff<OK>",
+    "<OK>\n\ufeff<EVIL>", "demo @ ${EVIL_URL}#sha256=<G>", "demo @ ${EVIL_URL}#md5=<EM> <H>", "${LOGGED}==1.0 <H>",
+    "<OK>${EVILVAR}", "<OK>\ndemo==1.0 --hash=sha256:<EI>", "<OK>\n<DX>", "<OK>\n<DX> <H>", "<OK>\ndemo",
+    "<OK>\nDEMO==1.0", "demo <H>", "demo>=1 <H>", "demo==1.* <H>", "demo===1.0 <H>", "demo==1 <H>",
+    "demo==1.0+local <H>", "demo==1.0,>0 <H>", "demo (==1.0) <H>", "demo ==1.0 <H>", "demo[x]==1.0 <H>",
+    "extras[more]==1.0 --hash=sha256:<GX>", "extras[more]==1.0 --hash=sha256:<GX>\ndep==1.0 --hash=sha256:<GD>",
+    "<PIN>\ndep==1.0 --hash=sha256:<GD>", "<PIN>\ndep==1.0 ; python_version < '3' --hash=sha256:<GD>",
+    "<PIN>\ndep @ <U>/evil/dep-1.0-py3-none-any.whl ; python_version < '3' --hash=sha256:<GD>",
+    "demo==1.0 ; python_version < '3' <H>", "demo==1.0 ; python_version < '3' <H>\nevil==6.6",
+    "<DX>#md5=<EM> ; python_version > '3' <H>", "demo@<X>#md5=<EM> <H>", "demo [x] @ <X>#md5=<EM> <H>", "<OK> ; evil",
+    "<OK>,sha256:<EI>", "demo==1.0 --hash=sha256:<GUP>", "<DX> --hash=SHA256:<E> <H>", "<OK>\\\n\n--hash=sha256:<EI>",
+    "<H> demo==1.0", "<H>\ndemo==1.0", "<OK>\npylock.toml", "--no-binary demo\n<OK> --hash=sha256:<GS>",
+    "--only-binary :all:\n<OK>", "--no-deps\n<OK>", "-r /dev/stdin\n<OK>", "--index-url <U>/simple/#\n<OK>",
+    "<OK> # \\\r\n<EVIL>", "demo==1.0 \\\r\n    <H>\r\nevil==6.6 \\\r\n   --hash=sha256:<EE>\r", "<OK>\nevil=={}",
+    "<OK>#sha256:<EI>", "demo==1.0<H>", "demo!=1.0 <H>", "demo==1.0 || <H>", "demo==1.0dev0 <H>", "demo~=1.0 <H>",
+    "demo==1.0;python_version>='3'<H>", "demo==1.0; python_version >= '3' or 'x' == ' <H>'", "<DX>?x= <H>",
+    "demo @ '<X>' <H>", "demo @ <<X>> <H>", "<DX>,<H>", "demo[x @ y] @ <X> <H>",
+]  # fmt: skip
+# Lines that include evil.txt, and the file that is included if they are read otherwise; that one is good.
+V3_DECOYS = {
+    "-r 'evil.txt'": "'evil.txt'", '-r "evil.txt"': '"evil.txt"', "-r ev\\il.txt": "ev\\il.txt",
+    "-r ${EVIL_FILE}": "${EVIL_FILE}", "-r %EVIL_FILE%": "%EVIL_FILE%", "-r $EVIL_FILE": "$EVIL_FILE",
+    "-r ${UNSET}evil.txt": "${UNSET}evil.txt", "-r FILE:evil.txt": "FILE:evil.txt", "-r evil.txt # x": "",
+    "-r evil.txt#x": "evil.txt#x", "-revil.txt": "", "--req evil.txt": "", "--requirements evil.txt": "",
+    "--requirement\tevil.txt": "", "-r a.txt -r evil.txt": "a.txt", "--pre -r evil.txt": "", "-- -r evil.txt": "",
+    "-ir evil.txt": "", "-r evil.txt\xa0": "evil.txt\xa0", "-r evil.txt \\\n": "", "-r \\\nevil.txt": "",
+    "--index-url <U>/simple/ -r evil.txt": "", "--index-url '<U>/simple/ -r evil.txt'": "",
+    "--requirement-file evil.txt": "",
+}  # fmt: skip
+OK, FOUL = "<OK>\n", "<EVIL>\n"
+V3_BESIDE: list[tuple[str, Files]] = [
+    *((f"{line}\n{OK}", {"evil.txt": FOUL, **({decoy: OK} if decoy else {})}) for line, decoy in V3_DECOYS.items()),
+    *((f"{OK}-c c.txt\n", {"c.txt": f"{text}\n", "evil.txt": FOUL}) for text in (
+        "-r evil.txt", "<DX>", "<DX>#sha256=<E>", "<DX>#md5=<EM>", "demo==1.0 --hash=sha256:<EI>",
+        "<DX> --hash=sha256:<E>", "demo @ file://<T>", "<X>", "demo @ <R>")),
+    *(("<PIN>\n-c c.txt\n", {"c.txt": f"{text}\n"}) for text in (
+        "dep==1.0 --hash=sha256:<ED>", "dep @ <U>/evil/dep-1.0-py3-none-any.whl#sha256=<ED>", "--no-require-hashes",
+        "dep @ <U>/evil/dep-1.0-py3-none-any.whl", "dep==1.0 --hash=sha256:<GD>")),
+    ("<PIN>\n-c c.txt --no-require-hashes\n", {"c.txt": "dep==1.0\n"}),
+    ("demo <H>\n-c c.txt\n", {"c.txt": "demo==1.0\n"}),
+    (f"{OK}-c c.txt\n", {"c.txt": "-r evil.txt\n", "evil.txt": "evil==6.6\n"}), ("demo==1.0 <H> \\", {}),
+    (f"-r 'e v.txt'\n{OK}", {"e v.txt": FOUL, "'e": OK}), (f"-r e\\ v.txt\n{OK}", {"e v.txt": FOUL, "e\\": OK}),
+    (f"-r a%20b.txt\n{OK}", {"a b.txt": FOUL, "a%20b.txt": OK}), (f"-r ~/evil.txt\n{OK}", {"~/evil.txt": OK}),
+    (f"-r <U>/evil.txt\n{OK}", {"http:/127.0.0.1:<PORT>/evil.txt": OK}), (f"-r -\n{OK}", {"-": FOUL}),
+    (f"-r sub/a.txt\n{OK}", {"sub/a.txt": "-r b.txt\n", "sub/b.txt": FOUL, "b.txt": OK}),
+    (f"-r sub/a.txt\n{OK}", {"sub/a.txt": "-c b.txt\n", "sub/b.txt": "<DX>#sha256=<E>\n", "b.txt": "demo==1.0\n"}),
+    (f"-r=evil.txt\n{OK}", {"evil.txt": FOUL, "=evil.txt": FOUL}), (f"-r sub\n{OK}", {"sub/requirements.txt": FOUL}),
+    *((f"{line}\n{OK}", {"evil.txt": FOUL, "c.txt": "\n"})
+      for line in ("-r evil.txt -c c.txt", "-c c.txt -r evil.txt")),
+    (OK.replace("\n", " -r evil.txt\n"), {"evil.txt": FOUL}),
+    (f"-r pylock.toml\n{OK}", pylock('wheels = [{ url = "<X>", hashes = { sha256 = "<E>" } }]')),
+    *((f"-{option} pyproject.toml\n{OK}", {"pyproject.toml": PROJECT.replace("demo", "evil==6.6")}) for option in "rc"),
+    *((f"-r x.py\n{OK}", {"x.py": text}) for text in (SCRIPT.replace("demo", "evil==6.6"), FOUL)),
+    (f"-c evil.txt#x\n{OK}", {"evil.txt": "demo @ <X>#sha256=<E>\n", "evil.txt#x": "\n"}),
+    (f"-c a.txt,b.txt\n{OK}", {"a.txt": "demo @ <X>#sha256=<E>\n", "b.txt": "\n", "a.txt,b.txt": "\n"}),
+]  # fmt: skip
+V3_BYTES = [
+    codecs.BOM_UTF16_LE + "evil==6.6\n".encode("utf-16-le"), codecs.BOM_UTF16_BE + "evil==6.6\n".encode("utf-16-be"),
+    codecs.BOM_UTF32_LE + "evil==6.6\n".encode("utf-32-le"),
+    codecs.BOM_UTF16_LE + "# \u0a23\n".encode("utf-16-le") + b"demo==1.0",
+]  # fmt: skip
+V4 = [
+    "withdep @ <WITH>", "<WITH>", "withdep @ <WITH>\ndemo @ <Y>#sha256=<G>", "withdep @ <WITH> ; python_version > '3'",
+    "extras[more] @ <U>/good/extras-1.0-py3-none-any.whl#sha256=<GX>",
+    "demo==1.0 ; python_version < '3' <H>\nwithdep @ <WITH>", "<OK>\nwithdep @ <WITH>",
+    "--require-hashes\nwithdep @ <WITH>", "--require-hashes\nwithdep @ <WITH>\ndep==1.0 --hash=sha256:<GD>",
+    "--require-hashes\ndemo @ <Y>#sha256=<G>", "# --require-hashes\nwithdep @ <WITH>",
+    "--require-hashes --no-require-hashes\nwithdep @ <WITH>",
+    "withdep @ <U>/good/withdep-1.0-py3-none-any.whl --require-hashes --hash=sha256:<GW>",
+    "withdep @ <WITH> --require-hashes", "--req\nwithdep @ <WITH>", "withdep @ <WITH>\n--require-hashes", "<PIN>",
+    "<PIN> --hash=sha256:<GD>", "<PIN>\ndep==1.0 --hash=sha256:<GDS>",
+    "extras[more]==1.0 --hash=sha256:<GX>\ndep==1.0 --hash=sha256:<GDS>",
+]  # fmt: skip
+UV_TWO = UV_BEGIN + UV_APP.replace('[{ name = "demo" }]', '[{ name = "demo" }, { name = "dep" }]', 1)
+V4_FILES: list[Files] = [
+    {"r.txt": "-c c.txt\nwithdep @ <WITH>\n", "c.txt": OK},
+    *({"r.txt": f"-{option} c.txt\nwithdep @ <WITH>\n", "c.txt": "--require-hashes\n"} for option in "cr"),
+    *(uv_lock("", f'source = {{ {kind} = "<P>/tree" }}\n') for kind in ("directory", "editable", "virtual")),
+    *(uv_lock(f'wheels = [<UW>]\n{UV_DEMO.replace("demo", "dep")}source = {{ {kind} = "<P>/tree" }}', head=UV_TWO)
+      for kind in ("directory", "editable")),
+    {**uv_lock("wheels = [<UW>]", head=UV_BEGIN + UV_APP.replace("virtual", "editable")),
+     "app.py": "TOKEN = 'tree/app'\n", "pyproject.toml": PROJECT + BUILD_SYSTEM,
+     "backend.py": BACKEND.replace("NAME", "app").replace("VERSION", "0")},
+    pylock('directory = { path = "<P>/tree" }'), pylock('directory = { path = "<P>/tree", editable = true }'),
+    pylock('<PDEP>\nwheels = [{ url = "<D>", hashes = { sha256 = "<GD>" } }]'),
+    pylock('wheels = [{ url = "<WD>", hashes = { sha256 = "<GW>" } }]', name="withdep"),
+]  # fmt: skip
+V7 = [
+    "\u212ait==1.0 --hash=sha256:<GK>", "\u212ait @ <U>/evil/kit-1.0-py3-none-any.whl#sha256=<GK>",
+    "\u212ait==1.0 --hash=sha256:<GK>\nevil==6.6", "<OK>\n\u212ait", "kit==1.0 --hash=sha256:<GK>",
+    "K\u0131t==1.0 --hash=sha256:<GK>", "\u017folo==1.0 --hash=sha256:<GO>", "so\u1d38o==1.0 --hash=sha256:<GO>",
+    "\uff44\uff45\uff4d\uff4f==1.0 <H>", "dem\u043e==1.0 <H>", "demo\u200b==1.0 <H>", "demo==\uff11.\uff10 <H>",
+    "<OK>\u200b", "demo\u2013x==1.0 <H>", "de_mo==1.0 <H>", "demo_==1.0 <H>", "-<OK>", "DEMO==1.0 <H>", "\u0130<OK>",
+    "demo==1.0 \u2014\u2014hash=sha256:<G>", "demo==1.0 --hash=\u017fha256:<G>", "demo==1.0 --ha\u017fh=sha256:<G>",
+]  # fmt: skip
+KIT = 'wheels = [{ url = "<U>/good/kit-1.0-py3-none-any.whl", hashes = { sha256 = "<GK>" } }]'
+V7_LOCKS: list[Files] = [
+    pylock(KIT, name="\u212ait"), pylock(KIT, name="kit"), pylock('wheels = [{ url = "<X>", <HG> }]', name="dem\u043e"),
+    pylock(KIT.replace("url", 'name = "\u212ait-1.0-py3-none-any.whl", url'), name="kit"),
+    {"uv.lock": UV_BEGIN + UV_APP.replace("demo", "kit") + UV_DEMO.replace("demo", "\u212ait") + UV_SIMPLE
+     + 'wheels = [{ url = "<U>/good/kit-1.0-py3-none-any.whl", hash = "sha256:<GK>" }]\n'},
+]  # fmt: skip
+V8_PYLOCK = [
+    'wheels = [{ name = "<W>", url = "<D>", hashes = { sha256 = "<GD>" } }]',
+    'wheels = [{ name = "evil-6.6-py3-none-any.whl", url = "<Y>", <HG> }]',
+    'wheels = [{ name = "evil-6.6-py3-none-any.whl", url = "<U>/evil/evil-6.6-py3-none-any.whl", <HG> }]',
+    'archive = { url = "<D>", hashes = { sha256 = "<GD>" } }',
+    'archive = { url = "<U>/good/dep-1.0.tar.gz", hashes = { sha256 = "<GDS>" } }',
+]  # fmt: skip
+V8: list[Files] = [
+    *(pylock("<PW>", head=f'{version}created-by = "x"\n') for version in (
+        *(f"lock-version = {v}\n" for v in ('"99.0"', '"2.0"', '"1.1"', '"1"', '"0.9"', "1.0", '"1.0 "', '""')),
+        "", 'version = 1\nlock-version = "1.0"\n')),
+    pylock("<PW>", head='lock-version = "1.0"\n'), pylock("<PW>", name="dep"), pylock("<PW>", name="evil"),
+    *(pylock("<PW>", version=version) for version in ("2.0", "1.0.0", "v1", "x")),
+    *(pylock(body) for body in V8_PYLOCK),
+    *(uv_lock("wheels = [<UW>]", head=UV_BEGIN.replace("version = 1\n", line, 1) + UV_APP) for line in (
+        *(f"version = {v}\n" for v in ("9", "0", "-1", "1.0", '"1"', "true", "2")), "")),
+    *(uv_lock("wheels = [<UW>]", head=UV_BEGIN.replace("revision = 3\n", line) + UV_APP)
+      for line in ("revision = 99\n", "")),
+    uv_lock('wheels = [{ url = "<D>", hash = "sha256:<GD>" }]', 'source = { url = "<D>" }\n'),
+]  # fmt: skip
+R1 = [*requirements_of(*V1), *({"r.txt": f"{path_} <H>\n", **inside(at)} for path_, at in V1_FOLDERS.items())]
+R3: list[Files] = [*requirements_of(*V3), *({"r.txt": text, **more} for text, more in V3_BESIDE)]
+R3 += [{"r.txt": data} for data in V3_BYTES]
+V_TABLES: dict[str, tuple[list[Files], int]] = {  # and how many of these are vouched for, at least
+    "V1": (R1, 6), "V2": (V2, 46), "V3": (R3, 25), "V4": ([*requirements_of(*V4), *V4_FILES], 15),
+    "V7": ([*requirements_of(*V7), *V7_LOCKS], 3), "V8": (V8, 5),
+}  # fmt: skip
 
 
 def target_of(files: Files) -> str:
     return next(name for name in files if Path(name).name in ("r.txt", "pylock.toml", "uv.lock"))
 
 
-def numbered(number: str, cases: list[Files]) -> list[Any]:
-    return [pytest.param(files, id=f"{number}-{i}") for i, files in enumerate(cases)]
+@pytest.mark.slow
+@pytest.mark.parametrize("number", V_TABLES)
+def test_V_what_is_vouched_for_is_what_is_installed(world: World, number: str) -> None:
+    """V1: fragments. V2: lock files. V3: options. V4: what is beside. V7: names. V8: versions.
+
+    Of V7 and V8, also what neither installer takes at all is not to be vouched for.
+    """
+    rows, least = V_TABLES[number]
+    outcomes = [(files, outcome) for files in rows if (outcome := judge(world, files, target_of(files))).code == 0]
+    assert [(files, evil) for files, outcome in outcomes if (evil := outcome.evil(world))] == []
+    assert len(outcomes) >= least
+    if number in ("V7", "V8"):
+        assert [files for files, outcome in outcomes if all(taken.code for taken in outcome.taken.values())] == []
 
 
 @pytest.mark.slow
 def test_V_the_world_is_hostile(world: World) -> None:
     """Without a checksum all take what is evil, and with one what is logged: else nothing here would mean anything."""
-    wheel = "demo-1.0-py3-none-any.whl"
     for text, code, token in [
-        (f"demo==1.0 {H}\n", 0, f"good/{wheel}"),
-        (f"demo @ <U>/good/{wheel} {H}\n", 0, f"good/{wheel}"),
-        (f"demo==1.0 {H.replace('<G>', '<GS>')}\n", 0, "good/demo-1.0.tar.gz"),
-        ("demo==1.0 --hash=sha256:<EI>\n", 1, "evil/demo-1.0-1-py3-none-any.whl"),
-        (f"demo @ <U>/evil/{wheel} --hash=sha256:<E>\n", 1, f"evil/{wheel}"),
-        ("demo==1.0\n", 3, "evil/demo-1.0-1-py3-none-any.whl"),
-        ("demo @ git+file://<P>/repo\n", 3, "git/demo"),
-        ("demo @ file://<P>/tree\n", 3, "tree/demo"),
+        ("demo==1.0 <H>", 0, f"good/{WHEEL_NAME}"),
+        ("demo @ <Y> <H>", 0, f"good/{WHEEL_NAME}"),
+        ("demo==1.0 --hash=sha256:<GS>", 0, "good/demo-1.0.tar.gz"),
+        ("demo==1.0 --hash=sha256:<EI>", 1, "evil/demo-1.0-1-py3-none-any.whl"),
+        ("demo @ <X> --hash=sha256:<E>", 1, f"evil/{WHEEL_NAME}"),
+        ("demo==1.0", 3, "evil/demo-1.0-1-py3-none-any.whl"),
+        ("demo @ git+file://<P>/repo", 3, "git/demo"),
+        ("demo @ file://<P>/tree", 3, "tree/demo"),
     ]:
-        outcome = judge(world, {"r.txt": text}, "r.txt")
+        outcome = judge(world, {"r.txt": f"{text}\n"}, "r.txt", always=True)
         assert outcome.code == code, (text, outcome.said)
         for by, taken in outcome.taken.items():
             if code != 3 or by != "uv install --require-hashes":
                 assert taken.tokens == {token}, (text, by, taken)
-    for files in pylock(GOOD_P), uv_lock(GOOD_W):
-        outcome = judge(world, files, target_of(files))
+    script = uv_lock("wheels = [<UW>]", head=UV_BEGIN + '[manifest]\nrequirements = [{ name = "demo" }]\n')["uv.lock"]
+    for files in pylock("<PW>"), uv_lock("wheels = [<UW>]"), Files({"x.py.lock": script}):
+        outcome = judge(world, files, next(iter(files)))
         assert outcome.code == 0
-        assert {taken.tokens for taken in outcome.taken.values()} == {frozenset({f"good/{wheel}"})}
-    outcome = judge(world, {"x.py.lock": str(uv_lock(GOOD_W)["uv.lock"])}, "x.py.lock")
-    assert outcome.taken["uv sync"].code == 0
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("files", numbered("V1", [*[Files({"r.txt": f"{line}\n"}) for line in V1], *V1_FILES]))
-def test_V1_fragments(world: World, files: Files, request: pytest.FixtureRequest) -> None:
-    holds_for(world, request.node.callspec.id, files, "r.txt")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("files", numbered("V2", V2))
-def test_V2_lock_files(world: World, files: Files, request: pytest.FixtureRequest) -> None:
-    holds_for(world, request.node.callspec.id, files, target_of(files))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("files", numbered("V3", V3))
-def test_V3_options(world: World, files: Files, request: pytest.FixtureRequest) -> None:
-    if not (world.root / "evil.txt").exists():
-        for folder in world.root, world.root / "files":
-            (folder / "evil.txt").write_text(world.fill("evil==6.6 --hash=sha256:<EE>\n"))
-            (folder / "c.txt").write_text(world.fill("demo @ <U>/evil/<W>#sha256=<E>\n"))
-        (world.root / "files" / "links.html").write_text(world.fill(PAGE))
-    holds_for(world, request.node.callspec.id, files, "r.txt")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("files", numbered("V4", V4))
-def test_V4_what_is_beside(world: World, files: Files, request: pytest.FixtureRequest) -> None:
-    holds_for(world, request.node.callspec.id, files, target_of(files))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("files", numbered("V6", V6))
-def test_V6_folders(world: World, files: Files, request: pytest.FixtureRequest) -> None:
-    made, target = folders(world, files)
-    code, vouched, said = world.verify(made, target)
-    taken = install(world, made, target)
-    for sub in "d/sub", "d/x.html":  # a folder in the folder is as likely to be pointed at
-        if (made / sub).is_dir():
-            taken |= {f"{by} of {sub}": what for by, what in install(world, made, sub).items()}
-    for name in files:  # and each file as d/* names it
-        if (made / name).is_file() and name.startswith("d/demo-3"):
-            taken[f"pip of {name}"] = world.pip(made, f"./{name}")
-            taken[f"uv of {name}"] = world.uv(made, "install", f"./{name}")
-    outcome = Outcome(code, vouched if code == 0 else set(), said, taken)
-    tell(world, request.node.callspec.id, files, target, outcome)
-    assert code in (0, 1, 2, 3)
-    if code == 0:
-        assert not outcome.evil(world)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("files", numbered("V7", V7))
-def test_V7_names(world: World, files: Files, request: pytest.FixtureRequest) -> None:
-    """Also what neither installer takes at all, since no project has such a name, is not to be vouched for."""
-    outcome = holds_for(world, request.node.callspec.id, files, target_of(files))
-    if outcome.code == 0:
-        assert any(taken.code == 0 for taken in outcome.taken.values()), "pip and uv refuse what verify vouches for"
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("files", numbered("V8", V8))
-def test_V8_versions(world: World, files: Files, request: pytest.FixtureRequest) -> None:
-    """Also what neither installer takes at all is not to be vouched for."""
-    outcome = holds_for(world, request.node.callspec.id, files, target_of(files))
-    if outcome.code == 0:
-        assert any(taken.code == 0 for taken in outcome.taken.values()), "pip and uv refuse what verify vouches for"
+        assert {taken.tokens for taken in outcome.taken.values()} == {frozenset({f"good/{WHEEL_NAME}"})}
 
 
 @pytest.mark.slow
 def test_V4_what_uv_takes_beside(world: World) -> None:
     """Why `uv pip install` has to be told --require-hashes: pip needs no such word, and `uv pip sync` takes no more."""
-    text = "withdep==1.0 --hash=sha256:<GW>\n"
+    taken = judge(world, {"r.txt": "<PIN>\n"}, "r.txt").taken
     wheel = "good/withdep-1.0-py3-none-any.whl"
-    taken = judge(world, {"r.txt": text}, "r.txt").taken
-    assert taken["pip"].code == 1
-    assert taken["uv pip sync"].tokens == {wheel}
-    assert taken["uv install --require-hashes"].code == 1
-    assert taken["uv install"].tokens == {wheel, "evil/dep-3.0-py3-none-any.whl"}
-    taken = judge(world, {"r.txt": f"--require-hashes\n{text}"}, "r.txt").taken  # which uv obeys in a file, too
+    assert {by: {*what.tokens} for by, what in taken.items() if what.code == 0} == {
+        "uv pip sync": {wheel}, "uv install": {wheel, "evil/dep-3.0-py3-none-any.whl"},
+    }  # fmt: skip
+    taken = judge(world, {"r.txt": "--require-hashes\n<PIN>\n"}, "r.txt").taken  # which uv obeys in a file, too
     assert {by for by, what in taken.items() if what.code == 0} == {"uv pip sync"}
 
 
-def test_V8_a_file_of_another_project_or_version_is_refused(tmp_path: Path) -> None:
-    """Also where uv takes it, as it does out of a uv.lock: what is locked as one project and is another is no lock."""
-    with contextlib.closing(found(tmp_path / "log")) as store:
-        names = "demo-1.0-py3-none-any.whl", "dep-1.0-py3-none-any.whl", "demo-2.0-py3-none-any.whl", "demo-2.0.tar.gz", "dep-1.0.tar.gz"
-        sums = {name: hashlib.sha256(name.encode()).hexdigest() for name in names}
-        store.append([Entry(name, f"sha256:{value}").encode() for name, value in sums.items()], seal, True)
-    (tmp_path / "public.key").write_text(f"{LOG_VKEY}\n")
-    begin = 'version = 1\nrevision = 3\nrequires-python = ">=3.11"\n[[package]]\nname = "demo"\nversion = "1.0"\n'
-    for name, value in sums.items():
-        url, kind = f"https://files.example/{name}", "wheels" if name.endswith("whl") else "sdist"
-        file = f'{{ url = "{url}", hash = "sha256:{value}" }}'
-        table = f'{{ url = "{url}", hashes = {{ sha256 = "{value}" }} }}'
-        locks = {
-            "uv.lock": f'{begin}source = {{ registry = "https://index.example/simple" }}\n',
-            "pylock.toml": 'lock-version = "1.0"\ncreated-by = "x"\n[[packages]]\nname = "demo"\nversion = "1.0"\n',
-        }
-        for lock, text in locks.items():
-            one = file if lock == "uv.lock" else table
-            (tmp_path / lock).write_text(f"{text}{kind} = {f'[{one}]' if kind == 'wheels' else one}\n")
-            with contextlib.chdir(tmp_path):
-                code, _, _ = call_btlog("verify", lock, "--public-key", "public.key", "--storage-dir", "log")
-            assert (code == 0) == (name == "demo-1.0-py3-none-any.whl"), (lock, name)
+V6_PAGES = ["index.html", "index.htm", "INDEX.HTML", "x.shtml", "x.html.gz", "x.html.bz2", "x.htm.Z", "x.html.br",
+            "x.html.xz", ".html", ".hidden.html", "x%2ehtml", "x.html ", "x.xhtml", "sub/index.html",
+            "x.html/index.html"]  # fmt: skip
+V6_TREES = ["demo-2.0.tar.gz", "demo-2.0.zip", "demo-2.0-py3-none-any.whl", "demo"]
+V6_WHEELS = ["-py3-none-any.whl", "-py3-none-any.WHL", "-py3-none-any.whl.gz"]
+V6_SDISTS = {  # by what the name of demo-3.0 ends with, how it is packed
+    ".tar.zst": "w", ".TAR.GZ": "w:gz", ".tgz": "w:gz", ".tar": "w", ".tar.bz2": "w:bz2", ".tar.lzma": "w:xz",
+    ".tar.lz": "w:xz", ".ZIP": "", ".egg": "",
+}  # fmt: skip
+V6_LINKS = {
+    "demo-3.0-py3-none-any.whl": "files/evil/demo-3.0-py3-none-any.whl", "demo-2.0-py3-none-any.whl": "tree",
+    "demo-2.0.tar.gz": "tree", "x.html": "files/links.html", "sub": "files/evil",
+}  # fmt: skip
 
 
-def test_V5_an_empty_pin_is_wrong_usage(tmp_path: Path) -> None:
-    (tmp_path / "public.key").write_text(f"{LOG_VKEY}\n")
-    (tmp_path / "demo-1.0.tar.gz").write_bytes(b"x")
-    with contextlib.closing(found(tmp_path / "log")) as store:
-        entry = Entry("demo-1.0.tar.gz", btlog.checksum_of(tmp_path / "demo-1.0.tar.gz"))
-        store.append([entry.encode()], seal, True)
-    words = ["verify", "demo-1.0.tar.gz", "--public-key", "public.key", "--storage-dir", "log"]
-    with contextlib.chdir(tmp_path):
-        assert call_btlog(*words)[0] == 0
-        for pins in [
-            ("--publisher-subject", ""), ("--publisher-issuer", ""), ("--publisher-subject=",),
-            ("--publisher-issuer", ".*", "--publisher-subject", ""),
-        ]:  # fmt: skip
-            code, out, _ = call_btlog(*words, *pins)
-            assert (code, out) == (2, ""), pins
+@pytest.mark.slow
+def test_V6_folders(world: World) -> None:
+    """A folder with a good wheel and something else; pip may be pointed at it, at a folder in it, and at each file."""
+    evil = (world.root / "files" / "evil" / "demo-3.0-py3-none-any.whl").read_bytes()
+    rows: list[Files] = [{}, {"README.txt": "nothing here"}, *({name: PAGE} for name in V6_PAGES)]
+    rows += [*(inside(name) for name in V6_TREES), *({f"demo-3.0{end}": evil} for end in V6_WHEELS)]
+    for end, mode in V6_SDISTS.items():
+        sdist_of(world.root / f"demo-3.0{end}", f"evil/3.0{end}", mode)
+        data = (world.root / f"demo-3.0{end}").read_bytes()
+        rows.append({f"demo-3.0{end}": raw_zstd(data) if end == ".tar.zst" else data})
+    rows += [{f"@{name}": to} for name, to in V6_LINKS.items()]
+    assert len(rows) == 39
+    good = (world.root / "files" / "good" / WHEEL_NAME).read_bytes()
+    vouched, wrong = 0, []
+    for files in rows:
+        made = world.folder({"d/<W>": good, **{f"d/{name}": data for name, data in files.items() if name[0] != "@"}})
+        for name, to in files.items():
+            if name[0] == "@":
+                (made / "d" / name[1:]).symlink_to(world.root / to)
+        outcome = Outcome(*world.verify(made, "d"), {})
+        if outcome.code == 0:
+            vouched += 1
+            for sub in "d", "d/sub", "d/x.html":
+                if (made / sub).is_dir():
+                    outcome.taken |= {f"{by} of {sub}": what for by, what in world.install(made, sub).items()}
+            for name in files:
+                if (made / "d" / name).is_file() and name.startswith("demo-3"):
+                    outcome.taken[f"pip of {name}"] = world.pip(made, f"./d/{name}")
+                    outcome.taken[f"uv of {name}"] = world.uv_pip(made, "install", f"./d/{name}")
+            if evil_ := outcome.evil(world):
+                wrong.append((list(files), evil_))
+    assert wrong == []
+    assert vouched >= 9
 
 
-# --- The property: thousands of inputs from a grammar -----------------------------------------------------------------
+# --- The property: hundreds of inputs, made of rows of the tables -----------------------------------------------------
 
-PROJECTS = {"demo": "", "dep": "D", "withdep": "W", "kit": "K", "solo": "O", "extras": "X"}
-TWISTS = ["\t", "\x0b", "\x0c", "\x1c", "\x85", "\u2028", "\0", "'", '"', "\\", "#", " #", "&", ";", "\ufeff", "\u00a0", "${EVIL_FILE}",
-           "%", ",", "\r", "-", "\u212a", "@", "\\\n", " \\\n", "\n", "--", "=", "?", "!", "evil ", "://"]  # fmt: skip
-
-
-Choices = list[tuple[int, str]]
-
-
-def weighted(*choices: tuple[int, str]) -> Choices:
-    return [*choices]
-
-
-class Chance(random.Random):
-    """Chance that is calm for half of the inputs: it then mostly takes what is usual, of weight 4 and above."""
-
-    calm = False
-
-    def pick(self, choices: Choices) -> str:
-        if self.calm and self.random() < 0.98:
-            choices = [choice for choice in choices if choice[0] >= 4] or choices
-        return self.choices([value for _, value in choices], [weight for weight, _ in choices])[0]
-
-    def one_in(self, n: int) -> bool:
-        return not self.randrange(5 * n if self.calm else n)
-
-
-URLS = weighted((30, "<U>/good/{n}-1.0-py3-none-any.whl"), (3, "<U>/evil/{n}-1.0-py3-none-any.whl"),
-                (2, "file://<P>/files/good/{n}-1.0-py3-none-any.whl"), (1, "file://<P>/files/evil/{n}-1.0-py3-none-any.whl"),
-                (1, "file://<P>/tree"), (1, "git+file://<P>/repo"), (1, "http://u:p@127.0.0.1:<PORT>/good/{n}-1.0-py3-none-any.whl"),
-                (1, "http://u&sha256={e}&@127.0.0.1:<PORT>/evil/{n}-1.0-py3-none-any.whl"))  # fmt: skip
-FRAGMENTS = weighted((30, ""), (8, "#sha256={g}"), (1, "#sha256={e}"), (1, "#md5=<EM>&sha256={g}"), (1, "#sha512=<E512>&sha256={g}"),
-                     (1, "#sha256={g}&md5=<EM>"), (1, "#egg={n}"), (1, "#egg={n}&sha256={g}"), (1, "#SHA256={g}"), (1, "#xsha256={g}"),
-                     (1, "?x"), (1, "?x&sha256={e}"), (1, "?x&sha512=<E512>#sha256={g}"), (1, "#subdirectory=x"), (1, "#sha256%3D{g}"),
-                     (1, "#;sha256={g}"), (1, "#sha512=<E512>"), (1, "#"))  # fmt: skip
-SPECIFIERS = weighted((40, "=={v}"), (2, " == {v}"), (1, "==={v}"), (1, "==1"), (1, ">=1"), (1, "==1.*"), (1, ""), (1, "==1.0,<2"),
-                      (1, "~=1.0"), (1, " (==1.0)"), (1, "== 1.0"), (1, "==1.0.0"), (1, "==1.0+local"), (1, "==3.0"))  # fmt: skip
-MARKERS = weighted((20, ""), (4, ' ; python_version >= "3.8"'), (1, ' ; python_version < "3"'), (1, "; sys_platform == 'linux'"),
-                   (1, ' ; python_version >= "3.8" and os_name != "x"'), (1, " ; extra == 'x'"))  # fmt: skip
-HASH_LISTS = weighted((30, "{g}"), (6, "{g}|{s}"), (2, "{g}|{g}"), (1, "{e}"), (1, "{g}|{e}"), (2, ""), (1, "{G}"), (1, "sha512:<E512>|{g}"),
-                      (1, "md5:<EM>|{g}"), (1, "{s}"))  # fmt: skip
-BETWEEN = weighted((20, " \\\n    --hash="), (20, " --hash="), (2, " --hash "), (1, "\t--hash="), (1, " \\\n\t--hash="), (1, " --has="),
-                   (1, " --hash=\\\n"), (1, "\\\n--hash="), (1, " \\\n\n --hash="), (1, " \\\n# x\n --hash="), (1, "--hash="))  # fmt: skip
-OPTIONS = weighted((4, "--index-url <U>/simple/"), (2, "-i <U>/simple/"), (2, "--extra-index-url <U>/simple/"), (2, "--no-binary :none:"),
-                   (2, "--only-binary :all:"), (4, "--require-hashes"), (1, "--prefer-binary"), (1, "--pre"), (1, "--no-require-hashes"),
-                   (1, "-f <P>/files/evil"), (1, "--find-links <P>/files/good"), (1, "--trusted-host 127.0.0.1"),
-                   (1, "--index-url <U>/simple/ --extra-index-url <U>/simple/"), (1, "--index-url=<U>/simple/"), (1, "-e <P>/tree"),
-                   (1, "--ind <U>/simple/"), (1, "--pre --require-hashes"), (1, "--no-index"), (1, "--use-feature fast-deps"))  # fmt: skip
-INCLUDES = weighted((4, "-r more.txt"), (3, "-c more.txt"), (1, "-r 'more.txt'"), (1, "--requirement=more.txt"), (1, "--constraint more.txt"),
-                    (1, "-rmore.txt"), (1, "-r ./more.txt"), (1, "-c more.txt -r more.txt"), (1, "-r more.txt # x"), (1, "-r more.txt#x"),
-                    (1, "-r file://<P>/evil.txt"), (1, "-r mo\\re.txt"))  # fmt: skip
-ENDS = weighted((40, "\n"), (3, "\r\n"), (4, "  # via x\n"), (1, " # x \\\n"), (1, "\x0c\n"), (1, "\r"), (1, ""))
-
-
-def requirement_lines(r: Chance, name: str) -> str:
-    letter = PROJECTS[name]
-    words = {"n": name, "v": "1.0", "g": f"<G{letter}>", "e": f"<E{letter}>", "s": "<GS>" if name == "demo" else "<GDS>"}
-    shown = r.pick(weighted((30, name), (2, name.upper()), (1, f"{name}[x]"), (1, name.replace("k", "\u212a"))))
-    if name == "extras":
-        shown = r.pick(weighted((3, "extras[more]"), (1, "extras")))
-    form = r.pick(weighted((14, "pinned"), (4, "url"), (1, "bare"), (1, "path")))
-    if form == "pinned":
-        line = shown + r.pick(SPECIFIERS).format(**words)
-    else:
-        url = (r.pick(URLS) + r.pick(FRAGMENTS)).format(**words)
-        line = {"url": f"{shown} @ {url}", "bare": url, "path": f"<P>/files/good/{name}-1.0-py3-none-any.whl"}[form]
-    line += r.pick(MARKERS)
-    between = r.pick(BETWEEN)
-    hashes = r.pick(HASH_LISTS)
-    if "{s}" in hashes and name not in ("demo", "dep"):
-        hashes = "{g}"
-    for value in hashes.split("|") if hashes else []:
-        value = value.replace("{G}", f"<G{letter}UP>" if not letter else words["g"]).format(**words)
-        line += between + (value if ":" in value else f"sha256:{value}")
-    return line
-
-
-def twisted(r: Chance, text: str) -> str:
-    """The text with something hostile at some place, or without a line, or with one twice."""
-    kind = r.pick(weighted((4, "insert"), (1, "drop"), (1, "twice"), (1, "swap"), (1, "evil")))
-    lines = text.splitlines(keepends=True)
-    at = r.randrange(max(len(lines), 1))
-    if kind == "insert":
-        place = r.randrange(len(text) + 1)
-        return text[:place] + r.choice(TWISTS) + text[place:]
-    if kind == "drop":
-        return "".join(lines[:at] + lines[at + 1 :])
-    if kind == "twice":
-        return "".join(lines[:at] + lines[at : at + 1] * 2 + lines[at + 1 :])
-    if kind == "swap":
-        return text.replace("<U>/good", "<U>/evil", 1)
-    return text.replace("<G", "<E", 1) if "<GS>" not in text and "<GDS>" not in text and "UP>" not in text else text
-
-
-def requirements(r: Chance) -> tuple[Files, str]:
-    """A file of requirements, with what it includes; by chance and not drawn, to be as frequent as they say."""
-    names = r.sample(list(PROJECTS), r.randint(1, 3))
-    if {"withdep", "extras"} & {*names} and "dep" not in names and r.randrange(8):
-        names.append("dep")
-    parts = [requirement_lines(r, name) for name in names]
-    if not r.randrange(4):
-        parts.insert(0 if r.calm else r.choice([0, 0, len(parts)]), r.pick(OPTIONS))
-    if not r.randrange(6):
-        parts.insert(0, "# a comment")
-    files: Files = {}
-    if not r.randrange(6):
-        parts.insert(r.choice([0, len(parts)]), r.pick(INCLUDES))
-        other = r.choice([name for name in PROJECTS if name not in names] or ["demo"])
-        files["more.txt"] = requirement_lines(r, other) + r.pick(ENDS)
-    text = "".join(part + r.pick(ENDS) for part in parts)
-    if r.one_in(4):
-        text = twisted(r, text)
-    if r.one_in(20):
-        text = "\ufeff" + text
-    files["r.txt"] = text
-    return files, "r.txt"
-
-
-HASH_TABLES = weighted((30, 'sha256 = "{g}"'), (1, 'sha256 = "{g}", sha512 = "<E512>"'), (1, 'sha512 = "<E512>"'), (1, 'sha256 = "{e}"'),
-                       (1, 'SHA256 = "{g}"'), (1, 'sha256 = "{g}", md5 = "<EM>"'), (1, ""), (1, 'sha256 = "{g}", x = "y"'))  # fmt: skip
-PLACES = weighted((20, 'url = "<U>/good/{f}"'), (6, 'name = "{f}", url = "<U>/good/{f}"'), (1, 'url = "<U>/evil/{f}"'), (2, 'path = "<P>/files/good/{f}"'),
-                  (1, 'path = "<P>/files/evil/{f}"'), (1, 'url = "<U>/good/{f}", path = "<P>/files/evil/{f}"'), (1, 'url = "<U>/evil/{f}#sha256={e}"'),
-                  (1, 'url = "<U>/evil/{f}?&sha256={e}"'), (1, 'name = "{f}"'), (1, 'name = "x-1.0-py3-none-any.whl", url = "<U>/good/{f}"'))  # fmt: skip
-MORE_KEYS = weighted((30, ""), (2, ", size = {z}"), (1, ', hash = "sha256:{e}"'), (1, ", upload-time = 2024-01-01T00:00:00Z"), (1, ', zstd = {{ hash = "sha256:{e}" }}'),
-                     (1, ", size = 1"), (1, ', x = "y"'))  # fmt: skip
-PACKAGE_KEYS = weighted((20, ""), (2, 'index = "<U>/simple"\n'), (1, 'requires-python = ">=3.8"\n'), (1, "marker = \"python_version > '3'\"\n"),
-                        (1, "marker = \"python_version < '3'\"\n"), (1, 'directory = {{ path = "<P>/tree" }}\n'), (1, "dependencies = [{{ name = 'dep' }}]\n"),
-                        (1, 'x = "y"\n'), (1, 'vcs = {{ type = "git", url = "file://<P>/repo", commit-id = "<C>" }}\n'),
-                        (1, "[packages.tool.x]\ny = 1\n"))  # fmt: skip
-LOCK_HEADS = weighted((30, 'lock-version = "1.0"\ncreated-by = "x"\n'), (2, 'lock-version = "1.0"\ncreated-by = "x"\nrequires-python = ">=3.8"\n'),
-                 (1, 'lock-version = "9.0"\ncreated-by = "x"\n'), (1, 'created-by = "x"\n'), (1, 'lock-version = "1.0"\ncreated-by = "x"\nextras = ["a"]\n'),
-                 (1, 'lock-version = "1.1"\ncreated-by = "x"\n'), (1, 'lock-version = "1.0"\ncreated-by = "x"\nversion = 1\n'))  # fmt: skip
-
-
-def words_of(name: str) -> dict[str, str]:
-    letter = PROJECTS[name]
-    return {"n": name, "f": f"{name}-1.0-py3-none-any.whl", "g": f"<G{letter}>", "e": f"<E{letter}>", "z": f"<Z{letter}>"}
-
-
-def pylocks(r: Chance) -> tuple[Files, str]:
-    names = r.sample(list(PROJECTS), r.randint(1, 3))
-    text = r.pick(LOCK_HEADS)
-    for name in names:
-        words = words_of(name)
-        version = r.pick(weighted((30, "1.0"), (1, "2.0"), (1, "1")))
-        shown = r.pick(weighted((30, name), (1, name.upper()), (1, "dep"), (1, name.replace("k", "\u212a"))))
-        text += f'[[packages]]\nname = "{shown}"\nversion = "{version}"\n'
-        file = (f"{{{{ {r.pick(PLACES)}, hashes = {{{{ {r.pick(HASH_TABLES)} }}}}{r.pick(MORE_KEYS)} }}}}").format(**words)
-        kind = r.pick(weighted((12, "wheels"), (2, "archive"), (1, "both"), (1, "sdist")))
-        if kind in ("wheels", "both"):
-            text += f"wheels = [{file}]\n"
-        if kind in ("archive", "both"):
-            text += f"archive = {file}\n"
-        if kind == "sdist":
-            text += 'sdist = { url = "<U>/good/demo-1.0.tar.gz", hashes = { sha256 = "<GS>" } }\n'
-        text += r.pick(PACKAGE_KEYS).format(**words)
-    if r.one_in(4):
-        text = twisted(r, text)
-    return {"pylock.toml": text}, "pylock.toml"
-
-
-UV_SOURCES = weighted((30, 'registry = "<U>/simple"'), (2, 'url = "<U>/good/{f}"'), (1, 'url = "<U>/evil/{f}"'), (1, 'registry = "<U>/simple", virtual = "."'),
-                      (1, 'url = "<U>/evil/{f}", virtual = "x"'), (1, 'git = "file://<P>/repo?rev=<C>#<C>"'), (1, 'directory = "<P>/tree"'),
-                      (1, 'registry = "<U>/simple", x = "y"'), (1, 'path = "<P>/files/good/{f}"'))  # fmt: skip
-UV_WHEELS = weighted((30, 'url = "<U>/good/{f}", hash = "sha256:{g}"'), (6, 'url = "<U>/good/{f}", hash = "sha256:{g}", size = {z}'), (1, 'url = "<U>/good/{f}"'),
-                     (1, 'url = "<U>/evil/{f}", hash = "sha256:{e}", hashes = {{ sha256 = "{g}" }}'), (1, 'url = "<U>/evil/{f}", hashes = {{ sha256 = "{g}" }}'),
-                     (1, 'url = "<U>/evil/{f}", hash = "sha256:{g}"'), (1, 'url = "<U>/evil/{f}", hash = "sha512:<E512>"'), (1, 'filename = "{f}", hash = "sha256:{g}"'),
-                     (1, 'url = "<U>/good/{f}", hash = "sha256:{g}", zstd = {{ hash = "sha256:{e}", size = 1 }}'),
-                     (1, 'url = "<U>/evil/{f}", hash = "md5:<EM>"'), (1, 'url = "<U>/good/{f}", hash = "sha256:{g}", x = 1'),
-                     (1, 'url = "<U>/good/{f}", hash = "sha256:{g}", upload-time = "2024-01-01T00:00:00Z"'))  # fmt: skip
-
-
-def uv_locks(r: Chance) -> tuple[Files, str]:
-    names = r.sample([n for n in PROJECTS if n not in ("extras", "withdep")], r.randint(1, 3))
-    needs = ", ".join(f'{{ name = "{name}" }}' for name in names)
-    head = UV_HEAD.replace('[{ name = "demo" }]', f"[{needs}]")
-    head = head.replace("version = 1\n", r.pick(weighted((30, "version = 1\n"), (1, "version = 9\n"), (1, ""), (1, "version = 2\n"))), 1)
-    head = head.replace("revision = 3\n", r.pick(weighted((10, "revision = 3\n"), (1, ""), (1, "revision = 1\n"), (1, "x = 1\n"))), 1)
-    text = head
-    for name in names:
-        words = words_of(name)
-        table = r.pick(weighted((40, "package"), (1, "distribution"), (1, "packages")))
-        text += f'[[{table}]]\nname = "{name}"\nversion = "{r.pick(weighted((30, "1.0"), (1, "2.0")))}"\n'
-        text += f"source = {{{{ {r.pick(UV_SOURCES)} }}}}\nwheels = [\n    {{{{ {r.pick(UV_WHEELS)} }}}},\n]\n".format(**words) + "\n"
-    if r.one_in(4):
-        text = twisted(r, text)
-    project = PROJECT.replace('"demo"', ", ".join(f'"{name}"' for name in names))
-    return {"uv.lock": text, "pyproject.toml": project}, "uv.lock"
-
-
-INPUTS = int(os.environ.get("BTLOG_INPUTS", "2000"))
+USUAL = [
+    "<OK> --hash=sha256:<GS>",
+    'demo==1.0 ; python_version >= "3.8" \\\n    <H> \\\n    --hash=sha256:<GS>\n    # via x',
+    "kit==1.0 --hash sha256:<GK>  # via x",
+    "# a comment\nsolo @ <U>/good/solo-1.0-py3-none-any.whl \\\n\t--hash=sha256:<GO>",
+    "--index-url <U>/simple/\r\nsolo==1.0 \\\r\n    --hash=sha256:<GO>\r",
+    "--require-hashes\nextras==1.0 --hash=sha256:<GX>",
+    "<PIN>\ndep==1.0 ; sys_platform == 'linux' --hash=sha256:<GD> --hash=sha256:<GDS>",
+    "--only-binary :all:\n<PIN>\nkit==1.0",
+]  # fmt: skip
+TWISTS = [
+    "\t", "\x0b", "\x0c", "\x1c", "\x85", "\u2028", "\0", "'", '"', "\\", "#", " #", "&", ";", "\ufeff", "\u00a0", "%",
+    ",", "${EVIL_FILE}", "\r", "-", "\u212a", "@", "\\\n", " \\\n", "\n", "--", "=", "?", "!", "evil ", "://",
+]  # fmt: skip
+INPUTS = int(os.environ.get("BTLOG_INPUTS", "200"))
 SEED = int(os.environ.get("BTLOG_SEED", "20260701"))
+
+
+def twisted(r: random.Random, text: str) -> str:
+    """The text with something hostile at some place, or without a line, or with one twice, or with another file."""
+    lines = text.splitlines(keepends=True)
+    at, place = r.randrange(len(lines) or 1), r.randrange(len(text) + 1)
+    inserted = text[:place] + r.choice(TWISTS) + text[place:]
+    others = [
+        "".join(lines[:at] + lines[at + 1 :]), "".join(lines[:at] + lines[at : at + 1] * 2 + lines[at + 1 :]),
+        re.sub("<U>/good|<Y>", "<X>", text, count=1), re.sub("<G>|<GK>|<GD>", "<E>", text, count=1),
+    ]  # fmt: skip
+    return r.choice([inserted] * 4 + others)
 
 
 @pytest.mark.slow
 def test_V_whatever_is_vouched_for_is_what_is_installed(world: World) -> None:
-    """The invariant, for 2,000 inputs of a grammar; that many are accepted and installed that it means something."""
-    count = {"inputs": 0, "accepted": 0, "pip": 0, "uv": 0, "hostile": 0, "refused and tried": 0, "requirements": 0, "pylock": 0, "uv.lock": 0}
-    wrong: list[str] = []
-
-    @seed(SEED)
-    @settings(max_examples=INPUTS, phases=(Phase.generate,), derandomize=False, database=None, deadline=None)
-    @given(st.integers(0, 2**62))
-    def held(chance: int) -> None:
-        r = Chance(chance)
-        r.calm = r.random() < 0.4
-        files, target = r.choice([requirements, requirements, requirements, pylocks, uv_locks])(r)
-        count["inputs"] += 1
+    """The invariant, for rows that are vouched for, and now and then another, in one file that is twisted."""
+    rows = [files for rows, _ in V_TABLES.values() for files in rows]
+    usual = requirements_of(*USUAL)
+    usual += [files for files in rows if world.verify(world.folder(files), target_of(files))[0] == 0]
+    locks = [files for files in usual if "r.txt" not in files]
+    texts = [files for files in usual if "r.txt" in files]
+    evil_texts = [files for files in rows if isinstance(files.get("r.txt"), str)]
+    count = dict.fromkeys(["r.txt", "pylock.toml", "uv.lock", "pip", "uv", "hostile"], 0)
+    wrong = []
+    for number in range(INPUTS):
+        r = random.Random(f"{SEED} {number}")
+        chosen = [r.choice(locks)] if r.random() < 0.4 else r.sample(texts, r.randint(1, 3))
+        if "r.txt" in chosen[0] and r.random() < 0.3:
+            chosen.append(r.choice(evil_texts))
+        target = target_of(chosen[0])
+        text = "".join(files[target] for files in chosen)
+        files = {name: data for files in chosen for name, data in files.items()}
+        files[target] = twisted(r, text) if r.random() < 0.6 else text
         # Also what is refused is tried now and then, which shows how many of these are hostile.
-        outcome = judge(world, files, target, always=count["inputs"] % 8 == 0, turn=count["inputs"])
+        outcome = judge(world, files, target, always=number % 4 == 0, turn=number)
         evil = outcome.evil(world)
         if outcome.code:
-            count["refused and tried"] += bool(outcome.taken)
             count["hostile"] += bool(evil)
-            return
-        count["accepted"] += 1
-        count[{"r.txt": "requirements", "pylock.toml": "pylock"}.get(target, target)] += 1
+            continue
+        count[target] += 1
         for who in "pip", "uv":
-            count[who] += any(by.startswith(who) and what.code == 0 and bool(what.tokens) for by, what in outcome.taken.items())
+            count[who] += any(by.startswith(who) and t.code == 0 and bool(t.tokens) for by, t in outcome.taken.items())
         if evil:
-            wrong.append(f"{evil}\n" + "\n".join(f"--- {name}\n{data!r}" for name, data in files.items()))
-
-    begun = time.monotonic()
-    held()
-    told = f"{count} in {time.monotonic() - begun:.0f} s, seed {SEED}"
-    print(told)
-    assert not wrong, f"{len(wrong)} of {told}\n\n" + "\n\n".join(wrong[:40])
-    assert count["inputs"] >= INPUTS, told
-    part = INPUTS / 2000
-    assert count["accepted"] >= 600 * part, told
-    assert count["pip"] >= 300 * part, told
-    assert count["uv"] >= 400 * part, told
-    assert min(count["requirements"], count["pylock"], count["uv.lock"]) >= 60 * part, told
-    assert count["hostile"] >= 3 * part, told
+            wrong.append((evil, files))
+    assert wrong == [], f"seed {SEED}"
+    least = {"r.txt": 30, "pylock.toml": 9, "uv.lock": 9, "pip": 30, "uv": 40, "hostile": 1}
+    assert [what for what, n in least.items() if count[what] < n * INPUTS // 200] == [], [*count.items()]
 
 
 # --- W: verify says no where it should say yes, or accuses what it does not know --------------------------------------
 
-SUMS = {name: hashlib.sha256(name.encode()).hexdigest() for name in "abcdefg"}
+SUMS = {letter: hashlib.sha256(letter.lower().encode()).hexdigest() for letter in "ABCDEFGHIJ"}
 LOGGED = {
-    "demo-1.0-py3-none-any.whl": "a", "demo-1.0.tar.gz": "b", "dep-1.0-py3-none-any.whl": "c", "DemoPkg-1.0-py3-none-any.whl": "d",
+    "demo-1.0-py3-none-any.whl": "A", "demo-1.0.tar.gz": "B", "dep-1.0-py3-none-any.whl": "C",
+    "DemoPkg-1.0-py3-none-any.whl": "D", "demo-2.0-py3-none-any.whl": "H", "demo-2.0.tar.gz": "I",
+    "dep-1.0.tar.gz": "J",
 }  # fmt: skip
+PINNED = "demo==1.0 --hash=sha256:<A>\n"
+DEMO_URL = "http://127.0.0.1:1/good/demo-1.0-py3-none-any.whl"
+VERIFY = ("verify", "--public-key", "public.key", "--storage-dir", "log")
 
 
-@pytest.fixture
-def shelf(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a key, and a log of what LOGGED names."""
-    with contextlib.closing(found(tmp_path / "log")) as store:
+    folder = tmp_path_factory.mktemp("shelf")
+    with contextlib.closing(found(folder / "log")) as store:
         store.append([Entry(name, f"sha256:{SUMS[letter]}").encode() for name, letter in LOGGED.items()], seal, True)
-    (tmp_path / "public.key").write_text(f"{LOG_VKEY}\n")
-    return tmp_path
+    (folder / "public.key").write_text(f"{LOG_VKEY}\n")
+    return folder
+
+
+def put(shelf: Path, name: str, data: str | bytes) -> None:
+    """Writes a file in which <A> to <J> stand for checksums, of which E to G are not logged."""
+    if isinstance(data, str):
+        data = re.sub(r"<([A-J])>", lambda m: SUMS[m[1]], data).encode("utf-8", "surrogateescape")
+    (shelf / name).write_bytes(data)
 
 
 def verified(shelf: Path, name: str, data: str | bytes, *words: str) -> tuple[int, str]:
-    """Exit code and stderr of `verify` for a file of this name; <A> to <G> stand for checksums, of which A to D are logged."""
-    if isinstance(data, str):
-        data = re.sub(r"<([A-G])>", lambda m: SUMS[m[1].lower()], data).encode("utf-8", "surrogateescape")
-    (shelf / name).write_bytes(data)
+    """Exit code and stderr of `verify` for a file of this name; without more words, by the log's folder."""
+    put(shelf, name, data)
     with contextlib.chdir(shelf):
-        code, _, err = call_btlog("verify", name, "--public-key", "public.key", *(words or ("--storage-dir", "log")))
+        code, _, err = call_btlog(*(VERIFY if not words else VERIFY[:3]), name, *words)
     assert "Traceback" not in err
     return code, err
 
 
-DEMO_URL = "http://127.0.0.1:1/good/demo-1.0-py3-none-any.whl"
-N1 = """lock-version = "1.0"
-created-by = "uv"
+def in_a_process(script: str, folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
+    """Runs a script that may import btlog, and goes to the folder by itself."""
+    command = [sys.executable, "-c", script, str(folder), *args]
+    return subprocess.run(command, cwd=HERE, capture_output=True, text=True, timeout=60, check=False)
 
-[[packages]]
-name = "demopkg"
-version = "1.0"
-wheels = [{ name = "demopkg-1.0-py3-none-any.whl", url = "https://files.example/DemoPkg-1.0-py3-none-any.whl", hashes = { sha256 = "<D>" } }]
-"""
+
+def test_V5_an_empty_pin_is_wrong_usage(shelf: Path) -> None:
+    assert verified(shelf, "demo-1.0.tar.gz", b"b") == (0, "")
+    for pins in [
+        ("--publisher-subject", ""), ("--publisher-issuer", ""), ("--publisher-subject=",),
+        ("--publisher-issuer", ".*", "--publisher-subject", ""),
+    ]:  # fmt: skip
+        assert verified(shelf, "demo-1.0.tar.gz", b"b", "--storage-dir", "log", *pins)[0] == 2, pins
+
+
+def test_V8_a_file_of_another_project_or_version_is_refused(shelf: Path) -> None:
+    """Also where uv takes it, as it does out of a uv.lock: what is locked as one project and is another is no lock."""
+    for name, letter in LOGGED.items():
+        if letter not in "BD":  # that is demo-1.0 too, or a file for W1
+            url, kind = f'url = "https://files.example/{name}"', "wheels" if name.endswith("whl") else "sdist"
+            for lock, text, value in [
+                ("uv.lock", UV_BEGIN + UV_DEMO + UV_SIMPLE, f'hash = "sha256:<{letter}>"'),
+                ("pylock.toml", pylock("")["pylock.toml"], f'hashes = {{ sha256 = "<{letter}>" }}'),
+            ]:
+                file = f"{{ {url}, {value} }}"
+                code, err = verified(shelf, lock, f"{text}{kind} = {file if kind == 'sdist' else f'[{file}]'}\n")
+                assert (code == 0) == (letter == "A"), (lock, name, err)
 
 
 def test_W1_a_name_in_another_case_than_the_url_s(shelf: Path) -> None:
     """The log knows the file as the index does: by the last part of its URL."""
-    assert verified(shelf, "pylock.toml", N1)[0] == 0
-    assert verified(shelf, "pylock.toml", N1.replace("<D>", "<E>"))[0] == 1
-    assert verified(shelf, "pylock.toml", N1.replace('name = "demopkg-1.0-py3-none-any.whl", ', ""))[0] == 0
+    name, url = "demopkg-1.0-py3-none-any.whl", "https://files.example/DemoPkg-1.0-py3-none-any.whl"
+    lock = PY_BEGIN + '[[packages]]\nname = "demopkg"\nversion = "1.0"\n'
+    lock += f'wheels = [{{ name = "{name}", url = "{url}", hashes = {{ sha256 = "<D>" }} }}]\n'
+    assert verified(shelf, "pylock.toml", lock)[0] == 0
+    assert verified(shelf, "pylock.toml", lock.replace("<D>", "<E>"))[0] == 1
+    assert verified(shelf, "pylock.toml", lock.replace(f'name = "{name}", ', ""))[0] == 0
     # By `name` alone, as of a file in a folder, or at a URL that does not tell it.
-    for place in '"https://files.example/x/demo-1.0-py3-none-any.whl"', '"https://files.example/blob/1234"':
-        other = N1.replace("demopkg", "demo").replace('"https://files.example/DemoPkg-1.0-py3-none-any.whl"', place)
-        assert verified(shelf, "pylock.toml", other.replace("<D>", "<A>"))[0] == 0
+    for place in "https://files.example/x/demo-1.0-py3-none-any.whl", "https://files.example/blob/1234":
+        other = lock.replace(url, place).replace("demopkg", "demo").replace("<D>", "<A>")
+        assert verified(shelf, "pylock.toml", other)[0] == 0
 
 
-W2 = {
-    "e1 a BOM": "\ufeffdemo==1.0 --hash=sha256:<A>\n",
-    "e3 a coding line": "# -*- coding: utf-8 -*-\ndemo==1.0 --hash=sha256:<A>\n",
-    "e3 another coding line": "#!x\n# vim: set fileencoding=UTF-8 :\ndemo==1.0 --hash=sha256:<A>\n",
-    "e5 two options": "--no-index --find-links=./wheels\ndemo==1.0 --hash=sha256:<A>\n",
-    "e6 two indexes": "--index-url https://index.example/simple --extra-index-url https://x.example/simple\ndemo==1.0 --hash=sha256:<A>\n",
-    "e8 a bare URL": f"{DEMO_URL} --hash=sha256:<A>\n",
-    "a quoted value": '--index-url "https://index.example/simple"\ndemo==1.0 --hash=sha256:<A>\n',
-    "a quoted value after =": "--index-url='https://index.example/simple'\ndemo==1.0 --hash=sha256:<A>\n",
-    "a path": "./demo-1.0-py3-none-any.whl --hash=sha256:<A>\n",
-    "a URL and its hash": f"demo @ {DEMO_URL} --hash=sha256:<A>\n",
-    "a URL and its hash, twice": f"demo @ {DEMO_URL}#sha256=<A> --hash=sha256:<A>\n",
-    "as pip-compile writes": "#\n# This file is autogenerated by pip-compile with Python 3.11\n# by the following command:\n#\n#    pip-compile --generate-hashes x.in\n#\n"
-    "--index-url https://index.example/simple\n\ndemo==1.0 \\\n    --hash=sha256:<A> \\\n    --hash=sha256:<B>\n    # via -r x.in\ndep==1.0 ; python_version >= \"3.8\" \\\n    --hash=sha256:<C>\n    # via\n    #   -r x.in\n    #   demo\n",
-    "as uv writes": "# This file was autogenerated by uv via the following command:\n#    uv export --frozen -o requirements.txt\ndemo==1.0 ; sys_platform == 'linux' \\\n    --hash=sha256:<B> \\\n    --hash=sha256:<A>\n",
-    "as poetry writes": 'demo==1.0 ; python_version >= "3.11" and python_version < "4.0" \\\n    --hash=sha256:<A> \\\n    --hash=sha256:<B>\ndep==1.0 ; python_version >= "3.11" --hash=sha256:<C>\n',
-    "as pipenv writes": "-i https://index.example/simple\ndemo==1.0; python_version >= '3.8' --hash=sha256:<A> --hash=sha256:<B>\n",
-    "CR and LF": "demo==1.0 \\\r\n    --hash=sha256:<A>\r\n",
-    "capitals": "Demo[x]==1.0 --hash=sha256:<A>\n",
+W2 = [
+    f"\ufeff{PINNED}", f"# -*- coding: utf-8 -*-\n{PINNED}", f"#!x\n# vim: set fileencoding=UTF-8 :\n{PINNED}",
+    f"--no-index --find-links=./wheels\n{PINNED}",
+    f"--index-url https://a.example --extra-index-url https://b.example\n{PINNED}",
+    f'--index-url "https://a.example/simple"\n{PINNED}', f"--index-url='https://a.example/simple'\n{PINNED}",
+    f"{DEMO_URL} --hash=sha256:<A>\n", "./demo-1.0-py3-none-any.whl --hash=sha256:<A>\n",
+    "Demo[x]==1.0 --hash=sha256:<A>\n",
+    f"demo @ {DEMO_URL} --hash=sha256:<A>\n", f"demo @ {DEMO_URL}#sha256=<A> --hash=sha256:<A>\n",
+    "demo==1.0 \\\r\n    --hash=sha256:<A>\r\n",
+    # As pip-compile writes, uv, poetry, pipenv.
+    "#\n# This file is autogenerated by pip-compile with Python 3.11\n# by the following command:\n#\n"
+    "#    pip-compile --generate-hashes x.in\n#\n--index-url https://a.example/simple\n\ndemo==1.0 \\\n"
+    "    --hash=sha256:<A> \\\n    --hash=sha256:<B>\n    # via -r x.in\ndep==1.0 ; python_version >= \"3.8\" \\\n"
+    "    --hash=sha256:<C>\n    # via\n    #   -r x.in\n    #   demo\n",
+    "# This file was autogenerated by uv via the following command:\n#    uv export --frozen -o requirements.txt\n"
+    "demo==1.0 ; sys_platform == 'linux' \\\n    --hash=sha256:<B> \\\n    --hash=sha256:<A>\n",
+    'demo==1.0 ; python_version >= "3.11" and python_version < "4.0" \\\n    --hash=sha256:<A> \\\n'
+    "    --hash=sha256:<B>\n"
+    'dep==1.0 ; python_version >= "3.11" --hash=sha256:<C>\n',
+    "-i https://a.example/simple\ndemo==1.0; python_version >= '3.8' --hash=sha256:<A> --hash=sha256:<B>\n",
+]  # fmt: skip
+
+
+def test_W2_requirements_as_pip_takes_them(shelf: Path) -> None:
+    for text in W2:
+        assert verified(shelf, "r.txt", text)[0] == 0, text
+        assert verified(shelf, "r.txt", text.replace("<A>", "<F>"))[0] == 1, text
+
+
+LOCK_FILES = (
+    'files = [\n    {file = "demo-1.0-py3-none-any.whl", hash = "sha256:<A>"},\n'
+    '    {file = "demo-1.0.tar.gz", hash = "sha256:<B>"},\n]\n'
+)
+NO_SHA256 = "0" * 64
+# Of each tool a lock file; and what of it, replaced by what, makes one that says more: something is taken without a
+# checksum, or is not known. & stands for what is replaced.
+LOCKS: dict[str, tuple[str, dict[str, list[str]]]] = {
+    "poetry.lock": (
+        '# This file is automatically @generated by Poetry 2.1.3 and should not be changed by hand.\n\n[[package]]\n'
+        'name = "demo"\nversion = "1.0"\ndescription = ""\noptional = false\npython-versions = ">=3.8"\n'
+        f'groups = ["main"]\n{LOCK_FILES}\n[metadata]\nlock-version = "2.1"\npython-versions = ">=3.11"\n'
+        f'content-hash = "{NO_SHA256}"\n',
+        {
+            "[metadata]": [
+                '[package.source]\ntype = "git"\nurl = "https://x.example/demo.git"\nreference = "HEAD"\n'
+                f'resolved_reference = "{NO_SHA256[:40]}"\n\n&',
+                *(f'[package.source]\ntype = "{kind}"\nurl = "../demo"\n\n&' for kind in ("directory", "x")),
+                '[[package]]\nname = "dep"\nversion = "1.0"\ndescription = ""\noptional = false\n'
+                'python-versions = "*"\nfiles = []\n\n&', "[[packages]]\n\n&",
+            ],
+            'hash = "sha256:<A>"': [
+                'hash = "sha512:<A><A>"', f'hash = "md5:{NO_SHA256[:32]}"', '&, hashes = ["sha256:<F>"]',
+                '&, url = "https://x.example/evil-1.0-py3-none-any.whl"',
+            ],
+            'lock-version = "2.1"': ['lock-version = "9.0"', ""],
+            'name = "demo"': ['name = "dep"'], '\nversion = "1.0"': ['\nversion = "2.0"'],
+        },
+    ),
+    "pdm.lock": (
+        '# This file is @generated by PDM.\n\n[metadata]\ngroups = ["default"]\nstrategy = ["inherit_metadata"]\n'
+        f'lock_version = "4.5.0"\ncontent_hash = "sha256:{NO_SHA256}"\n\n[[metadata.targets]]\n'
+        'requires_python = ">=3.11"\n\n[[package]]\nname = "demo"\nversion = "1.0"\nrequires_python = ">=3.8"\n'
+        f'summary = ""\ngroups = ["default"]\n{LOCK_FILES}',
+        {
+            'summary = ""': [
+                f'&\ngit = "https://x.example/demo.git"\nrevision = "{NO_SHA256[:40]}"', '&\npath = "./demo"',
+                '&\npath = "./demo"\neditable = true', '&\nx = "y"',
+            ],
+            'hash = "sha256:<A>"': ['hash = "sha512:<A><A>"', '&, x = "y"'],
+            'lock_version = "4.5.0"': ['lock_version = "9.0"', ""], "files = [": ["x = ["],
+            'name = "demo"': ['name = "dep"'], '\nversion = "1.0"': ['\nversion = "2.0"'],
+        },
+    ),
+    "Pipfile.lock": (
+        f'{{"_meta": {{"hash": {{"sha256": "{NO_SHA256}"}}, "pipfile-spec": 6,\n'
+        '"requires": {"python_version": "3.11"}, "sources": [{"name": "pypi", '
+        '"url": "https://a.example/simple", "verify_ssl": true}]},\n"default": {"demo": {'
+        '"hashes": ["sha256:<A>", "sha256:<B>"], "index": "pypi",\n'
+        '"markers": "python_version >= \'3.8\'", "version": "==1.0"}},\n"develop": {}}\n',
+        {
+            '"version": "==1.0"': [
+                f'&, "git": "https://x.example/demo.git", "ref": "{NO_SHA256[:40]}"', '&, "path": "./demo"',
+                '&, "x": "y"', '&, "path": "./demo", "editable": true',
+                '&, "file": "https://x.example/evil-1.0-py3-none-any.whl"',
+            ],
+            '"sha256:<A>"': ['&, "sha512:<A><A>"', f'&, "md5:{NO_SHA256[:32]}"'], '"sha256:<A>", "sha256:<B>"': [""],
+            '"pipfile-spec": 6': ['"pipfile-spec": 99'],
+            '"demo": {': ['"demo": {"version": "==3.0"}, &', '"\u212ait": {"version": "==3.0"}, &'],
+            '"develop": {}': [
+                '"develop": {"evil": {"version": "==6.6"}}', '&, "docs": {"evil": {"version": "==6.6"}}',
+                '&, "default": {}',
+            ],
+        },
+    ),
+    "script.py.lock": (
+        'version = 1\nrevision = 5\nrequires-python = ">=3.11"\n\n[manifest]\n'
+        f'requirements = [{{ name = "demo", specifier = "==1.0" }}]\n\n{UV_DEMO}{UV_SIMPLE}'
+        'sdist = { url = "https://files.example/demo-1.0.tar.gz", hash = "sha256:<B>", size = 190490, '
+        'upload-time = "2024-09-15T18:07:39.745Z" }\n'
+        'wheels = [{ url = "https://files.example/demo-1.0-py3-none-any.whl", hash = "sha256:<A>", size = 70442 }]\n',
+        {},
+    ),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", W2)
-def test_W2_requirements_as_pip_takes_them(shelf: Path, name: str) -> None:
-    assert verified(shelf, "r.txt", W2[name])[0] == 0
-    letter = "<A>" if "<A>" in W2[name] else "<C>"
-    assert verified(shelf, "r.txt", W2[name].replace(letter, "<F>"))[0] == 1
-
-
-POETRY = """# This file is automatically @generated by Poetry 2.1.3 and should not be changed by hand.
-
-[[package]]
-name = "demo"
-version = "1.0"
-description = ""
-optional = false
-python-versions = ">=3.8"
-groups = ["main"]
-files = [
-    {file = "demo-1.0-py3-none-any.whl", hash = "sha256:<A>"},
-    {file = "demo-1.0.tar.gz", hash = "sha256:<B>"},
-]
-
-[metadata]
-lock-version = "2.1"
-python-versions = ">=3.11"
-content-hash = "0000000000000000000000000000000000000000000000000000000000000000"
-"""
-PDM = """# This file is @generated by PDM.
-# It is not intended for manual editing.
-
-[metadata]
-groups = ["default"]
-strategy = ["inherit_metadata"]
-lock_version = "4.5.0"
-content_hash = "sha256:0000000000000000000000000000000000000000000000000000000000000000"
-
-[[metadata.targets]]
-requires_python = ">=3.11"
-
-[[package]]
-name = "demo"
-version = "1.0"
-requires_python = ">=3.8"
-summary = ""
-groups = ["default"]
-files = [
-    {file = "demo-1.0-py3-none-any.whl", hash = "sha256:<A>"},
-    {file = "demo-1.0.tar.gz", hash = "sha256:<B>"},
-]
-"""
-PIPFILE = """{
-    "_meta": {
-        "hash": {"sha256": "0000000000000000000000000000000000000000000000000000000000000000"},
-        "pipfile-spec": 6,
-        "requires": {"python_version": "3.11"},
-        "sources": [{"name": "pypi", "url": "https://index.example/simple", "verify_ssl": true}]
-    },
-    "default": {
-        "demo": {
-            "hashes": ["sha256:<A>", "sha256:<B>"],
-            "index": "pypi",
-            "markers": "python_version >= '3.8'",
-            "version": "==1.0"
-        }
-    },
-    "develop": {}
-}
-"""
-SCRIPT_LOCK = """version = 1
-revision = 5
-requires-python = ">=3.11"
-
-[manifest]
-requirements = [{ name = "demo", specifier = "==1.0" }]
-
-[[package]]
-name = "demo"
-version = "1.0"
-source = { registry = "https://index.example/simple" }
-sdist = { url = "https://files.example/packages/demo-1.0.tar.gz", hash = "sha256:<B>", size = 190490, upload-time = "2024-09-15T18:07:39.745Z" }
-wheels = [
-    { url = "https://files.example/packages/demo-1.0-py3-none-any.whl", hash = "sha256:<A>", size = 70442, upload-time = "2024-09-15T18:07:37.964Z" },
-]
-"""
-
-
-@pytest.mark.parametrize(
-    ("name", "text"),
-    [("poetry.lock", POETRY), ("pdm.lock", PDM), ("Pipfile.lock", PIPFILE), ("script.py.lock", SCRIPT_LOCK)],
-)  # fmt: skip
-def test_W3_lock_files_of_other_tools(shelf: Path, name: str, text: str) -> None:
+@pytest.mark.parametrize("name", LOCKS)
+def test_W3_V2_lock_files_of_other_tools(shelf: Path, name: str) -> None:
     """They are read; their own bytes are of no distribution, so that nobody says of these that they are not logged."""
+    text, changes = LOCKS[name]
     assert verified(shelf, name, text)[0] == 0
     assert verified(shelf, name, text.replace("<A>", "<F>"))[0] == 1
     wrong = text.replace('name = "demo"\nversion', 'name = "demo:"\nversion').replace('"demo": {', '"demo:": {')
@@ -11691,186 +10941,116 @@ def test_W3_lock_files_of_other_tools(shelf: Path, name: str, text: str) -> None
         code, err = verified(shelf, name, other)
         assert code in (2, 3), (other, err)
         assert "not logged" not in err
+    for old, news in changes.items():
+        for new in news:
+            assert old in text
+            assert verified(shelf, name, text.replace(old, new.replace("&", old), 1))[0] in (1, 2, 3), new
 
 
-NOT_A_FILE = {
-    "poetry.lock": [
-        ("[metadata]", '[package.source]\ntype = "git"\nurl = "https://x.example/demo.git"\nreference = "HEAD"\nresolved_reference = "0000000000000000000000000000000000000000"\n\n[metadata]'),
-        ("[metadata]", '[package.source]\ntype = "directory"\nurl = "../demo"\n\n[metadata]'),
-        ("[metadata]", '[package.source]\ntype = "x"\nurl = "../demo"\n\n[metadata]'),
-        ('hash = "sha256:<A>"', 'hash = "sha512:<A><A>"'),
-        ('hash = "sha256:<A>"', 'hash = "md5:00000000000000000000000000000000"'),
-        ('hash = "sha256:<A>"', 'hash = "sha256:<A>", hashes = ["sha256:<F>"]'),
-        ('hash = "sha256:<A>"', 'hash = "sha256:<A>", url = "https://x.example/evil-1.0-py3-none-any.whl"'),
-        ('lock-version = "2.1"', 'lock-version = "9.0"'),
-        ('lock-version = "2.1"', ""),
-        ('name = "demo"', 'name = "dep"'),
-        ('version = "1.0"', 'version = "2.0"'),
-        ("[metadata]", '[[package]]\nname = "dep"\nversion = "1.0"\ndescription = ""\noptional = false\npython-versions = "*"\nfiles = []\n\n[metadata]'),
-        ("[metadata]", "[[packages]]\n\n[metadata]"),
-    ],
-    "pdm.lock": [
-        ('summary = ""', 'summary = ""\ngit = "https://x.example/demo.git"\nrevision = "0000000000000000000000000000000000000000"'),
-        ('summary = ""', 'summary = ""\npath = "./demo"'),
-        ('summary = ""', 'summary = ""\npath = "./demo"\neditable = true'),
-        ('summary = ""', 'summary = ""\nx = "y"'),
-        ('hash = "sha256:<A>"', 'hash = "sha512:<A><A>"'),
-        ('hash = "sha256:<A>"', 'hash = "sha256:<A>", x = "y"'),
-        ('lock_version = "4.5.0"', 'lock_version = "9.0"'),
-        ('lock_version = "4.5.0"', ""),
-        ('name = "demo"', 'name = "dep"'),
-        ('version = "1.0"', 'version = "2.0"'),
-        ("files = [", "x = ["),
-    ],
-    "Pipfile.lock": [
-        ('"version": "==1.0"', '"version": "==1.0", "git": "https://x.example/demo.git", "ref": "0000000000000000000000000000000000000000"'),
-        ('"version": "==1.0"', '"version": "==1.0", "path": "./demo"'),
-        ('"version": "==1.0"', '"version": "==1.0", "path": "./demo", "editable": true'),
-        ('"version": "==1.0"', '"version": "==1.0", "file": "https://x.example/evil-1.0-py3-none-any.whl"'),
-        ('"version": "==1.0"', '"version": "==1.0", "x": "y"'),
-        ('"sha256:<A>"', '"sha256:<A>", "sha512:<A><A>"'),
-        ('"sha256:<A>"', '"sha256:<A>", "md5:00000000000000000000000000000000"'),
-        ('"sha256:<A>", "sha256:<B>"', ""),
-        ('"pipfile-spec": 6', '"pipfile-spec": 99'),
-        ('"demo": {', '"demo": {"version": "==3.0"}, "demo": {'),
-        ('"demo": {', '"\u212ait": {"version": "==3.0"}, "demo": {'),
-        ('"develop": {}', '"develop": {"evil": {"version": "==6.6"}}'),
-        ('"develop": {}', '"develop": {}, "docs": {"evil": {"version": "==6.6"}}'),
-        ('"develop": {}', '"develop": {}, "default": {}'),
-    ],
-}  # fmt: skip
+def test_W3_what_is_not_read_is_not_accused(shelf: Path) -> None:
+    for name in "requirements.lock", "conda.lock", "pixi.lock", "x.lock":
+        code, err = verified(shelf, name, "demo==1.0\n")
+        assert (code in (2, 3), "not logged" in err) == (True, False), err
+    assert verified(shelf, "requirements.lock", PINNED)[0] in (0, 2)
 
 
-@pytest.mark.parametrize(("name", "at"), [(name, at) for name, changes in NOT_A_FILE.items() for at in range(len(changes))])
-def test_V2_lock_files_of_other_tools_that_say_more(shelf: Path, name: str, at: int) -> None:
-    """What these tools would take without a checksum, or by something that is not known here, is not vouched for."""
-    text = {"poetry.lock": POETRY, "pdm.lock": PDM, "Pipfile.lock": PIPFILE}[name]
-    old, new = NOT_A_FILE[name][at]
-    assert text.count(old) >= 1
-    code, err = verified(shelf, name, text.replace(old, new, 1) if old != 'version = "1.0"' else text.replace(f"\n{old}", f"\n{new}", 1))
-    assert code in (1, 2, 3), err
-
-
-@pytest.mark.parametrize("name", ["requirements.lock", "conda.lock", "pixi.lock", "x.lock"])
-def test_W3_what_is_not_read_is_not_accused(shelf: Path, name: str) -> None:
-    code, err = verified(shelf, name, "demo==1.0\n")
-    assert code in (2, 3), err
-    assert "not logged" not in err
-    if name == "requirements.lock":
-        assert verified(shelf, name, "demo==1.0 --hash=sha256:<A>\n")[0] in (0, 2)
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "lacks"),
-    [
-        ("pylock.toml", 'lock-version = "1.0"\ncreated-by = "uv"\nrequires-python = ">=3.11"\n', "packages"),
+def test_W4_what_a_file_lacks_is_said(shelf: Path) -> None:
+    for name, text, lacks in [
+        ("pylock.toml", PY_BEGIN + 'requires-python = ">=3.11"\n', "packages"),
+        ("pylock.toml", PY_BEGIN + '[[packages]]\nversion = "1.0"\n', "name"),
         ("uv.lock", "version = 1\n", "package"),
+        ("uv.lock", 'version = 1\n[[package]]\nversion = "1.0"\n', "name"),
         ("report.json", '{"version": "1", "pip_version": "26.3", "install": [], "environment": {}}', "no"),
         ("report.json", '{"version": "1", "pip_version": "26.3", "environment": {}}', "install"),
         ("report.json", '{"version": "1", "install": [{}]}', ""),
-        ("pylock.toml", 'lock-version = "1.0"\ncreated-by = "uv"\n[[packages]]\nversion = "1.0"\n', "name"),
-        ("uv.lock", 'version = 1\n[[package]]\nversion = "1.0"\n', "name"),
-    ],
-    ids=range(7),
-)  # fmt: skip
-def test_W4_what_a_file_lacks_is_said(shelf: Path, name: str, text: str, lacks: str) -> None:
-    code, err = verified(shelf, name, text)
-    assert code in (2, 3)
-    assert not re.search(r"\w+Error\(|object is not|object has no|NoneType|unhashable", err), err
-    assert lacks in err
-    assert err.count("\n") <= 2
+    ]:
+        code, err = verified(shelf, name, text)
+        assert code in (2, 3)
+        assert not re.search(r"\w+Error\(|object is not|object has no|NoneType|unhashable", err), err
+        assert lacks in err
+        assert err.count("\n") <= 2
 
 
-def test_W5_a_log_that_never_answers(shelf: Path) -> None:
-    """One word for all, soon, and not one time-out for each of them."""
-    lines = "".join(f"p{i}==1.0 --hash=sha256:{hashlib.sha256(str(i).encode()).hexdigest()}\n" for i in range(100))
-    (shelf / "r.txt").write_text(lines)
+def test_W5_a_log_that_never_answers(shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A word after 3 s, while one waits; then one word for all files, and not one time-out for each of them."""
+    right, after = threading.Timer, []
+
+    def sooner(seconds: float, *args: Any) -> threading.Timer:
+        after.append(seconds)
+        return right(seconds / 30, *args)
+
+    monkeypatch.setattr(threading, "Timer", sooner)
+    sums = [hashlib.sha256(str(i).encode()).hexdigest() for i in range(100)]
+    text = "".join(f"p{i}==1.0 --hash=sha256:{value}\n" for i, value in enumerate(sums))
     begun = time.monotonic()
     with silent_server() as url:
-        done = run_btlog("verify", "r.txt", "--public-key", "public.key", "--log-url", url, "--timeout", "1", cwd=shelf)
-    assert done.returncode == 3, done.stderr
-    assert time.monotonic() - begun < 20
-    assert done.stderr.count(url) <= 5
-    assert len(done.stderr.splitlines()) <= 8, done.stderr
+        code, err = verified(shelf, "r.txt", text, "--log-url", url, "--timeout", "0.3")
+    assert (code, after) == (3, [3])
+    assert err.splitlines()[0] == f"btlog: asking {url} \u2026"
+    assert time.monotonic() - begun < 5
+    assert err.count(url) <= 5
+    assert len(err.splitlines()) <= 8, err
 
 
 @pytest.mark.slow
-def test_W5_a_word_while_one_waits(shelf: Path) -> None:
-    (shelf / "r.txt").write_text(f"demo==1.0 --hash=sha256:{SUMS['a']}\n")
-    command = [sys.executable, str(Path(btlog.__file__)), "verify", "r.txt", "--public-key", "public.key", "--timeout", "10"]
-    with silent_server() as url:
-        begun = time.monotonic()
-        with subprocess.Popen([*command, "--log-url", url], cwd=shelf, stderr=subprocess.PIPE, text=True) as process:
-            assert process.stderr
-            word = process.stderr.readline()
-            waited = time.monotonic() - begun
-            process.stderr.read()
-    assert word
-    assert 2 < waited < 8
-    assert process.returncode == 3
-
-
-@pytest.mark.slow
-def test_W6_a_folder_of_thousands_of_proofs(tmp_path: Path) -> None:
-    """2,089 hashes of twenty projects, each of which has a proof; the time is this process's own."""
-    names = [f"p{i % 20}-1.{i}-py3-none-any.whl" for i in range(2089)]
+def test_W6_a_folder_of_many_proofs(tmp_path: Path) -> None:
+    """800 hashes of twenty projects, each of which has a proof; the time is this process's own."""
+    names = [f"p{i % 20}-1.{i}-py3-none-any.whl" for i in range(800)]
     sums = [hashlib.sha256(name.encode()).hexdigest() for name in names]
     (tmp_path / "proofs").mkdir()
     with contextlib.closing(found(tmp_path / "log")) as store:
-        store.append([Entry(name, f"sha256:{value}").encode() for name, value in zip(names, sums, strict=True)], seal, True)
+        entries = [Entry(name, f"sha256:{value}").encode() for name, value in zip(names, sums, strict=True)]
+        store.append(entries, seal, True)
         note = store.checkpoint("published")
         assert note
         tiles = btlog.Tiles(len(names), store.tile)
         for i, name in enumerate(names):
             (tmp_path / "proofs" / f"{name}.tlog-proof").write_bytes(store.proof(i, note, tiles))
-    (tmp_path / "public.key").write_text(f"{LOG_VKEY}\n")
     lines = [f"p{p}==1.0 " + " ".join(f"--hash=sha256:{value}" for value in sums[p::20]) for p in range(20)]
     (tmp_path / "r.txt").write_text("\n".join(lines) + "\n")
     begun = time.process_time()
     with contextlib.chdir(tmp_path):
-        code, out, _ = call_btlog("verify", "r.txt", "--public-key", "public.key", "--proofs", "proofs")
-    assert (code, out.count("logged at index")) == (0, 2089)
-    assert time.process_time() - begun < 8
+        code, out, _ = call_btlog("verify", "r.txt", "--public-key", key_file(tmp_path), "--proofs", "proofs")
+    assert (code, out.count("logged at index")) == (0, 800)
+    assert time.process_time() - begun < 3
 
 
-@pytest.mark.parametrize("extra", [b'{"x": 1}', b"\0\xff", b"pypi-transparency/v1\n", b"x" * 60_000], ids=range(4))
-def test_W7_extra_data_that_is_no_entry_of_ours(shelf: Path, extra: bytes) -> None:
+def test_W7_extra_data_that_is_no_entry_of_ours(shelf: Path) -> None:
     """The specification leaves it opaque: what cannot be used is left alone."""
-    (shelf / "demo-1.0.tar.gz").write_bytes(b"b")
     with contextlib.closing(found(shelf / "log")) as store:
         note = store.checkpoint("published")
         assert note
         proof = btlog.Proof.parse(store.proof(1, note, btlog.Tiles(len(LOGGED), store.tile)))
-    (shelf / "proof").write_bytes(btlog.encode_proof(btlog.Proof(proof.index, proof.hashes, proof.checkpoint, extra)))
-    assert verified(shelf, "demo-1.0.tar.gz", b"b", "--proof", "proof")[0] == 0
-    assert verified(shelf, "demo-1.0.tar.gz", b"other", "--proof", "proof")[0] == 1
+    for extra in b'{"x": 1}', b"\0\xff", b"pypi-transparency/v1\n", b"x" * 60_000:
+        (shelf / "proof").write_bytes(btlog.encode_proof(dataclasses.replace(proof, extra=extra)))
+        assert verified(shelf, "demo-1.0.tar.gz", b"b", "--proof", "proof")[0] == 0
+        assert verified(shelf, "demo-1.0.tar.gz", b"other", "--proof", "proof")[0] == 1
 
 
 PEAK = """
-import resource, sys
-sys.path.insert(0, {folder!r})
+import os, sys
 import btlog
-code = btlog.main(sys.argv[1:])
+os.chdir(sys.argv[1])
+codes = [btlog.main(["verify", "r.txt", "--public-key", "public.key", "--log-url", url]) for url in sys.argv[2:]]
 [peak] = [line for line in open("/proc/self/status") if line.startswith("VmHWM")]
-print("PEAK", int(peak.split()[1]) // 1024)
-sys.exit(code)
+print(*codes, int(peak.split()[1]) // 1024)
 """
 
 
-@pytest.mark.parametrize("path_", ["/entries", "/entry/0/proof"])
-def test_W8_a_log_does_not_decide_how_much_memory_is_taken(shelf: Path, path_: str) -> None:
-    """15 MiB of empty lists would be 320 MiB, out of 15 KiB of gzip."""
+def test_W8_a_log_does_not_decide_how_much_memory_is_taken(shelf: Path) -> None:
+    """15 MiB of empty lists would be 320 MiB, out of 15 KiB of gzip: for a look-up, and for a proof."""
     bomb = gzip.compress(b'{"entries":[' + b"[]," * 5_000_000 + b"[]]}")
-    answer = json.dumps({"entries": [{"index": 0, "filename": "demo-1.0-py3-none-any.whl", "checksum": f"sha256:{SUMS['a']}"}]})
+    answer = {"index": 0, "filename": "demo-1.0-py3-none-any.whl", "checksum": f"sha256:{SUMS['A']}"}
+    asked = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
         def log_message(self, *args: object) -> None: ...
 
         def do_GET(self) -> None:
-            zipped = self.path.startswith(path_)
-            body = bomb if zipped else answer.encode()
+            _, place, rest = self.path.split("/", 2)  # /lookup, or /proof, before each path of the log
+            zipped = rest.startswith({"lookup": "entries", "proof": "entry/0/proof"}[place])
+            asked.append((place, zipped))
+            body = bomb if zipped else json.dumps({"entries": [answer]}).encode()
             self.send_response(200)
             if zipped:
                 self.send_header("Content-Encoding", "gzip")
@@ -11879,85 +11059,104 @@ def test_W8_a_log_does_not_decide_how_much_memory_is_taken(shelf: Path, path_: s
             self.end_headers()
             self.wfile.write(body)
 
-    (shelf / "r.txt").write_text(f"demo==1.0 --hash=sha256:{SUMS['a']}\n")
+    put(shelf, "r.txt", PINNED)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.05,))
         thread.start()
         url = f"http://127.0.0.1:{server.server_address[1]}"
-        words = ["verify", "r.txt", "--public-key", "public.key", "--log-url", url]
-        command = [sys.executable, "-c", PEAK.format(folder=str(Path(btlog.__file__).parent)), *words]
-        done = subprocess.run(command, cwd=shelf, capture_output=True, text=True, timeout=60, check=False)
+        done = in_a_process(PEAK, shelf, f"{url}/lookup", f"{url}/proof")
         server.shutdown()
         thread.join()
-    assert done.returncode in (1, 3), done.stderr
-    assert int(done.stdout.split("PEAK")[1]) < 150
+    assert {("lookup", True), ("proof", True)} <= {*asked}
+    *codes, peak = map(int, done.stdout.split())
+    assert {*codes} <= {1, 3}, done.stderr
+    assert peak < 150
 
 
-@pytest.mark.parametrize(
-    ("name", "text"),
-    [
-        ("pylock.toml", 'lock-version = "1.0"\ncreated-by = "x"\n[[packages]]\nname = ["x"]\n'),
-        ("pylock.toml", 'lock-version = "1.0"\ncreated-by = "x"\n[[packages]]\nname = "x"\nwheels = [{ name = ["x"], hashes = { sha256 = "<A>" } }]\n'),
-        ("pylock.toml", 'lock-version = "1.0"\ncreated-by = "x"\n[[packages]]\nname = 1979-05-27\nwheels = [{ url = 1.5, hashes = { sha256 = "<A>" } }]\n'),
-        ("uv.lock", 'version = 1\n[[package]]\nname = ["x"]\nversion = "1"\nsource = { registry = "x" }\nwheels = [{ url = "x", hash = "sha256:<A>" }]\n'),
-        ("uv.lock", 'version = 1\n[[package]]\nname = "x"\nversion = "1"\nsource = []\nwheels = {}\n'),
-        ("report.json", '{"version": "1", "install": [{"metadata": {"name": "\\ud800"}, "download_info": {"url": "http://x/\\ud800-1.whl", "archive_info": {"hashes": {"sha256": "<A>"}}}}]}'),
-        ("report.json", '{"version": "1", "install": [{"metadata": {"name": ["x"]}, "download_info": {"url": "x", "archive_info": {"hashes": {"sha256": "<A>"}}}}]}'),
-        ("report.json", '{"version": "1", "install": [{"metadata": {"name": "x"}, "download_info": {"url": "http://[x/a.whl", "archive_info": {"hashes": {"sha256": "<A>"}}}}]}'),
-        ("r.txt", "demo @ http://[x/demo-1.0-py3-none-any.whl --hash=sha256:<A>\n"),
-        ("r.txt", "demo @ http://x/%00-1.0.whl --hash=sha256:<A>\n"),
-        ("r.txt", "demo==1.0 --hash=sha256:<A>\0\n"),
-        ("r.txt", "-r \0\n"),
-        ("r.txt", "-r \udcff\n"),
-        ("r.txt", "-r " + "x" * 5000 + "\n"),
-        ("r.txt", "\udcff\udcfe"),
-        ("pylock.toml", "x = " + "[" * 5000),
-        ("report.json", "[" * 100_000),
-        ("report.json", '{"version": "1", "install": ' + "9" * 5000 + "}"),
-    ],
-    ids=range(18),
-)  # fmt: skip
-def test_W9_odd_inputs_are_refused_in_one_line(shelf: Path, name: str, text: str) -> None:
-    """Through a process, too: what a terminal or a pipe can't encode must not be a traceback."""
-    code, err = verified(shelf, name, text)
-    assert code in (1, 2, 3)
-    done = run_btlog("verify", name, "--public-key", "public.key", "--storage-dir", "log", "--json", cwd=shelf)
-    assert "Traceback" not in done.stderr
-    assert done.returncode in (1, 2, 3)
-    assert not re.search("[\x00-\x08\x0b-\x1f\x7f]", err + done.stderr)
+PY_X = PY_BEGIN + '[[packages]]\nname = "x"\n'
+UV_X = 'version = 1\n[[package]]\nname = "x"\nversion = "1"\nsource = '
+REPORT_X = '{"version": "1", "install": [{"metadata": {"name": %s}, "download_info": {"url": "%s", "archive_info": ' + (
+    '{"hashes": {"sha256": "<A>"}}}}]}'
+)
+ODD_INPUTS = [
+    ("pylock.toml", PY_X.replace('"x"\n', '["x"]\n')),
+    ("pylock.toml", PY_X + 'wheels = [{ name = ["x"], hashes = { sha256 = "<A>" } }]\n'),
+    ("pylock.toml", PY_X.replace('"x"\n', "1979-05-27\n") + 'wheels = [{ url = 1.5, hashes = { sha256 = "<A>" } }]\n'),
+    ("pylock.toml", "x = " + "[" * 5000),
+    ("uv.lock", UV_X.replace('"x"', '["x"]') + '{ registry = "x" }\nwheels = [{ url = "x", hash = "sha256:<A>" }]\n'),
+    ("uv.lock", UV_X + "[]\nwheels = {}\n"),
+    ("report.json", REPORT_X % ('"\\ud800"', "http://x/\\ud800-1.whl")),
+    ("report.json", REPORT_X % ('["x"]', "x")),
+    ("report.json", REPORT_X % ('"x"', "http://[x/a.whl")),
+    ("report.json", "[" * 100_000),
+    ("report.json", '{"version": "1", "install": ' + "9" * 5000 + "}"),
+    ("r.txt", "demo @ http://[x/demo-1.0-py3-none-any.whl --hash=sha256:<A>\n"),
+    ("r.txt", "demo @ http://x/%00-1.0.whl --hash=sha256:<A>\n"),
+    ("r.txt", PINNED.replace("\n", "\0\n")),
+    *(("r.txt", text) for text in ("-r \0\n", "-r \udcff\n", f"-r {'x' * 5000}\n", "\udcff\udcfe")),
+]  # fmt: skip
+
+
+def test_W9_odd_inputs_are_refused_in_one_line(shelf: Path) -> None:
+    """Some of them through a process, too: what a terminal or a pipe can't encode must not be a traceback."""
+    for name, text in ODD_INPUTS:
+        code, err = verified(shelf, name, text)
+        assert code in (1, 2, 3)
+        if re.search(r"\\ud|[\udc80-\udcff\0]|%00", text):
+            done = run_btlog(*VERIFY, name, "--json", cwd=shelf)
+            assert (done.returncode in (1, 2, 3), "Traceback" in done.stderr) == (True, False), done.stderr
+            err += done.stderr
+        assert not re.search("[\x00-\x08\x0b-\x1f\x7f]", err)
 
 
 def test_W9_names_do_not_write_to_the_terminal(shelf: Path) -> None:
     """Nothing of a lock file reaches the terminal raw: not in the table, nor in an error."""
     name = "demo\\u001b[31mred\\nlogged at index 9\\r\\u009b-1.0-py3-none-any.whl"
-    wheel = f'{{ name = "{name}", url = "https://files.example/{name}", hashes = {{ sha256 = "<A>" }} }}'
-    good = '{ url = "https://files.example/demo-1.0-py3-none-any.whl", hashes = { sha256 = "<A>" } }'
-    text = f'lock-version = "1.0"\ncreated-by = "x"\n[[packages]]\nname = "demo"\nversion = "1.0"\nwheels = [{wheel}, {good}]\n'
-    _, err = verified(shelf, "pylock.toml", text)
-    assert not re.search("[\x00-\x08\x0b-\x1f\x7f\x9b]", err)
+    files = [(name, f"https://files.example/{name}"), ("demo-1.0-py3-none-any.whl", DEMO_URL)]
+    wheels = [f'{{ name = "{n}", url = "{url}", hashes = {{ sha256 = "<A>" }} }}' for n, url in files]
+    text = pylock(f"wheels = [{', '.join(wheels)}]")["pylock.toml"]
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f\x9b]", verified(shelf, "pylock.toml", text)[1])
     ours, theirs = os.openpty()
-    command = [sys.executable, str(Path(btlog.__file__)), "verify", "pylock.toml", "--public-key", "public.key", "--storage-dir", "log"]
-    with subprocess.Popen(command, cwd=shelf, stdout=theirs, stderr=theirs) as process:
-        os.close(theirs)
-        shown = b""
-        with contextlib.suppress(OSError):  # which is how a terminal ends
-            while data := os.read(ours, 65536):
-                shown += data
+    with contextlib.ExitStack() as stack:
+        terminal = stack.enter_context(open(theirs, "w"))
+        stack.enter_context(contextlib.chdir(shelf))
+        stack.enter_context(contextlib.redirect_stdout(terminal))
+        stack.enter_context(contextlib.redirect_stderr(terminal))
+        assert btlog.main([*VERIFY, "pylock.toml"]) in (1, 2, 3)
+    shown = b""
+    with contextlib.suppress(OSError):  # which is how a terminal ends
+        while data := os.read(ours, 65536):
+            shown += data
     os.close(ours)
-    assert process.returncode in (1, 2, 3)
-    assert b"\x1b" not in shown
-    assert "\x9b".encode() not in shown
-    assert not [line for line in shown.decode().splitlines() if line.startswith("logged at index 9")]
+    assert b"red" in shown
+    assert not re.search(rb"\x1b|\xc2\x9b|(?m:^logged at index 9)", shown)
+
+
+# Verifies r.txt with a stdout that is full and with one that is closed, in a process each; prints exit codes to stderr.
+NO_STDOUT = """
+import os, sys
+import btlog
+os.chdir(sys.argv[1])
+codes = []
+for full in True, False:
+    for more in [], ["--json"]:
+        if not (child := os.fork()):
+            os.close(1)
+            if full:
+                os.open("/dev/full", os.O_WRONLY)
+            else:
+                sys.stdout = None  # as Python has it then
+            sys.exit(btlog.main([*sys.argv[2:], "r.txt", *more]))
+        codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+print("codes", *codes, file=sys.stderr)
+"""
 
 
 def test_W9_stdout_that_is_full_or_closed(shelf: Path) -> None:
-    (shelf / "r.txt").write_text(f"demo==1.0 --hash=sha256:{SUMS['a']}\n")
-    command = f"{sys.executable} {btlog.__file__} verify r.txt --public-key public.key --storage-dir log"
-    for where, code in ("> /dev/full", 3), (">&-", 0), ("--json > /dev/full", 3), ("--json >&-", 0):
-        done = subprocess.run(["sh", "-c", f"{command} {where}"], cwd=shelf, capture_output=True, text=True, timeout=60, check=False)
-        assert "Traceback" not in done.stderr, where
-        assert "Exception ignored" not in done.stderr, where
-        assert done.returncode == code, (where, done.stderr)
+    put(shelf, "r.txt", PINNED)
+    error = in_a_process(NO_STDOUT, shelf, *VERIFY).stderr
+    assert error.endswith("codes 3 3 0 0\n"), error
+    assert not re.search("Traceback|Exception ignored", error)
 
 
 def test_W9_a_key_on_a_file_system_that_is_only_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -11969,56 +11168,58 @@ def test_W9_a_key_on_a_file_system_that_is_only_read(tmp_path: Path, monkeypatch
     for name in "link", "unlink", "remove", "rename", "replace", "mkdir":
         monkeypatch.setattr(os, name, refuse)
     real = os.open
-    monkeypatch.setattr(os, "open", lambda path, flags, *more, **named: refuse() if flags & os.O_CREAT else real(path, flags, *more, **named))
+    make = lambda path, flags, *more: refuse() if flags & os.O_CREAT else real(path, flags, *more)  # noqa: E731
+    monkeypatch.setattr(os, "open", make)
     private, public = tmp_path / "private.key", tmp_path / "public.key"
     words = ("--private-key-path", str(private), "--public-key-path", str(public))
     code, out, err = call_btlog("keygen", "--origin", "x.example/log", *words)
     assert (code in (2, 3), out, err.count("\n"), str(private) in err) == (True, "", 1, True)
 
 
-@pytest.mark.parametrize("name", ["r.txt", "pylock.toml", "uv.lock", "report.json", "demo-1.0.tar.gz"])
-def test_W9_fifos_do_not_wait_without_end(shelf: Path, name: str) -> None:
-    os.mkfifo(shelf / name)
-    command = [sys.executable, str(Path(btlog.__file__)), "verify", name, "--public-key", "public.key", "--storage-dir", "log"]
-    done = subprocess.run(command, cwd=shelf, capture_output=True, text=True, timeout=15, check=False)
-    assert done.returncode in (2, 3)
-    assert "Traceback" not in done.stderr
-    (shelf / name).unlink()
-    (shelf / "sub.txt").write_text(f"-r {name}\n")
-    os.mkfifo(shelf / name)
-    command[3] = "sub.txt"
-    done = subprocess.run(command, cwd=shelf, capture_output=True, text=True, timeout=15, check=False)
-    assert done.returncode in (2, 3)
+def test_W9_fifos_do_not_wait_without_end(tmp_path: Path, shelf: Path) -> None:
+    """Neither as a target nor where a file includes them."""
+    for name in "r.txt", "pylock.toml", "uv.lock", "report.json", "demo-1.0.tar.gz":
+        os.mkfifo(tmp_path / name)
+        (tmp_path / "sub.txt").write_text(f"-r {tmp_path / name}\n")
+        for target in tmp_path / name, tmp_path / "sub.txt":
+            # Whoever waits for a writer gets one, so that this ends in any case.
+            writer = threading.Timer(10, lambda path_=tmp_path / name: os.close(os.open(path_, os.O_RDWR)))
+            writer.start()
+            with contextlib.chdir(shelf):
+                assert call_btlog(*VERIFY, str(target))[0] in (2, 3)
+            assert writer.is_alive(), f"it waited for {target}"
+            writer.cancel()
+            writer.join()
 
 
 def test_W9_files_that_are_included_twice(shelf: Path) -> None:
     """Twice in each of n files is 2^n; each file is read once, or all of it is refused."""
-    for i in range(24):
-        (shelf / f"{i}.txt").write_text(f"-r {i + 1}.txt\n-r {i + 1}.txt\n")
-    (shelf / "24.txt").write_text(f"demo==1.0 --hash=sha256:{SUMS['a']}\n")
-    command = [sys.executable, str(Path(btlog.__file__)), "verify", "0.txt", "--public-key", "public.key", "--storage-dir", "log"]
-    done = subprocess.run(command, cwd=shelf, capture_output=True, text=True, timeout=20, check=False)
-    assert done.returncode in (0, 2, 3)
-    assert len(done.stdout + done.stderr) < 10_000
+    for i in range(14):
+        put(shelf, f"{i}.txt", f"-r {i + 1}.txt\n-r {i + 1}.txt\n")
+    put(shelf, "14.txt", PINNED)
+    begun = time.process_time()
+    with contextlib.chdir(shelf):
+        code, out, err = call_btlog(*VERIFY, "0.txt")
+    assert code in (0, 2, 3)
+    assert len(out + err) < 10_000
+    assert time.process_time() - begun < 1
 
 
 def test_W10_equal_cases_equal_exit_codes(shelf: Path) -> None:
     """A proof that is not there says nothing about a file: it could not be checked, whatever named the file."""
-    (shelf / "proofs").mkdir()
-    uv = 'version = 1\nrevision = 3\nrequires-python = ">=3.11"\n[[package]]\nname = "demo"\nversion = "1.0"\nsource = { registry = "https://index.example/simple" }\n'
-    uv += f'wheels = [\n    {{ url = "{DEMO_URL}", hash = "sha256:<A>" }},\n]\n'
-    lock = f'lock-version = "1.0"\ncreated-by = "x"\n[[packages]]\nname = "demo"\nversion = "1.0"\nwheels = [{{ url = "{DEMO_URL}", hashes = {{ sha256 = "<A>" }} }}]\n'
-    report = json.dumps({"version": "1", "pip_version": "26.3", "environment": {}, "install": [
-        {"download_info": {"url": DEMO_URL, "archive_info": {"hash": "sha256=<A>", "hashes": {"sha256": "<A>"}}}, "is_direct": False,
-         "is_yanked": False, "requested": True, "metadata": {"metadata_version": "2.1", "name": "demo", "version": "1.0"}}]})  # fmt: skip
-    inputs = {"r.txt": "demo==1.0 --hash=sha256:<A>\n", "uv.lock": uv, "pylock.toml": lock, "report.json": report}
-    assert {name: verified(shelf, name, text)[0] for name, text in inputs.items()} == dict.fromkeys(inputs, 0)
-    codes = {name: verified(shelf, name, text, "--proofs", "proofs")[0] for name, text in inputs.items()}
-    assert codes == dict.fromkeys(inputs, 3)
-    assert {verified(shelf, name, text.replace("<A>", "<F>"))[0] for name, text in inputs.items()} == {1}
+    (shelf / "no proofs").mkdir()
+    report = {"install": [{"metadata": {"name": "demo", "version": "1.0"}, "download_info": {
+        "url": DEMO_URL, "archive_info": {"hash": "sha256=<A>", "hashes": {"sha256": "<A>"}}}}]}  # fmt: skip
+    uv = f'{UV_BEGIN}{UV_DEMO}{UV_SIMPLE}wheels = [\n    {{ url = "{DEMO_URL}", hash = "sha256:<A>" }},\n]\n'
+    lock = pylock(f'wheels = [{{ url = "{DEMO_URL}", hashes = {{ sha256 = "<A>" }} }}]')["pylock.toml"]
+    report_text = json.dumps({"version": "1", "pip_version": "26.3", "environment": {}, **report})
+    for name, text in ("r.txt", PINNED), ("uv.lock", uv), ("pylock.toml", lock), ("report.json", report_text):
+        assert verified(shelf, name, text)[0] == 0
+        assert verified(shelf, name, text, "--proofs", "no proofs")[0] == 3
+        assert verified(shelf, name, text.replace("<A>", "<F>"))[0] == 1
 
 
-# --- L1: what a witness below the quorum can do at worst ---------------------------------------------------------------
+# --- L1: what a witness below the quorum can do at worst --------------------------------------------------------------
 # It can keep its own cosignature to itself. It can make a start wait for the witnesses' time-out, once. And it can show
 # something that the log's own key has signed and the log does not have: then the log ends, and rightly. That is all.
 
@@ -12054,8 +11255,7 @@ class LyingWitness:
         class Handler(http.server.BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
-            def log_message(self, *args: Any) -> None:
-                pass
+            def log_message(self, *args: Any) -> None: ...
 
             def do_POST(self) -> None:
                 request = btlog.AddCheckpoint.parse(self.rfile.read(int(self.headers["Content-Length"])))
@@ -12068,11 +11268,7 @@ class LyingWitness:
             def tell(self, reply: Reply) -> None:
                 if (data := reply.raw) is None:
                     fields = [f"Content-Type: {reply.kind}", f"Content-Length: {len(reply.body)}", *reply.headers]
-                    data = (
-                        f"HTTP/1.1 {reply.status} So\r\n".encode()
-                        + "\r\n".join([*fields, "", ""]).encode()
-                        + reply.body
-                    )
+                    data = "\r\n".join([f"HTTP/1.1 {reply.status} So", *fields, "", ""]).encode() + reply.body
                 with contextlib.suppress(OSError):  # it did not wait so long
                     for piece in [data] if not reply.pause else [data[i : i + 1] for i in range(len(data))]:
                         self.wfile.write(piece)
@@ -12084,25 +11280,19 @@ class LyingWitness:
                     self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 self.close_connection = reply.end != "keep"
 
-        class Server(http.server.ThreadingHTTPServer):
-            request_queue_size = 64
-
-            def handle_error(self, *args: Any) -> None:  # a client that has gone away
-                pass
-
-        self._server = Server(("127.0.0.1", 0), Handler)
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
         self._thread.start()
 
     def answer(self, request: btlog.AddCheckpoint | None) -> Reply:
-        if self.lie is not None:
-            self.told += 1
-            try:
-                return self.lie(self, request)
-            except OSError:  # the log that it asked has ended
-                return Reply(status=500)
-        return self.honest(request)
+        if self.lie is None:
+            return self.honest(request)
+        self.told += 1
+        try:
+            return self.lie(self, request)
+        except OSError:  # the log that it asked has ended
+            return Reply(status=500)
 
     def honest(self, request: btlog.AddCheckpoint | None) -> Reply:
         if request is None:
@@ -12145,44 +11335,29 @@ def hint(size: int | str, newline: str = "\n") -> Reply:
     return Reply(f"{size}{newline}".encode(), 409, "text/x.tlog.size")
 
 
+NO = Reply(b"no", 422)
+CLAIMS = 18
+
+
 def claims(liar: LyingWitness, request: btlog.AddCheckpoint) -> Reply:
     """All that a witness may claim of a log, one after the other: CLAIMS of them."""
     size = size_of_note(request.note)
     replies = [
-        Reply(b"no", 422),
-        hint(size + 1),
-        hint(999_999),
-        Reply(b"no", 422),
-        hint(2**63 - 1),
-        hint(2**64),
-        hint(10**30),
-        hint(max(size_of_note(liar.published()), 0)),
-        hint(max(size_of_note(liar.newer()), 0)),
-        hint(max(size - 1, 0)),
-        hint(0),
-        hint(size),
-        hint(size + 1, ""),
-        hint("-1"),
-        hint("01"),
-        hint("٣"),
-        hint(""),
-        Reply(b"no", 409),
-    ]
+        NO, hint(size + 1), hint(999_999), NO, hint(2**63 - 1), hint(2**64), hint(10**30), hint(0), hint(size),
+        hint(max(size_of_note(liar.published()), 0)), hint(max(size_of_note(liar.newer()), 0)), hint(max(size - 1, 0)),
+        hint(size + 1, ""), hint("-1"), hint("01"), hint("٣"), hint(""), Reply(b"no", 409),
+    ]  # fmt: skip
     assert len(replies) == CLAIMS
     return replies[len(liar.seen) % CLAIMS]
 
 
-CLAIMS = 18
+Answer = Callable[[LyingWitness, btlog.AddCheckpoint], Reply]
 
 
 class InTurn:
     """One lie after the other, `count` of them, and again; what it shows when it is asked is honest, or `shown`."""
 
-    def __init__(
-        self,
-        *replies: Callable[[LyingWitness, btlog.AddCheckpoint], Reply] | Reply,
-        shown: Callable[[LyingWitness], Reply] | None = None,
-    ) -> None:
+    def __init__(self, *replies: Answer | Reply, shown: Callable[[LyingWitness], Reply] | None = None) -> None:
         self._replies, self._shown = replies, shown
         self.count = CLAIMS if claims in replies else len(replies)
 
@@ -12193,13 +11368,8 @@ class InTurn:
         return reply if isinstance(reply, Reply) else reply(liar, request)
 
 
-def always(make: Callable[[LyingWitness, btlog.AddCheckpoint], Reply]) -> Lie:
+def always(make: Answer) -> Lie:
     return InTurn(make)
-
-
-def shows(show: Callable[[LyingWitness], Reply]) -> Lie:
-    """It claims this and that, and when it is asked for what it has, it shows something."""
-    return InTurn(claims, shown=show)
 
 
 def signed_by(signer: btlog.Signer, size: int, origin: str = "", entries: str = "other-") -> bytes:
@@ -12220,121 +11390,107 @@ def of_friend(liar: LyingWitness) -> Reply:
     return Reply(note, status)
 
 
+def elsewhere(status: int) -> Answer:
+    return lambda liar, request: Reply(status=status, headers=(f"Location: {liar.log_url}/checkpoint",))
+
+
+def cosigns(**more: Any) -> Answer:
+    """Its cosignature under another status, by another signer, at another time."""
+    status = more.pop("status", 200)
+    return lambda liar, request: Reply(liar.cosignature(request, **more), status)
+
+
+def cosigns_with_others(liar: LyingWitness, request: btlog.AddCheckpoint) -> Reply:
+    others = [liar.cosignature(request, new_key(f"x{i}.example")) for i in range(99)]
+    return Reply(b"".join([*others, liar.cosignature(request)]))
+
+
+def cosigns_another_tree(liar: LyingWitness, request: btlog.AddCheckpoint) -> Reply:
+    return Reply(signature_line(liar.signer, signed_by(SIGNER, 9).decode().partition("\n\n")[0] + "\n", 5).encode())
+
+
+def first_right(liar: LyingWitness, request: btlog.AddCheckpoint | None) -> Reply:
+    if liar.told < 3:
+        return liar.honest(request)
+    return claims(liar, request) if request else Reply(liar.newer())
+
+
 NOBODY, MIMIC = new_key("nobody.example"), new_key(LOG.name)  # the log's name, and another key
 STATUSES = [100, 101, 102, 103, 199, 201, 202, 203, 204, 205, 206, 300, 301, 302, 303, 304, 305, 307, 308, 400, 401,
             402, 403, 404, 405, 406, 407, 408, 410, 411, 412, 413, 414, 415, 416, 417, 418, 421, 423, 424, 425, 426,
             428, 429, 431, 451, 500, 501, 502, 503, 504, 505, 507, 508, 511, 599, 600, 999]  # fmt: skip
+TIMES = [1, 10**10, 10**12, 2**63 - 1, 2**63, 2**64 - 1]
+OK_HEAD = b"HTTP/1.1 200 OK\r\n"
+RAW = {  # what is no answer: it is sent for all that is asked
+    "nothing": Reply(raw=b"", end="hold"),
+    "nothing, and hangs up": Reply(raw=b"", end="close"),
+    "nothing, and resets": Reply(raw=b"", end="reset"),
+    "half a head": Reply(raw=OK_HEAD + b"Content-", end="hold"),
+    "half a body": Reply(raw=OK_HEAD + b"Content-Length: 99\r\n\r\nx", end="close"),
+    "a length that is none": Reply(raw=OK_HEAD + b"Content-Length: -1\r\n\r\nx", end="hold"),
+    "chunks that are none": Reply(raw=OK_HEAD + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n", end="hold"),
+    "no HTTP": Reply(raw=b"SSH-2.0-OpenSSH_9.2\r\n", end="hold"),
+    "endlessly many headers": Reply(raw=OK_HEAD + b"X: y\r\n" * 100_000, end="close"),
+    "endlessly often that it goes on": Reply(raw=b"HTTP/1.1 100 Continue\r\n\r\n" * 100_000, end="hold"),
+}
+SHOWN: dict[str, Callable[[LyingWitness], Reply]] = {  # what it shows for its claims
+    "nothing": lambda liar: Reply(status=404),
+    "what is published": lambda liar: Reply(liar.published()),
+    "the newest, once there is more": lambda liar: Reply(liar.newer()),
+    "the newest of an honest witness": of_friend,
+    "what it is asked for": lambda liar: Reply(liar.seen[-1].note),
+    "the oldest that it knows": lambda liar: Reply(liar.seen[0].note),
+    "an empty tree": lambda liar: Reply(SIGNER.sign(Checkpoint(LOG.name, Tree(0, btlog.EMPTY_ROOT)))),
+    "a larger tree by a key of the log's name": lambda liar: Reply(signed_by(MIMIC, 9999)),
+    "a larger tree by its own key": lambda liar: Reply(signed_by(liar.signer, 9999, LOG.name)),
+    "its own log's newest": lambda liar: Reply(signed_by(liar.signer, 9999)),
+    "another log's newest": lambda liar: Reply(signed_by(NOBODY, 9999)),
+    "another origin by the log's key": lambda liar: Reply(signed_by(SIGNER, 9999, "log.example/b")),
+    "a larger tree without a signature": lambda liar: Reply(signed_by(SIGNER, 9999).partition(b"\n\n")[0] + b"\n\n"),
+    "a larger tree under the signature of a smaller one": lambda liar: Reply(
+        re.sub(rb"\A(.*\n)\d+\n", rb"\g<1>9999\n", liar.seen[-1].note)
+    ),
+    "its cosignature of what is published": lambda liar: Reply(liar.published() + liar.cosignature(liar.seen[-1])),
+    "garbage": lambda liar: Reply(b"\xff" * 100),
+    "endlessly much": lambda liar: Reply(b"x" * 10_000_000),
+    "an error": lambda liar: Reply(b"no", 500),
+    "the way to the log": lambda liar: Reply(status=302, headers=(f"Location: {liar.log_url}/checkpoint",)),
+    "what never ends": lambda liar: Reply(raw=b"", end="hold"),
+    "it byte by byte": lambda liar: Reply(liar.published(), pause=0.01),
+}
 WITNESS_LIES: dict[str, Lie] = {
-    # Statuses
     "any status": InTurn(*(Reply(b"x", status) for status in STATUSES)),
-    "any status with a good cosignature": InTurn(
-        *(lambda liar, request, status=status: Reply(liar.cosignature(request), status) for status in STATUSES)
-    ),
-    "go elsewhere": InTurn(
-        *(
-            lambda liar, request, status=status: Reply(status=status, headers=(f"Location: {liar.log_url}/checkpoint",))
-            for status in (301, 302, 303, 307, 308)
-        )
-    ),
-    "come back in a year": InTurn(
-        *(Reply(b"busy", status, headers=("Retry-After: 31536000",)) for status in (429, 503))
-    ),
-    # Claims, and what it shows for them
-    "refuses, whatever it is": lambda liar, request: Reply(b"no", 422),
-    "refuses, shows what is published": lambda liar, request: Reply(liar.published()) if not request else Reply(b"no", 422),
-    "refuses, shows the newest, once there is more": lambda liar, request: Reply(liar.newer())
-    if request is None
-    else Reply(b"no", 422),
+    "any status with a good cosignature": InTurn(*(cosigns(status=status) for status in STATUSES)),
+    "go elsewhere": InTurn(*(elsewhere(status) for status in (301, 302, 303, 307, 308))),
+    "come back in a year": InTurn(*(Reply(b"busy", s, headers=("Retry-After: 31536000",)) for s in (429, 503))),
+    "refuses, whatever it is": lambda liar, request: NO,
+    "refuses, shows what is published": lambda liar, request: NO if request else Reply(liar.published()),
+    "refuses, shows the newest, once there is more": lambda liar, request: NO if request else Reply(liar.newer()),
     "has more, whatever it is": lambda liar, request: hint(999_999) if request else Reply(status=404),
-    "has more, by what it was asked": lambda liar, request: hint(size_of_note(request.note) + 1)
-    if request
-    else Reply(liar.newer()),
-    "claims, shows nothing": shows(lambda liar: Reply(status=404)),
-    "claims, shows what is published": shows(lambda liar: Reply(liar.published())),
-    "claims, shows the newest, once there is more": shows(lambda liar: Reply(liar.newer())),
-    "claims, shows the newest of an honest witness": shows(of_friend),
-    "claims, shows what it is asked for": shows(lambda liar: Reply(liar.seen[-1].note)),
-    "claims, shows the oldest that it knows": shows(lambda liar: Reply(liar.seen[0].note)),
-    "claims, shows an empty tree": shows(lambda liar: Reply(SIGNER.sign(Checkpoint(LOG.name, Tree(0, btlog.EMPTY_ROOT))))),
-    "claims, shows a larger tree by a key of the log's name": shows(lambda liar: Reply(signed_by(MIMIC, 9999))),
-    "claims, shows a larger tree by its own key": shows(lambda liar: Reply(signed_by(liar.signer, 9999, LOG.name))),
-    "claims, shows its own log's newest": shows(lambda liar: Reply(signed_by(liar.signer, 9999))),
-    "claims, shows another log's newest": shows(lambda liar: Reply(signed_by(NOBODY, 9999))),
-    "claims, shows another origin by the log's key": shows(lambda liar: Reply(signed_by(SIGNER, 9999, "log.example/b"))),
-    "claims, shows a larger tree without a signature": shows(
-        lambda liar: Reply(signed_by(SIGNER, 9999).partition(b"\n\n")[0] + b"\n\n")
+    "has more, by what it was asked": lambda liar, request: (
+        hint(size_of_note(request.note) + 1) if request else Reply(liar.newer())
     ),
-    "claims, shows a larger tree under the signature of a smaller one": shows(
-        lambda liar: Reply(re.sub(rb"\A(.*\n)\d+\n", rb"\g<1>9999\n", liar.seen[-1].note))
-    ),
-    "claims, shows its cosignature of what is published": shows(
-        lambda liar: Reply(liar.published() + liar.cosignature(liar.seen[-1]))
-    ),
-    "claims, shows garbage": shows(lambda liar: Reply(b"\xff" * 100)),
-    "claims, shows endlessly much": shows(lambda liar: Reply(b"x" * 10_000_000)),
-    "claims, shows an error": shows(lambda liar: Reply(b"no", 500)),
-    "claims, shows the way to the log": shows(
-        lambda liar: Reply(status=302, headers=(f"Location: {liar.log_url}/checkpoint",))
-    ),
-    "claims, holds what it shows for ever": shows(lambda liar: Reply(raw=b"", end="hold")),
-    "claims, shows it byte by byte": shows(lambda liar: Reply(liar.published(), pause=0.01)),
-    # Answers
-    "says nothing": lambda liar, request: Reply(raw=b"", end="hold"),
-    "hangs up": lambda liar, request: Reply(raw=b"", end="close"),
-    "resets": lambda liar, request: Reply(raw=b"", end="reset"),
-    "says half a head": lambda liar, request: Reply(raw=b"HTTP/1.1 200 OK\r\nContent-", end="hold"),
-    "says half a body": lambda liar, request: Reply(raw=b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\nx", end="close"),
-    "says a length that is none": lambda liar, request: Reply(
-        raw=b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\nx", end="hold"
-    ),
-    "says chunks that are none": lambda liar, request: Reply(
-        raw=b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", end="hold"
-    ),
-    "says no HTTP": lambda liar, request: Reply(raw=b"SSH-2.0-OpenSSH_9.2\r\n", end="hold"),
-    "says endlessly many headers": lambda liar, request: Reply(
-        raw=b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 100_000, end="close"
-    ),
-    "says endlessly often that it goes on": lambda liar, request: Reply(
-        raw=b"HTTP/1.1 100 Continue\r\n\r\n" * 100_000, end="hold"
-    ),
+    **{f"claims, shows {what}": InTurn(claims, shown=show) for what, show in SHOWN.items()},
+    **{f"says {what}": lambda liar, request, reply=reply: reply for what, reply in RAW.items()},  # type: ignore[misc]
     "says it byte by byte": always(lambda liar, request: Reply(liar.cosignature(request), pause=0.01)),
-    "says it when the round is over": always(lambda liar, request: slowly(liar, 0.3, liar.honest(request))),
-    "says it when the time is over": always(lambda liar, request: slowly(liar, 0.6, liar.honest(request))),
+    "says it when the round is over": always(lambda liar, request: slowly(liar, 0.06, liar.honest(request))),
+    "says it when the time is over": always(lambda liar, request: slowly(liar, 0.3, liar.honest(request))),
     "says garbage": InTurn(
-        *(Reply(body) for body in (b"", b"\n", b"garbage\n", b"\xff" * 1000, b"x" * 1_000_000, b"\xe2\x80\x94 x y\n"))
+        *map(Reply, [b"", b"\n", b"garbage\n", b"\xff" * 1000, b"x" * 1_000_000, b"\xe2\x80\x94 x y\n"])
     ),
-    # Cosignatures
-    "cosigns what came before": always(
-        lambda liar, request: Reply(liar.cosignature(liar.seen[-2] if len(liar.seen) > 1 else liar.seen[-1]))
-    ),
-    "cosigns in the name of the log": always(lambda liar, request: Reply(liar.cosignature(request, MIMIC))),
-    "cosigns by a key that nobody knows": always(
-        lambda liar, request: Reply(liar.cosignature(request, new_key(liar.signer.name)))
-    ),
+    "cosigns what came before": always(lambda liar, request: Reply(liar.cosignature(liar.seen[-2:][0]))),
+    "cosigns in the name of the log": InTurn(cosigns(signer=MIMIC)),
+    "cosigns by a key that nobody knows": InTurn(cosigns(signer=new_key(COSIGNER.name))),
     "cosigns a hundred times": always(lambda liar, request: Reply(liar.cosignature(request) * 100)),
-    "cosigns with lines of others": always(
-        lambda liar, request: Reply(
-            b"".join(liar.cosignature(request, new_key(f"x{i}.example")) for i in range(99)) + liar.cosignature(request)
-        )
-    ),
-    "cosigns at times that nobody has": InTurn(
-        *(
-            lambda liar, request, at=at: Reply(liar.cosignature(request, seconds=at))
-            for at in (1, 10**10, 10**12, 2**63 - 1, 2**63, 2**64 - 1)
-        )
-    ),
-    "cosigns another tree": always(
-        lambda liar, request: Reply(signature_line(liar.signer, signed_by(SIGNER, 9).decode().partition("\n\n")[0] + "\n", 5).encode())
-    ),
-    # Order
+    "cosigns with lines of others": InTurn(cosigns_with_others),
+    "cosigns at times that nobody has": InTurn(*(cosigns(seconds=at) for at in TIMES)),
+    "cosigns another tree": InTurn(cosigns_another_tree),
     "every second one is right": InTurn(lambda liar, request: liar.honest(request), claims),
-    "first right, then wrong": lambda liar, request: liar.honest(request)
-    if liar.told < 3
-    else (Reply(liar.newer()) if request is None else claims(liar, request)),
+    "first right, then wrong": first_right,
     "answers what it was asked before": always(
         lambda liar, request: Reply(liar.lines[-1]) if liar.lines else liar.honest(request)
     ),
-}  # fmt: skip
+}
 
 
 def a_policy(role: str, honest: list[LocalWitness], liar: LyingWitness) -> Policy:
@@ -12343,201 +11499,171 @@ def a_policy(role: str, honest: list[LocalWitness], liar: LyingWitness) -> Polic
     bad = btlog.as_witness(liar.signer.key)
     urls = (*((key, w.url) for key, w in zip(good, honest, strict=True)), (bad, liar.url))
     quorum = {
-        "one of three": lambda: Quorum(2, (bad, *good)),
-        "one of a group": lambda: Quorum(2, (good[0], Quorum(1, (bad, good[1])))),
-        "outside the quorum": lambda: Quorum(2, good),
-    }[role]()
+        "one of three": Quorum(2, (bad, *good)),
+        "one of a group": Quorum(2, (good[0], Quorum(1, (bad, good[1])))),
+        "outside the quorum": Quorum(2, good),
+    }[role]
     return Policy((LOG,), (bad, *good), quorum, urls)
 
 
-def goes_on(log: LocalLog, policy: Policy, liar: LyingWitness, tag: str, all_: bool) -> int:
-    """Adds until the witness has lied for a while, or has told all that it can: each is acknowledged at once.
-
-    Returns how many that were.
-    """
-    asked, begun = len(liar.seen), time.monotonic()
-    count = liar.lie.count if all_ and isinstance(liar.lie, InTurn) else 0
-    liar.log_url = log.url
-    for i in itertools.count():
-        start = time.monotonic()
-        status, answer = add(log.url, entry(i, tag))
-        assert (status, answer.get("error")) == (200, None)
-        assert time.monotonic() - start < 3
-        tree = open_checkpoint(base64.b64decode(answer["checkpoint"]), policy).tree
-        assert tree.size > answer["index"]
-        told, took = len(liar.seen) - asked, time.monotonic() - begun
-        if i >= 3 and (liar.lie is None or (told >= count and (told >= 4 or took > 0.6))):
-            break
-        assert took < 60, f"only {told} lies were told"
-    return i + 1
+LIE_OPTIONS = {"witness_timeout": 0.2, "checkpoint_interval": 0.01}
 
 
-LIE_OPTIONS = {"witness_timeout": 0.4, "checkpoint_interval": 0.01}
+class Trial:
+    """A log with two honest witnesses and one that lies, in a folder; it can be stopped and started again."""
+
+    def __init__(
+        self, folder: Path, stack: contextlib.ExitStack, role: str = "one of three", lie: Lie | None = None
+    ) -> None:
+        self.liar = LyingWitness(lie)
+        stack.enter_context(contextlib.closing(self.liar))
+        honest = stack.enter_context(several_witnesses(folder, 2))
+        self.policy = a_policy(role, honest, self.liar)
+        self.liar.friend_url = honest[0].url
+        self.entries: list[bytes] = []
+        self._folder = folder / "log"
+
+    @contextlib.contextmanager
+    def log(self, **options: Any) -> Iterator[LocalLog]:
+        """The log while it runs; in the end it has all that was added, and is well."""
+        more: dict[str, Any] = {"policy": self.policy, "timeout": 5, "options": {**LIE_OPTIONS, **options}}
+        with contextlib.closing(LocalLog(self._folder, **more)) as log:
+            self.liar.log_url = log.url
+            yield log
+            assert ask(log.url, "/healthz")[0] == 200
+            assert walk(log.url, self.policy) == self.entries
+
+    def add(self, log: LocalLog) -> Checkpoint:
+        """Adds one more entry, which is acknowledged at once; returns the checkpoint of the answer."""
+        data = entry(len(self.entries))
+        begun = time.monotonic()
+        status, answer = add(log.url, data)
+        assert (status, answer.get("error"), answer["index"]) == (200, None, len(self.entries))
+        assert time.monotonic() - begun < 3
+        self.entries.append(data)
+        return open_checkpoint(base64.b64decode(answer["checkpoint"]), self.policy)
+
+    def add_until_told(self, log: LocalLog, count: int) -> None:
+        """Adds until the witness has lied so often."""
+        told, begun = self.liar.told, time.monotonic()
+        while self.liar.told < told + count:
+            self.add(log)
+            assert time.monotonic() - begun < 30, f"only {self.liar.told - told} lies were told"
+
+
+@pytest.fixture
+def stack() -> Iterator[contextlib.ExitStack]:
+    with contextlib.ExitStack() as made:
+        yield made
+
+
+DEFAULT_LIES = ["any status", "claims, shows the newest of an honest witness", "says nothing"]  # the next test has all
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * bool(n % 6)) for n, name in enumerate(WITNESS_LIES)]
-)  # all of them, one after the other, are in the next test
-def test_L1_a_witness_that_lies_stops_no_log(tmp_path: Path, name: str) -> None:
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name not in DEFAULT_LIES)) for name in WITNESS_LIES]
+)
+def test_L1_a_witness_that_lies_stops_no_log(tmp_path: Path, stack: contextlib.ExitStack, name: str) -> None:
     """One of three where two are needed: at a first start, while it runs, after the lie, and at the next start."""
-    liar = LyingWitness(WITNESS_LIES[name])
-    with contextlib.closing(liar), several_witnesses(tmp_path, 2) as honest:
-        policy = a_policy("one of three", honest, liar)
-        liar.friend_url = honest[0].url
-        size = 0
-        for lies in (True, False, True), (True,):
-            with contextlib.closing(LocalLog(tmp_path / "log", policy=policy, timeout=5, options=LIE_OPTIONS)) as log:
-                for turn, lie in enumerate(lies):
-                    told, liar.lie = liar.told, WITNESS_LIES[name] if lie else None
-                    size += goes_on(log, policy, liar, f"{len(lies)}-{turn}-", turn == 0 and len(lies) == 3)
-                    assert liar.told >= told + lie
-                    assert ask(log.url, "/healthz")[0] == 200
-                assert len(walk(log.url, policy)) == size
-        liar.lie = None  # and it is asked again, and counts again, once it is honest
-        with contextlib.closing(LocalLog(tmp_path / "log", policy=policy, timeout=5, options=LIE_OPTIONS)) as log:
-            liar.log_url = log.url
-
-            def counts() -> bool:
-                _, answer = add(log.url, entry(next(numbers), "last-"))
-                opened = open_checkpoint(base64.b64decode(answer["checkpoint"]), policy)
-                return btlog.as_witness(liar.signer.key) in {key for key, _ in opened.cosigned}
-
-            numbers = itertools.count()
-            eventually(counts, 5)
+    lie = WITNESS_LIES[name]
+    trial = Trial(tmp_path, stack, lie=lie)
+    with trial.log() as log:
+        trial.add_until_told(log, max(3, lie.count) if isinstance(lie, InTurn) else 3)
+        trial.liar.lie = None
+        trial.add(log)
+        trial.liar.lie = lie
+        trial.add_until_told(log, 1)
+    told = trial.liar.told
+    with trial.log() as log:
+        trial.add_until_told(log, 1)
+        assert trial.liar.told > told
+    trial.liar.lie = None  # and it is asked again, and counts again, once it is honest
+    witness = btlog.as_witness(trial.liar.signer.key)
+    with trial.log() as log:
+        eventually(lambda: witness in dict(trial.add(log).cosigned), 5)
 
 
-def test_L1_all_lies_one_after_the_other(tmp_path: Path) -> None:
+def test_L1_all_lies_one_after_the_other(tmp_path: Path, stack: contextlib.ExitStack) -> None:
     """Also where it is one of two that are as good."""
-    liar = LyingWitness()
-    with contextlib.closing(liar), several_witnesses(tmp_path, 2) as honest:
-        policy = a_policy("one of a group", honest, liar)
-        liar.friend_url = honest[0].url
-        size = 0
-        with contextlib.closing(LocalLog(tmp_path / "log", policy=policy, timeout=5, options=LIE_OPTIONS)) as log:
-            for name, lie in WITNESS_LIES.items():
-                liar.lie, liar.log_url, told, begun = lie, log.url, liar.told, time.monotonic()
-                for i in itertools.count():
-                    status, answer = add(log.url, entry(i, f"{name}-".replace("/", "")))
-                    assert (status, answer.get("error")) == (200, None), name
-                    size += 1
-                    if i >= 3 and liar.told >= told + 2:
-                        break
-                    assert time.monotonic() - begun < 20, f"it was not asked, so that this was not told: {name}"
-            assert ask(log.url, "/healthz")[0] == 200
-            assert len(walk(log.url, policy)) == size
+    assert len(WITNESS_LIES) == 54
+    trial = Trial(tmp_path, stack, "one of a group")
+    with trial.log(witness_timeout=0.1) as log:
+        for trial.liar.lie in WITNESS_LIES.values():
+            trial.add_until_told(log, 2)
 
 
-def test_L1_a_witness_that_no_quorum_counts_is_not_asked(tmp_path: Path) -> None:
+def test_L1_a_witness_that_no_quorum_counts_is_not_asked(tmp_path: Path, stack: contextlib.ExitStack) -> None:
     """So that whatever it says is nothing to the log."""
-    liar = LyingWitness(WITNESS_LIES["says nothing"])
-    with contextlib.closing(liar), several_witnesses(tmp_path, 2) as honest:
-        policy = a_policy("outside the quorum", honest, liar)
-        for start in range(2):
-            with contextlib.closing(LocalLog(tmp_path / "log", policy=policy, timeout=5)) as log:
-                for i in range(3):
-                    assert add(log.url, entry(3 * start + i))[0] == 200
-                assert len(walk(log.url, policy)) == 3 * start + 3
-        assert (liar.told, liar.seen) == (0, [])
+    trial = Trial(tmp_path, stack, "outside the quorum", WITNESS_LIES["says nothing"])
+    for _ in range(2):
+        with trial.log() as log:
+            for _ in range(3):
+                trial.add(log)
+    assert (trial.liar.told, trial.liar.seen) == (0, [])
 
 
-def test_L1_a_silent_witness_delays_a_start_by_its_time_out(tmp_path: Path) -> None:
-    """At a start all are heard, since one may have seen what the log has lost; the log waits for that once, and briefly."""
-    liar = LyingWitness(WITNESS_LIES["says nothing"])
-    with contextlib.closing(liar), several_witnesses(tmp_path, 2) as honest:
-        policy = a_policy("one of three", honest, liar)
-        for i in range(2):
-            with contextlib.closing(LocalLog(tmp_path / "log", policy=policy, options={"witness_timeout": 1.0})) as log:
-                begun = time.monotonic()
-                assert add(log.url, entry(2 * i))[0] == 200
-                assert time.monotonic() - begun < 3
-                begun = time.monotonic()
-                assert add(log.url, entry(2 * i + 1))[0] == 200
-                assert time.monotonic() - begun < 0.9  # and not again
+def test_L1_a_silent_witness_delays_a_start_by_its_time_out(tmp_path: Path, stack: contextlib.ExitStack) -> None:
+    """At a start all are heard, since one may have seen what the log has lost; the log waits once, and briefly."""
+    trial = Trial(tmp_path, stack, lie=WITNESS_LIES["says nothing"])
+    for _ in range(2):
+        with trial.log(witness_timeout=0.6) as log:
+            trial.add(log)
+            begun = time.monotonic()
+            trial.add(log)
+            assert time.monotonic() - begun < 0.5  # and not again
 
 
-def test_L1_what_the_log_signed_meanwhile_is_no_evidence(tmp_path: Path) -> None:
+def test_L1_what_the_log_signed_meanwhile_is_no_evidence(tmp_path: Path, stack: contextlib.ExitStack) -> None:
     """L1 as it was found: it answers 422, holds the next request until the log has published more, and shows that."""
     asked, go = threading.Event(), threading.Event()
 
     def lie(liar: LyingWitness, request: btlog.AddCheckpoint | None) -> Reply:
         if request is not None:
-            return Reply(b"no", 422)
+            return NO
         asked.set()
         go.wait(10)
         return Reply(liar.published())
 
-    liar = LyingWitness()
-    with contextlib.closing(liar), several_witnesses(tmp_path, 2) as honest:
-        policy = a_policy("one of three", honest, liar)
-        options = {**LIE_OPTIONS, "witness_timeout": 10.0}
-        with contextlib.closing(LocalLog(tmp_path / "log", policy=policy, options=options)) as log:
-            liar.log_url = log.url
-            assert add(log.url, entry(0))[0] == 200
-            liar.lie = lie
-            for i in range(1, 5):
-                assert add(log.url, entry(i))[0] == 200
-            assert asked.wait(10)
-            for i in range(5, 9):
-                assert add(log.url, entry(i))[0] == 200
-            go.set()
-            eventually(lambda: liar.told >= 3)
-            for i in range(9, 12):
-                assert add(log.url, entry(i))[0] == 200
-            assert ask(log.url, "/healthz")[0] == 200
-            assert walk(log.url, policy) == [entry(i) for i in range(12)]
-
-
-def larger(log: LocalLog) -> Tree:
-    return Tree(99, hashlib.sha256(b"larger").digest())
-
-
-def other_root(log: LocalLog) -> Tree:
-    return Tree(log.log.signed.tree.size, hashlib.sha256(b"other").digest())
-
-
-def other_past(log: LocalLog) -> Tree:
-    return Tree(2, hashlib.sha256(b"past").digest())
+    trial = Trial(tmp_path, stack)
+    with trial.log(witness_timeout=10.0) as log:
+        trial.add(log)
+        trial.liar.lie = lie
+        for _ in range(4):
+            trial.add(log)
+        assert asked.wait(10)
+        for _ in range(4):
+            trial.add(log)
+        go.set()
+        eventually(lambda: trial.liar.told >= 3)
+        trial.add(log)
 
 
 @pytest.mark.parametrize("status", [409, 422])
-@pytest.mark.parametrize("forked", [larger, other_root, other_past])
+@pytest.mark.parametrize("forked", [99, 4, 2], ids=["larger", "other root", "other past"])
 def test_L1_what_the_log_s_own_key_has_signed_ends_it(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, forked: Callable[[LocalLog], Tree], status: int
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, stack: contextlib.ExitStack, forked: int, status: int
 ) -> None:
-    """One witness is enough for that, though the quorum is met: a second history, and nobody else can have signed it."""
-    liar = LyingWitness()
-    with contextlib.closing(liar), several_witnesses(tmp_path, 2) as honest:
-        policy = a_policy("one of three", honest, liar)
-        for start in False, True:
-            with contextlib.closing(LocalLog(tmp_path / f"{start}", policy=policy, timeout=1, options=LIE_OPTIONS)) as log:
-                for i in range(4):
-                    assert add(log.url, entry(i))[0] == 200
-                if not start:
-                    note = SIGNER.sign(Checkpoint(LOG.name, forked(log)))
-                    liar.lie = lambda liar, request, note=note: (
-                        Reply(note) if request is None else Reply(b"no", 422) if status == 422 else hint(99)
-                    )
-
-                    def stopped() -> bool:
-                        return add(log.url, entry(next(numbers), "more-"))[0] == 503  # noqa: B023
-
-                    numbers = itertools.count()
-                    eventually(stopped, 10)
-                    size = log.store.tree("signed").size
-                    answer = add(log.url, entry(0, "later-"))[1]
-                    assert "signature" in answer["error"]
-                    assert ask(log.url, "/healthz")[0] == 503
-                    assert log.store.tree("signed").size == size
-                    assert len(walk(log.url, policy)) > 0  # reading goes on
-                    shutil.copytree(tmp_path / f"{start}", tmp_path / "True")  # for the next start, which sees it first
-                    [critical] = [record for record in caplog.records if record.levelname == "CRITICAL"]
-                    assert "signature" in critical.getMessage()
-                    break
-        shutil.rmtree(tmp_path / "True")
-        shutil.copytree(tmp_path / "False", tmp_path / "True")
-        with contextlib.closing(LocalLog(tmp_path / "True", policy=policy, timeout=1, options=LIE_OPTIONS)) as log:
-            assert add(log.url, entry(0, "start-"))[0] == 503
-            assert log.store.tree("signed").size == size
+    """One witness is enough for that, though the quorum is met: nobody else can have signed a second history."""
+    trial = Trial(tmp_path, stack)
+    options: dict[str, Any] = {"policy": trial.policy, "timeout": 1, "options": LIE_OPTIONS}
+    with contextlib.closing(LocalLog(tmp_path / "log", **options)) as log:
+        for _ in range(4):
+            trial.add(log)
+        note = SIGNER.sign(Checkpoint(LOG.name, Tree(forked, hashlib.sha256(b"other").digest())))
+        claim = NO if status == 422 else hint(99)
+        trial.liar.lie = lambda liar, request: claim if request else Reply(note)
+        numbers = itertools.count()
+        eventually(lambda: add(log.url, entry(next(numbers), "more-"))[0] == 503, 10)
+        size = log.store.tree("signed").size
+        assert "signature" in add(log.url, entry(0, "later-"))[1]["error"]
+        assert ask(log.url, "/healthz")[0] == 503
+        assert log.store.tree("signed").size == size
+        assert len(walk(log.url, trial.policy)) > 0  # reading goes on
+        [critical] = [record for record in caplog.records if record.levelname == "CRITICAL"]
+        assert "signature" in critical.getMessage()
+    with contextlib.closing(LocalLog(tmp_path / "log", **options)) as log:
+        assert add(log.url, entry(0, "start-"))[0] == 503
+        assert log.store.tree("signed").size == size
 
 
 # --- L2: a first start, and no other, begins a log ---------------------------------------------------------------------
