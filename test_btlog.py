@@ -6771,13 +6771,13 @@ def accuses_nobody(url: str, mirror: Path) -> None:
 def test_T1_a_damaged_mirror_accuses_nobody(tmp_path: Path, mirror: Path, static: StaticLog) -> None:
     """Zeroed or truncated state: "local state is corrupt", exit 3, and no finding."""
     static.grow_to(700)
-    count = 0
-    for count, (name, damage) in enumerate(damages(mirror), 1):
+    ways = list(damages(mirror))
+    assert len(ways) == 17
+    for name, damage in ways:
         copy = tmp_path / name
         shutil.copytree(mirror, copy)
         assert damage(copy) != 0 or name == "nothing of it"
         accuses_nobody(static.web.url, copy)
-    assert count == 17
     # The log goes back, and our own tiles, which should tell whether it forked, are damaged.
     static.put("checkpoint", static.notes[200])
     assert change_mirror(mirror, "UPDATE tile SET data = zeroblob(8192) WHERE key = 0") == 1
@@ -6885,34 +6885,29 @@ def test_T22_a_partial_tile_that_is_gone(tmp_path: Path, static: StaticLog) -> N
     assert monitor(static.web.url, tmp_path / "third").kinds == ["bad-tile"]
 
 
-EDGES = [255, 256, 257, 511, 512, 513]
 
 
-def test_T24_from_every_size_to_every_other(tmp_path: Path) -> None:
-    with contextlib.closing(StaticLog(tmp_path / "static", *range(1, 13), *EDGES)) as log:
+def test_T24_from_every_size_to_every_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    small, edges = list(range(10)), [255, 256, 257, 511, 512, 513]
+    with contextlib.closing(StaticLog(tmp_path / "static", *small[1:], *edges)) as log:
         policy, watch, source = btlog.simple_policy([LOG]), btlog.Watch(), btlog.Source(log.web.url)
 
-        def follow(store: btlog.MirrorStore, size: int) -> None:
+        def follow(mirror: Path, size: int) -> None:
             note = seal(Tree(0, btlog.EMPTY_ROOT)) if size == 0 else log.notes[size]
             log.web.instead = lambda path_: (200, "text/plain", note) if path_ == "/checkpoint" else None
-            btlog.Monitor(store, source, policy, watch).round(lambda done, total: None, lambda: 0.0)
+            with contextlib.closing(btlog.MirrorStore(mirror)) as store:
+                btlog.Monitor(store, source, policy, watch).round(lambda done, total: None, lambda: 0.0)
+                holds(store, log.entries[:size])
+                assert store.unreported(size) == []
 
-        pairs = 0
         with contextlib.closing(source):
-            for sizes in range(13), EDGES:
+            for sizes in small, edges:
                 for old in sizes:
-                    with contextlib.closing(btlog.MirrorStore(make(tmp_path / f"from{old}"))) as store:
-                        follow(store, old)
-                        holds(store, log.entries[:old])
+                    follow(make(tmp_path / f"from{old}"), old)
                     for new in sizes[sizes.index(old) :]:
-                        shutil.copytree(tmp_path / f"from{old}", tmp_path / "to")
-                        with contextlib.closing(btlog.MirrorStore(tmp_path / "to")) as store:
-                            follow(store, new)
-                            holds(store, log.entries[:new])
-                            assert store.unreported(new) == []
-                        shutil.rmtree(tmp_path / "to")
-                        pairs += 1
-        assert pairs == 13 * 14 // 2 + 6 * 7 // 2
+                        follow(Path(shutil.copytree(tmp_path / f"from{old}", tmp_path / f"{old}to{new}")), new)
+        assert len(list(tmp_path.glob("*to*"))) == 10 * 11 // 2 + 6 * 7 // 2
 
 
 def make(folder: Path) -> Path:
@@ -7053,7 +7048,7 @@ def whole(tree: Path, entries: list[bytes]) -> set[str]:
     return set(right)
 
 
-@pytest.mark.parametrize("sizes", [(0,), (1,), (129,), (256,), (300,), (600,), (1, 255, 256, 257), (300, 300, 812, 1025)])
+@pytest.mark.parametrize("sizes", [(0, 1), (129,), (600,), (1, 255, 256, 257), (300, 300, 812, 1025)])
 def test_T21_an_exported_tree_is_whole(tmp_path: Path, sizes: tuple[int, ...]) -> None:
     """Each partial tile that a checkpoint implies is there, and a second export writes only what has changed."""
     out, before = make(tmp_path / "out"), 0
@@ -7105,23 +7100,21 @@ def test_T2_what_is_exported_is_on_disk_before_its_checkpoint(tmp_path: Path, mo
 
 
 def test_T21_a_reader_races_the_exporter(tmp_path: Path) -> None:
-    """Whatever checkpoint a reader sees, its tiles are there: over forty sizes of a tree that grows."""
+    """Whatever checkpoint a reader sees, its tiles are there: over twenty sizes of a tree that grows."""
     out, over = make(tmp_path / "out"), threading.Event()
-    choose, seen, failed = random.Random(2), set[int](), list[BaseException]()
+    seen, failed = set[int](), list[BaseException]()
 
     def read() -> None:
         try:
             while not over.is_set():
-                with contextlib.suppress(FileNotFoundError):  # before the first export
-                    note = (out / "checkpoint").read_bytes()
-                    tree = open_checkpoint(note, UNWITNESSED).tree
-                    seen.add(tree.size)
-                    for level, size in (None, tree.size), (0, tree.size), (1, tree.size >> 8):
-                        if size:
-                            index = (size - 1) // 256
-                            data = (out / btlog.tile_path(level, index, size - 256 * index)).read_bytes()
-                            assert data, (level, size)
-                    btlog.AuthenticTiles(tree, lambda *place: (out / btlog.tile_path(*place)).read_bytes())
+                tree = open_checkpoint((out / "checkpoint").read_bytes(), UNWITNESSED).tree
+                seen.add(tree.size)
+                for level, size in (None, tree.size), (0, tree.size), (1, tree.size >> 8):
+                    if size:
+                        index = (size - 1) // 256
+                        data = (out / btlog.tile_path(level, index, size - 256 * index)).read_bytes()
+                        assert data, (level, size)
+                btlog.AuthenticTiles(tree, lambda *place: (out / btlog.tile_path(*place)).read_bytes())
         except BaseException as error:
             failed.append(error)
 
@@ -7130,38 +7123,36 @@ def test_T21_a_reader_races_the_exporter(tmp_path: Path) -> None:
         export(store, out)
         reader = threading.Thread(target=read)
         reader.start()
-        for _ in range(40):
-            entries = fill(store, choose.randint(1, 99))
+        for i in range(20):
+            entries = fill(store, 1 + 37 * i % 99)
             export(store, out)
         over.set()
         reader.join()
         assert failed == []
-        assert len(seen) > 10
+        assert len(seen) > 5
         whole(out, entries)
 
 
 def test_T22_partial_tiles_stay_for_an_hour(tmp_path: Path) -> None:
     """A reader may still have the checkpoint that implies them."""
     out = make(tmp_path / "out")
+    partials = {"tile/0/000.p/100", "tile/0/000.p/200", "tile/entries/000.p/100", "tile/entries/000.p/200"}
     with contextlib.closing(found(tmp_path / "log")) as store:
-        for count in 100, 100, 100:
+        for count in 100, 100, 100, 1:
             fill(store, count)
             export(store, out)
-        partials = {"tile/0/000.p/100", "tile/0/000.p/200", "tile/entries/000.p/100", "tile/entries/000.p/200"}
-        fill(store, 1)
-        export(store, out)
         assert partials <= files_of(out).keys()
         for name in "tile/0/000", "tile/entries/000":
             long_ago = time.time() - btlog.StaticTree.KEPT - 5
             os.utime(out / name, (long_ago, long_ago))
         entries = fill(store, 1)
         export(store, out)
-        whole(out, entries)
-        left = files_of(out).keys()
-        assert left & partials == set()
-        assert not (out / "tile/0/000.p").exists()
-        assert {"tile/0/001.p/44", "tile/0/001.p/45", "tile/0/001.p/46", "tile/1/000.p/1"} <= left  # not full yet
-        assert "tile/0/000.p" not in (out / ".partials").read_text().split("\n")
+    whole(out, entries)
+    left = files_of(out).keys()
+    assert left & partials == set()
+    assert not (out / "tile/0/000.p").exists()
+    assert {"tile/0/001.p/44", "tile/0/001.p/45", "tile/0/001.p/46", "tile/1/000.p/1"} <= left  # not full yet
+    assert "tile/0/000.p" not in (out / ".partials").read_text().split("\n")
 
 
 def test_export_takes_only_a_folder_of_its_own(tmp_path: Path) -> None:
@@ -7169,48 +7160,42 @@ def test_export_takes_only_a_folder_of_its_own(tmp_path: Path) -> None:
         fill(store, 10)
         shutil.copytree(tmp_path / "log", tmp_path / "early")
         fill(store, 300)
-    with contextlib.closing(found(tmp_path / "alien", new_key("log.example/alien"))):
-        pass
+    found(tmp_path / "alien", new_key("log.example/alien")).close()
     shutil.copytree(tmp_path / "log", tmp_path / "twin")
     with contextlib.closing(found(tmp_path / "fork")) as store:
         store.append([entry(i, "fork") for i in range(20)], seal, True)
 
-    def exports(log: str, out: str, *args: str) -> tuple[int, str, str]:
-        return call_btlog("export", str(tmp_path / out), "--storage-dir", str(tmp_path / log), *args)
+    def exports(log: str, out: str) -> tuple[int, str, str]:
+        return call_btlog("export", str(tmp_path / out), "--storage-dir", str(tmp_path / log))
 
-    code, text, error = exports("log", "out")
-    assert (code, error) == (0, "")
-    assert text == f"{tmp_path / 'out'} has the tree of size 310, 310 entries of it new\n"
-    assert exports("log", "out")[1].endswith("size 310, 0 entries of it new\n")
+    said = f"{tmp_path / 'out'} has the tree of size 310"
+    assert exports("log", "out") == (0, f"{said}, 310 entries of it new\n", "")
+    assert exports("log", "out") == (0, f"{said}, 0 entries of it new\n", "")
     assert exports("twin", "out")[0] == 0  # the same log, from elsewhere
     before = files_of(tmp_path / "out")
-    for log, says in (
-        ("early", "of a tree of size 310 that this log, of size 10, does not have"),
-        ("fork", "of a tree of size 310 that this log, of size 20, does not have"),
-        ("alien", "is not a checkpoint of log.example/alien"),
-    ):
-        code, text, error = exports(log, "out")
-        assert (code, text, error.count("\n")) == (2, "", 1), log
-        assert says in error
-    exports("fork", "forked")
-    code, text, error = exports("log", "forked")
-    assert (code, "of a tree of size 20 that this log, of size 310, does not have" in error) == (2, True)
-    assert files_of(tmp_path / "out") == before
+    assert exports("fork", "forked")[0] == 0
     make(tmp_path / "other").joinpath("thesis.tex").write_text("x")
-    code, text, error = exports("log", "other")
-    assert (code, os.listdir(tmp_path / "other")) == (2, ["thesis.tex"])
-    assert "holds other things than a static tree (thesis.tex)" in error
-    assert exports("nothing", "new")[0] == 3
+    (tmp_path / "file").write_text("x")
+    for log, out, code, says in (
+        ("early", "out", 2, "of a tree of size 310 that this log, of size 10, does not have"),
+        ("fork", "out", 2, "of a tree of size 310 that this log, of size 20, does not have"),
+        ("log", "forked", 2, "of a tree of size 20 that this log, of size 310, does not have"),
+        ("alien", "out", 2, "is not a checkpoint of log.example/alien"),
+        ("log", "other", 2, "holds other things than a static tree (thesis.tex)"),
+        ("nothing", "new", 3, ""),
+        ("log", "file", 3, ""),
+    ):
+        got, text, error = exports(log, out)
+        assert (got, text, error.count("\n"), says in error) == (code, "", 1, True), log
+    assert os.listdir(tmp_path / "other") == ["thesis.tex"]
+    assert files_of(tmp_path / "out") == before
     with contextlib.closing(btlog.LogStore(tmp_path / "twin")):  # which locks the folder, as another export does
         assert "in use by another btlog" in exports("log", "twin")[2]
-    (tmp_path / "file").write_text("x")
-    assert exports("log", "file")[0] == 3
     shutil.rmtree(tmp_path / "out" / "tile")
     (tmp_path / "out" / "checkpoint").unlink()
     (tmp_path / "out" / "tile").write_text("x")  # nothing can be written below it
-    code, text, error = exports("log", "out")
-    assert (code, error.count("\n")) == (3, 1)
-    assert "can't" in error
+    code, _, error = exports("log", "out")
+    assert (code, error.count("\n"), "can't" in error) == (3, 1, True)
     assert not (tmp_path / "out" / ".draft").exists()
 
 
@@ -7283,11 +7268,7 @@ class Process:
         finally:
             self.process.kill()
             self._reader.join()
-            error = self.process.stderr.read() if self.process.stderr else ""
-            for stream in self.process.stdout, self.process.stderr:
-                if stream:
-                    stream.close()
-            self.process.wait()
+            error = self.process.communicate()[1]
         return self.process.returncode, error
 
 
@@ -7338,12 +7319,9 @@ def test_export_follows(tmp_path: Path) -> None:
 # --- Monitors that go on ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_monitor_follows(tmp_path: Path, static: StaticLog) -> None:
+def test_a_monitor_follows(mirror: Path, static: StaticLog) -> None:
     """A finding is told once while it lasts, and again when it is back; every line is JSON; SIGTERM ends it, with 1."""
-    args = monitor_args(static.web.url, tmp_path / "mirror", "--follow", "--frequency", "0.02")
-    with process(*args) as follower:
-        assert "300 of them new" in follower.printed("INFO")
-        static.put("checkpoint", static.notes[200])
+    with process(*monitor_args(static.web.url, mirror, "--follow", "--frequency", "0.02")) as follower:
 
         def rounds(count: int = 3) -> None:
             """Some rounds begin, and all but the last end."""
@@ -7353,15 +7331,14 @@ def test_a_monitor_follows(tmp_path: Path, static: StaticLog) -> None:
         def told() -> int:
             return sum('"rollback"' in line for line in follower.lines)
 
-        follower.printed("rollback")
         rounds()
-        assert told() == 1
-        static.repent()
-        rounds()
-        static.put("checkpoint", static.notes[200])
-        eventually(lambda: told() == 2)
-        rounds()
-        static.repent()
+        for times in 1, 2:
+            static.put("checkpoint", static.notes[200])
+            eventually(lambda: told() == times)  # noqa: B023
+            rounds()
+            assert told() == times
+            static.repent()
+            rounds()
         static.grow_to(400)
         assert "100 of them new" in follower.printed("400 entries")
         refused: list[str] = []
@@ -7379,32 +7356,28 @@ def test_a_monitor_follows(tmp_path: Path, static: StaticLog) -> None:
         assert (code, error, told()) == (1, "", 2)
         lines = [json.loads(line) for line in follower.lines]
         assert all({"time", "level", "msg"} <= line.keys() for line in lines)
-        assert [line["level"] for line in lines] == ["INFO", "ERROR", "ERROR", "INFO", "INFO"]
+        assert [line["level"] for line in lines] == ["ERROR", "ERROR", "INFO", "INFO"]
 
 
-@pytest.mark.parametrize("flag", [("--follow",), ("--once=false",), ("--once", "false")])
-def test_T67_a_monitor_ends(tmp_path: Path, static: StaticLog, flag: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("flag", [("--once=false",), ("--once", "false")])
+def test_T67_a_monitor_ends(mirror: Path, static: StaticLog, flag: tuple[str, ...]) -> None:
     """Without findings with 0, also while the log does not answer; within ten seconds."""
-    silent, hanging, ended = threading.Event(), threading.Event(), threading.Event()
+    silent, ended = threading.Event(), threading.Event()
 
     def hang(path_: str) -> None:
-        if hanging.is_set():
-            silent.set()
-            ended.wait(30)
+        silent.set()
+        ended.wait(30)
 
     static.web.instead = hang
-    with process(*monitor_args(static.web.url, tmp_path / "mirror", "--frequency", "0.02", *flag)) as follower:
-        follower.printed("300 of them new")
-        hanging.set()
-        static.grow_to(700)
+    with process(*monitor_args(static.web.url, mirror, "--frequency", "0.02", *flag)) as follower:
         assert silent.wait(20)
-        result = follower.stop(signal.SIGINT if flag == ("--follow",) else signal.SIGTERM)
+        result = follower.stop(signal.SIGINT if flag == ("--once=false",) else signal.SIGTERM)
         ended.set()
         assert result == (0, "")
 
 
 @pytest.mark.slow
-def test_T67_a_monitor_ends_while_nobody_answers(tmp_path: Path, static: StaticLog) -> None:
+def test_T67_a_monitor_ends_while_nobody_answers(mirror: Path, static: StaticLog) -> None:
     """Also while its connections are on the way to where nothing accepts them, as to an address that is filtered."""
     with contextlib.ExitStack() as stack:
         full = stack.enter_context(socket.socket())
@@ -7415,32 +7388,10 @@ def test_T67_a_monitor_ends_while_nobody_answers(tmp_path: Path, static: StaticL
             waiting.setblocking(False)
             waiting.connect_ex(full.getsockname())
         url = f"http://127.0.0.1:{full.getsockname()[1]}"
-        args = monitor_args(static.web.url, tmp_path / "mirror", "--follow", "--index-url", url)
-        with process(*args) as follower:
+        with process(*monitor_args(static.web.url, mirror, "--follow", "--index-url", url)) as follower:
             on_the_way = f":{full.getsockname()[1]:04X} 02 "  # SYN_SENT, of ours and of the index's readers
-            tcp = Path("/proc/net/tcp")
-            eventually(lambda: stored_size(tmp_path / "mirror") == 300 and tcp.read_text().count(on_the_way) > 4)
+            eventually(lambda: Path("/proc/net/tcp").read_text().count(on_the_way) > 4)
             assert follower.stop() == (0, "")
-
-
-def test_a_finding_counts_once_it_is_told(tmp_path: Path, static: StaticLog) -> None:
-    """A monitor that is ended in the round in which it told something still ends with 1."""
-    asked, over = threading.Event(), threading.Event()
-
-    def hang(path_: str) -> Answered:
-        asked.set()
-        over.wait(20)
-        return 404, "text/plain", b""
-
-    with contextlib.closing(FakeIndex(tmp_path, {})) as index:
-        index.instead = hang
-        static.grow(b"bad")
-        args = monitor_args(static.web.url, tmp_path / "mirror", "--follow", "--index-url", index.url)
-        with process(*args) as follower:
-            follower.printed("bad-entry")
-            assert asked.wait(20)
-            assert follower.stop() == (1, "")
-        over.set()
 
 
 def test_a_monitor_tries_again(tmp_path: Path, static: StaticLog, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -7459,45 +7410,36 @@ def test_a_monitor_tries_again(tmp_path: Path, static: StaticLog, monkeypatch: p
     assert monitor(static.web.url, tmp_path / "mirror").code == 0
     mirrored(tmp_path / "mirror", static.entries)
     try_only(monkeypatch, 2)
-    static.web.instead = lambda path_: (429, "text/plain", b"\x1b[2Jlater")
-    seen = monitor(static.web.url, tmp_path / "mirror")
-    assert (seen.code, seen.lines) == (3, [])
-    assert f"{static.web.url}/checkpoint answers 429: ?[2Jlater" in seen.error
-    static.web.instead = lambda path_: (404, "text/plain", b"")
-    assert monitor(static.web.url, tmp_path / "mirror").code == 3
-    static.web.instead = lambda path_: (302, "text/plain", b"")
-    assert monitor(static.web.url, tmp_path / "mirror").code == 3  # a redirect is not followed
-    static.web.close()
-    seen = monitor(static.web.url, tmp_path / "mirror")
-    assert (seen.code, seen.lines) == (3, [])
-    assert "is not reached" in seen.error
+    for status, says in (429, "answers 429: ?[2Jlater"), (404, "is not there"), (302, "answers 302"), (0, "is not reached"):
+        static.web.instead = lambda path_, status=status: (status, "text/plain", b"\x1b[2Jlater")  # type: ignore[misc]
+        if not status:
+            static.web.close()
+        seen = monitor(static.web.url, tmp_path / "mirror")
+        assert (seen.code, seen.lines, says in seen.error) == (3, [], True), seen.error  # a redirect is not followed
 
 
-def test_a_mirror_is_served(tmp_path: Path, static: StaticLog) -> None:
+def test_a_mirror_is_served(tmp_path: Path, mirror: Path, static: StaticLog) -> None:
     """With all that a log answers, also where an entry is none; `fsck` and `verify` take it as well."""
-    file, mirror = wheel(tmp_path / "some-1.0.whl"), tmp_path / "mirror"
+    file = wheel(tmp_path / "some-1.0.whl")
     static.grow(b"no entry", Entry(file.name, btlog.checksum_of(file)).encode(), *(quiet(i) for i in range(300, 700)))
     assert monitor(static.web.url, mirror).kinds == ["bad-entry"]
     code, text, error = call_btlog("fsck", "--storage-dir", str(mirror))
     assert (code, error) == (0, "")
     assert f"all 702 entries of {LOG.name} are as they should be" in text
     key = ("--public-key", key_file(tmp_path))
-    assert call_btlog("verify", str(file), "--storage-dir", str(mirror), *key)[0] == 0
     missing = wheel(tmp_path / "some-1.1.whl")
-    assert call_btlog("verify", str(missing), "--storage-dir", str(mirror), *key)[0] == 1
+    assert [call_btlog("verify", str(f), "--storage-dir", str(mirror), *key)[0] for f in (file, missing)] == [0, 1]
     with running("serve", "--read-only", "--storage-dir", str(mirror)) as server:
         assert walk(server.url) == static.entries
         assert ask(server.url, "/checkpoint")[2] == static.notes[702]
         for i in 0, 300, 301, 701:
-            status, _, proof = ask(server.url, f"/entry/{i}/proof")
-            assert status == 200
+            proof = ask(server.url, f"/entry/{i}/proof")[2]
             check_logged(static.entries[i], proof, UNWITNESSED)
             assert (Proof.parse(proof).extra == static.entries[i]) is (i == 300)
         assert json.loads(ask(server.url, "/entry/301")[2])["filename"] == file.name
         assert json.loads(ask(server.url, f"/entries?filename={file.name}")[2])["entries"][0]["index"] == 301
         status, _, body = ask(server.url, "/entry/300")
-        assert status < 500
-        assert "error" in json.loads(body)
+        assert (status < 500, "error" in json.loads(body)) == (True, True)
         assert ask(server.url, "/add", "POST", b"{}")[0] == 405
         assert call_btlog("verify", str(file), "--log-url", server.url, *key)[0] == 0
         assert monitor(server.url, tmp_path / "mirror2").kinds == ["bad-entry"]  # a mirror of the mirror
@@ -7508,35 +7450,31 @@ def test_a_mirror_is_served(tmp_path: Path, static: StaticLog) -> None:
     mirrored(mirror, static.entries)
 
 
-def test_a_mirror_has_one_monitor_and_one_log(tmp_path: Path, static: StaticLog) -> None:
-    mirror = tmp_path / "mirror"
-    assert monitor(static.web.url, mirror).code == 0
+def test_a_mirror_has_one_monitor_and_one_log(tmp_path: Path, mirror: Path, static: StaticLog) -> None:
     with contextlib.closing(btlog.MirrorStore(mirror)):
         seen = monitor(static.web.url, mirror)
         assert (seen.code, "is in use by another btlog" in seen.error) == (3, True)
-    other = new_key("log.example/other")
-    args = ["monitor", "--log-url", static.web.url, "--storage-dir", str(mirror)]
-    code, text, error = call_btlog(*args, "--public-key", key_file(tmp_path, btlog.encode_vkey(other.key)))
-    assert (code, text, error.count("\n")) == (2, "", 1)
-    assert f"mirrors the log {LOG_VKEY}, not {btlog.encode_vkey(other.key)}" in error
+    other, key = btlog.encode_vkey(new_key("log.example/other").key), ("--public-key", key_file(tmp_path))
+    url, where = ("--log-url", static.web.url), ("--storage-dir", str(mirror))
     for more, says in (
-        ((), "give --policy F, or --public-key F"),
-        (("--public-key", key_file(tmp_path), "--filename-regex", "("), "not a regular expression"),
-        (("--public-key", key_file(tmp_path), "--frequency", "x"), "no number of seconds"),
-        (("--public-key", key_file(tmp_path), "--once=maybe"), "invalid choice"),
+        ((*url, "--public-key", key_file(tmp_path, other)), f"mirrors the log {LOG_VKEY}, not {other}"),
+        (url, "give --policy F, or --public-key F"),
+        ((*url, *key, "--filename-regex", "("), "not a regular expression"),
+        ((*url, *key, "--frequency", "x"), "no number of seconds"),
+        ((*url, *key, "--once=maybe"), "invalid choice"),
+        (key, "give --log-url"),
     ):
-        code, text, error = call_btlog(*args, *more)
-        assert (code, text, error.count("\n")) == (2, "", 1), more
-        assert says in error
-    code, text, error = call_btlog("monitor", "--public-key", key_file(tmp_path), "--storage-dir", str(mirror))
-    assert (code, "give --log-url" in error) == (2, True)
+        code, text, error = call_btlog("monitor", *where, *more)
+        assert (code, text, error.count("\n"), says in error) == (2, "", 1, True), more
     make(tmp_path / "home").joinpath("thesis.tex").write_text("x")
     assert monitor(static.web.url, tmp_path / "home").code == 3
     (tmp_path / "policy").write_text(f"log {LOG_VKEY} {static.web.url}\nquorum none\n")
-    code, text, error = call_btlog("monitor", "--policy", str(tmp_path / "policy"), "--storage-dir", str(tmp_path / "by-policy"))
-    assert (code, text) == (0, f"{tmp_path / 'by-policy'} has all 300 entries of the log, 300 of them new: nothing found\n")
+    new = tmp_path / "by-policy"
+    by_policy = ("monitor", "--policy", str(tmp_path / "policy"), "--storage-dir", str(new))
+    code, text, error = call_btlog(*by_policy)
+    assert (code, text) == (0, f"{new} has all 300 entries of the log, 300 of them new: nothing found\n")
     static.grow(b"bad \x1b[2J")
-    code, text, error = call_btlog("monitor", "--policy", str(tmp_path / "policy"), "--storage-dir", str(tmp_path / "by-policy"))
+    code, text, error = call_btlog(*by_policy)
     assert (code, error) == (1, "")
     assert re.fullmatch(r"FOUND bad-entry: what is logged at index 300 .*\(evidence: .*/bad-entry-[0-9a-f]{16}\)\n", text)
 
@@ -7562,39 +7500,39 @@ def stored_size(mirror: Path) -> int:
     return 0
 
 
+IN_SMALL_BATCHES = "import sys, btlog; btlog.Monitor.BATCH = 256; sys.exit(btlog.main())"
+
+
 @pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
 def test_T58_killed_in_a_first_run(tmp_path: Path, kills: int) -> None:
     """SIGKILL at random moments, and as soon as there is progress: it is kept, and the end is always the same."""
-    choose, count = random.Random(kills), 50_000
-    with contextlib.closing(found(tmp_path / "log")) as store:
-        store.append([quiet(i) for i in range(count)], seal, True)
-    key = ("--public-key", key_file(tmp_path))
-    with running("serve", "--read-only", "--storage-dir", str(tmp_path / "log")) as server:
+    choose, count, mirror = random.Random(kills), 8000, tmp_path / "mirror"
+    with contextlib.closing(StaticLog(tmp_path / "static", count)) as log:
         begun = time.monotonic()
-        assert run_btlog("monitor", "--log-url", server.url, *key, "--storage-dir", str(tmp_path / "whole")).returncode == 0
+        assert monitor(log.web.url, tmp_path / "whole").code == 0
         took, right = time.monotonic() - begun, rows_of(tmp_path / "whole")
+        command = [sys.executable, "-c", IN_SMALL_BATCHES, *monitor_args(log.web.url, mirror)]
         size, parts = 0, 0
         for turn in range(kills):
-            with process("monitor", "--log-url", server.url, *key, "--storage-dir", str(tmp_path / "mirror")) as run:
+            with subprocess.Popen(command, cwd=HERE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as run:
                 if turn % 3 == 2:  # a random moment, not a wait for something
-                    time.sleep(choose.uniform(0, took))
+                    time.sleep(choose.uniform(0.3, 0.3 + took))
                 else:
-                    while run.process.poll() is None and stored_size(tmp_path / "mirror") <= size:
+                    while run.poll() is None and stored_size(mirror) <= size:
                         time.sleep(0.005)
-                run.stop(signal.SIGKILL)
-            assert stored_size(tmp_path / "mirror") >= size  # nothing that was there is lost
-            size = stored_size(tmp_path / "mirror")
+                run.kill()
+            assert stored_size(mirror) >= size  # nothing that was there is lost
+            size = stored_size(mirror)
             parts += 0 < size < count
             if size == count:
-                assert rows_of(tmp_path / "mirror") == right
-                shutil.rmtree(tmp_path / "mirror")
+                assert rows_of(mirror) == right
+                shutil.rmtree(mirror)
                 size = 0
         assert parts > kills // 3
-        done = run_btlog("monitor", "--log-url", server.url, *key, "--storage-dir", str(tmp_path / "mirror"))
-        assert (done.returncode, done.stderr) == (0, "")
-        server.stop()
-    assert rows_of(tmp_path / "mirror") == right
-    assert call_btlog("fsck", "--storage-dir", str(tmp_path / "mirror"))[0] == 0
+        seen = monitor(log.web.url, mirror)
+        assert (seen.code, seen.error) == (0, "")
+    assert rows_of(mirror) == right
+    assert call_btlog("fsck", "--storage-dir", str(mirror))[0] == 0
 
 
 # --- Logging what an index has -----------------------------------------------------------------------------------------------------
@@ -7605,60 +7543,54 @@ def ingest(url: str, index: Web, folder: Path, *args: str) -> tuple[int, str, st
     return call_btlog("ingest", "--index-url", index.url, "--log-url", url, *key, *args)
 
 
+def told_by_ingest(projects: int, logged: int, already: int, conflicts: int, failed: int) -> str:
+    counts = f"{logged} files logged, {already} were logged already, {conflicts} conflicts, {failed} failed"
+    return f"{projects} projects: {counts}\n"
+
+
 def test_ingest_of_json(tmp_path: Path, log: LocalLog, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the index lists is logged, once; and a file that it has replaced is a conflict."""
     files = index_of([quiet(i) for i in range(50)])
     with contextlib.closing(FakeIndex(make(tmp_path / "index"), files)) as index:
-        code, text, error = ingest(log.url, index, tmp_path, "quiet3", "Quiet_4")
-        assert (code, error) == (3, "btlog: the index has no project Quiet_4\n")
-        assert text == "2 projects: 5 files logged, 0 were logged already, 0 conflicts, 1 failed\n"
-        code, text, error = ingest(log.url, index, tmp_path)
-        assert (code, error) == (0, "")
-        assert text == "10 projects: 45 files logged, 5 were logged already, 0 conflicts, 0 failed\n"
+        said = ingest(log.url, index, tmp_path, "quiet3", "Quiet_4")
+        assert said == (3, told_by_ingest(2, 5, 0, 0, 1), "btlog: the index has no project Quiet_4\n")
+        assert ingest(log.url, index, tmp_path) == (0, told_by_ingest(10, 45, 5, 0, 0), "")
         assert index_of(walk(log.url)) == files
-        code, text, error = ingest(log.url, index, tmp_path)
-        assert (code, error) == (0, "")
-        assert text == "10 projects: 0 files logged, 50 were logged already, 0 conflicts, 0 failed\n"
+        assert ingest(log.url, index, tmp_path) == (0, told_by_ingest(10, 0, 50, 0, 0), "")
         assert len(walk(log.url)) == 50
         index.files = {**files, OF_7.filename: "sha256:" + SUM_OF_A, NEW.filename: NEW.checksum}
         code, text, error = ingest(log.url, index, tmp_path)
-        assert (code, error.count("\n")) == (1, 1)
+        assert (code, text, error.count("\n")) == (1, told_by_ingest(10, 1, 49, 1, 0), 1)
         assert f"{OF_7.filename} is logged with another checksum, at index" in error
-        assert text == "10 projects: 1 files logged, 50 were logged already, 1 conflicts, 0 failed\n".replace("50", "49")
         assert len(walk(log.url)) == 51
         assert call_btlog("ingest", "--index-url", index.url, "--log-url", log.url)[0] == 1  # by the key that the log tells
         try_only(monkeypatch, 1)
-        index.instead = lambda path_: (200, "application/json", b"<garbage>")
-        code, text, error = ingest(log.url, index, tmp_path)
-        assert (code, text) == (3, "")
-        assert "is no page of a package index" in error
-        index.instead = lambda path_: (200, "application/json", b'{"projects": [{"name": "q"}], "files": [7]}')
-        code, text, error = ingest(log.url, index, tmp_path)
-        assert (code, text) == (3, "1 projects: 0 files logged, 0 were logged already, 0 conflicts, 1 failed\n")
-        index.instead = lambda path_: (404, "text/plain", b"")
-        assert ingest(log.url, index, tmp_path)[:2] == (3, "")
+        for answer, expected in [
+            ((200, "application/json", b"<garbage>"), ""),
+            ((200, "application/json", b'{"projects": [{"name": "q"}], "files": [7]}'), told_by_ingest(1, 0, 0, 0, 1)),
+            ((404, "text/plain", b""), ""),
+        ]:
+            index.instead = lambda path_, answer=answer: answer  # type: ignore[misc]
+            code, text, error = ingest(log.url, index, tmp_path)
+            assert (code, text) == (3, expected)
+            assert ("is no page of a package index" in error) is (answer[0] == 200)
     assert ingest(log.url, index, tmp_path)[0] == 3
 
 
 def test_ingest_of_html(tmp_path: Path, log: LocalLog) -> None:
     """PEP 503: names are in the text, the hash in the fragment. What has no SHA-256 is said, and the rest is logged."""
     good = hashlib.sha256(b"good").hexdigest()
-    files = {
-        "some-1.0.tar.gz": f"#sha256={good}",
-        "some-1.1.tar.gz": f"?x=1#sha256={good.upper()}",
-        "some-1.2.tar.gz": "",
-        "some-1.3.tar.gz": "#md5=d41d8cd98f00b204e9800998ecf8427e",
-        "some-1.4.tar.gz": f"#sha256={good[1:]}",
-        "some-1&#x2B;local.tar.gz": f"#sha256={good}&egg=x",
-        "some-2&#43;local.tar.gz": f"#sha256={good}",
-    }
+    links = [
+        f"some-1.0.tar.gz #sha256={good}", f"some-1.1.tar.gz ?x=1#sha256={good.upper()}", "some-1.2.tar.gz ",
+        "some-1.3.tar.gz #md5=d41d8cd98f00b204e9800998ecf8427e", f"some-1.4.tar.gz #sha256={good[1:]}",
+        f"some-1&#x2B;local.tar.gz #sha256={good}&egg=x", f"some-2&#43;local.tar.gz #sha256={good}",
+    ]  # fmt: skip
+    files = {name: fragment for name, _, fragment in (link.partition(" ") for link in links)}
     with contextlib.closing(FakeIndex(make(tmp_path / "index"), files, html=True)) as index:
         code, text, error = ingest(log.url, index, tmp_path, "some")
-        assert code == 3
-        assert text == "1 projects: 4 files logged, 0 were logged already, 0 conflicts, 3 failed\n"
-        assert re.findall(r"^btlog: (\S+): the index does not give its SHA-256$", error, re.MULTILINE) == [
-            "some-1.2.tar.gz", "some-1.3.tar.gz", "some-1.4.tar.gz"
-        ]  # fmt: skip
+        assert (code, text) == (3, told_by_ingest(1, 4, 0, 0, 3))
+        lacking = re.findall(r"^btlog: some-1.(\d).tar.gz: the index does not give its SHA-256$", error, re.MULTILINE)
+        assert lacking == ["2", "3", "4"]
         names = ["some-1.0.tar.gz", "some-1.1.tar.gz", "some-1+local.tar.gz", "some-2+local.tar.gz"]
         assert index_of(walk(log.url)) == dict.fromkeys(names, f"sha256:{good}")
         link = f'<a href="../files/some-4.zip#sha256={good}"><b>\n </b></a><a name="x">y</a><a href="z">'.encode()
@@ -7675,6 +7607,16 @@ def with_result(n: int, **more: Any) -> Callable[[list[dict[str, Any]]], list[di
         return [*lines[: n + 1], {**lines[n + 1], "result": result}, *lines[n + 2 :]]
 
     return change
+
+
+BATCH_OF_THREE = [quiet(i) for i in (0, 10, 20)]
+
+
+@pytest.fixture(scope="module")
+def answered(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, list[dict[str, Any]]]:
+    """The first checkpoint of a log, and its answer to a bulk of three entries."""
+    with contextlib.closing(LocalLog(tmp_path_factory.mktemp("answered") / "log")) as log:
+        return ask(log.url, "/checkpoint")[2], bulk(log.url, b"".join(map(as_line, BATCH_OF_THREE)))[1]
 
 
 @pytest.mark.parametrize(
@@ -7703,20 +7645,20 @@ def with_result(n: int, **more: Any) -> Callable[[list[dict[str, Any]]], list[di
         (lambda lines: [lines[0], {"result": None}, *lines[2:]], 1),
     ],
 )
-def test_ingest_believes_nothing(tmp_path: Path, change: Callable[[list[Any]], list[Any]], code: int) -> None:
+def test_ingest_believes_nothing(
+    tmp_path: Path, answered: tuple[bytes, list[Any]], change: Callable[[list[Any]], list[Any]], code: int
+) -> None:
     """T53, T55, T56: an answer that does not prove that each of the files is logged is refused."""
-    files = index_of([quiet(i) for i in (0, 10, 20)])
-    with contextlib.closing(LocalLog(tmp_path / "log")) as log:
-        note = ask(log.url, "/checkpoint")[2]
-        honest = bulk(log.url, b"".join(as_line(quiet(i)) for i in (0, 10, 20)))[1]
+    note, honest = answered
     answer = b"".join(json.dumps(line).encode() + b"\n" for line in change(honest))
     liar = Liar(checkpoint=note, admin_bulk_append=answer)
-    with contextlib.closing(Local(liar.answer)) as log_, contextlib.closing(FakeIndex(tmp_path, files)) as index:
+    with (
+        contextlib.closing(Local(liar.answer)) as log_,
+        contextlib.closing(FakeIndex(tmp_path, index_of(BATCH_OF_THREE))) as index,
+    ):
         got, text, error = ingest(log_.url, index, tmp_path)
-        assert got == code, error
-        assert ("3 files logged" in text) is (code == 0)
-        assert error.count("\n") == (code != 0)
-        assert "\x1b" not in error
+    assert got == code, error
+    assert ("3 files logged" in text, error.count("\n"), "\x1b" in error) == (code == 0, code != 0, False)
 
 
 def test_ingest_asks_for_the_token(tmp_path: Path) -> None:
@@ -7789,14 +7731,16 @@ def test_an_index_a_log_two_witnesses_a_web_server_and_a_monitor(tmp_path: Path)
     nginx = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
     assert nginx, "this test needs nginx (Debian's package of that name)"
     assert importlib.util.find_spec("pypiserver"), "this test needs pypiserver (pip install pypiserver)"
-    wheels, out = make(tmp_path / "wheels"), make(tmp_path / "out")
+    wheels, out, home, port = make(tmp_path / "wheels"), tmp_path / "out", make(tmp_path / "nginx"), free_port()
     for name in "one", "two", "three":
         tiny_wheel(wheels, name, "hello")
+
+    def btlog_says(code: int, command: str, *args: str) -> str:
+        done = run_btlog(command, *args, "--policy", "policy", cwd=tmp_path)
+        assert (done.returncode, done.stderr == "" or code > 0) == (code, True), done
+        return done.stdout + done.stderr
+
     assert run_btlog("keygen", "--origin", "log.example/loop", cwd=tmp_path).returncode == 0
-    port = free_port()
-    index_command = [
-        sys.executable, "-m", "pypiserver", "run", "--disable-fallback", "--hash-algo", "sha256", "-i", "127.0.0.1",
-    ]  # fmt: skip
     with contextlib.ExitStack() as stack:
         lines = [f"log {(tmp_path / 'public.key').read_text().strip()}"]
         for i in range(2):
@@ -7809,50 +7753,39 @@ def test_an_index_a_log_two_witnesses_a_web_server_and_a_monitor(tmp_path: Path)
         (tmp_path / "policy").write_text("\n".join([*lines, "group both 2 w0 w1", "quorum both", ""]))
         args = ("--private-key", "private.key", "--public-key", "public.key", "--policy", "policy")
         log = stack.enter_context(running("serve", "--storage-dir", "log", *args, cwd=tmp_path))
-        index = make(tmp_path / "index")
-        with program(port, *index_command, "-p", str(port), str(wheels), cwd=index) as url:
-            done = run_btlog(
-                "ingest", "--index-url", f"{url}/simple/", "--log-url", log.url, "--policy", "policy", cwd=tmp_path
-            )
-            assert (done.returncode, done.stderr) == (0, "")
-            assert done.stdout == "3 projects: 3 files logged, 0 were logged already, 0 conflicts, 0 failed\n"
+        index_command = (
+            sys.executable, "-m", "pypiserver", "run", "--disable-fallback", "--hash-algo", "sha256",
+            "-i", "127.0.0.1", "-p", str(port), str(wheels),
+        )  # fmt: skip
+        index = ("--index-url", f"http://127.0.0.1:{port}/simple/")
+        ingest_all = ("ingest", *index, "--log-url", log.url)
+        with program(port, *index_command, cwd=make(tmp_path / "index")):
+            assert btlog_says(0, *ingest_all) == told_by_ingest(3, 3, 0, 0, 0)
             exporter = stack.enter_context(
                 process("export", str(out), "--storage-dir", str(tmp_path / "log"), "--follow", "--frequency", "0.05")
             )
             exporter.printed("the tree of size 3")
-            web_port, home = free_port(), make(tmp_path / "nginx")
+            web_port = free_port()
             (home / "nginx.conf").write_text(NGINX % (web_port, out))
             command = (nginx, "-p", str(home), "-e", "stderr", "-c", str(home / "nginx.conf"))
-            web = stack.enter_context(program(web_port, *command, cwd=home))
-            watch = (
-                "monitor", "--log-url", web, "--policy", "policy", "--storage-dir", "mirror", "--max-age", "600",
-                "--index-url", f"{url}/simple/",
-            )  # fmt: skip
-            done = run_btlog(*watch, cwd=tmp_path)
-            assert (done.returncode, done.stderr) == (0, ""), done.stdout
-            assert "has all 3 entries of the log, 3 of them new: nothing found" in done.stdout
+            web = ("--log-url", stack.enter_context(program(web_port, *command, cwd=home)))
+            watch = ("monitor", *web, *index, "--storage-dir", "mirror", "--max-age", "600")
+            assert "has all 3 entries of the log, 3 of them new: nothing found" in btlog_says(0, *watch)
             file = str(wheels / "one-1.0-py3-none-any.whl")
-            done = run_btlog("verify", file, "--policy", "policy", "--log-url", web, cwd=tmp_path)
-            assert (done.returncode, done.stderr) == (0, "")
-            assert "cosigned by 2 witnesses" in done.stdout
+            assert "cosigned by 2 witnesses" in btlog_says(0, "verify", file, *web)
             tiny_wheel(wheels, "four", "hello")
-        with program(port, *index_command, "-p", str(port), str(wheels), cwd=index):  # which keeps hashes for a while
-            done = run_btlog(*watch, cwd=tmp_path)
-            assert done.returncode == 0  # it asks about projects of which something is logged
-            again = ("ingest", "--index-url", f"{url}/simple/", "--log-url", log.url, "--policy", "policy")
-            assert "4 projects: 1 files logged, 3 were" in run_btlog(*again, cwd=tmp_path).stdout
+        with program(port, *index_command, cwd=tmp_path / "index"):  # anew, as it keeps hashes for a while
+            btlog_says(0, *watch)  # it asks about projects of which something is logged
+            assert "4 projects: 1 files logged, 3 were" in btlog_says(0, *ingest_all)
             exporter.printed("the tree of size 4, 1 entries")
-            assert run_btlog(*watch, cwd=tmp_path).returncode == 0
-            tiny_wheel(wheels, "two", "tampered")
-        with program(port, *index_command, "-p", str(port), str(wheels), cwd=index):
-            done = run_btlog(*watch, cwd=tmp_path)
-            assert done.returncode == 1
-            assert done.stdout.count("FOUND") == 1
-            assert "FOUND index-differs: the index has two-1.0-py3-none-any.whl with sha256:" in done.stdout
-            done = run_btlog(*again, cwd=tmp_path)
-            assert (done.returncode, "1 conflicts" in done.stdout) == (1, True)
-            done = run_btlog("verify", str(wheels / "two-1.0-py3-none-any.whl"), *watch[1:5], cwd=tmp_path)
-            assert (done.returncode, "not logged, but with another checksum" in done.stderr) == (1, True)
+            btlog_says(0, *watch)
+            two = tiny_wheel(wheels, "two", "tampered")
+        with program(port, *index_command, cwd=tmp_path / "index"):
+            said = btlog_says(1, *watch)
+            assert said.count("FOUND") == 1
+            assert "FOUND index-differs: the index has two-1.0-py3-none-any.whl with sha256:" in said
+            assert "1 conflicts" in btlog_says(1, *ingest_all)
+            assert "not logged, but with another checksum" in btlog_says(1, "verify", str(two), *web)
         assert exporter.stop() == (0, "")
         assert run_btlog("fsck", "--storage-dir", "mirror", cwd=tmp_path).returncode == 0
 
@@ -7861,6 +7794,7 @@ def test_an_index_a_log_two_witnesses_a_web_server_and_a_monitor(tmp_path: Path)
 
 TEXT = SOURCE.read_text()
 TREE = ast.parse(TEXT)
+NODES = list(ast.walk(TREE))
 PARTS = {m[1]: TEXT[: m.start()].count("\n") + 1 for m in re.finditer(r"^# === (Part \w+): .*$", TEXT, re.MULTILINE)}
 
 
@@ -7868,41 +7802,19 @@ def test_part_one_is_small_and_pure() -> None:
     assert list(PARTS) == ["Part I", "Part II", "Part III", "Part IV", "Part V"]
     first, end = PARTS["Part I"], PARTS["Part II"]
     assert end - first <= 400
-    imported = {
-        a.asname or a.name.partition(".")[0] for node in TREE.body if isinstance(node, ast.Import) for a in node.names
-    }
-    imported |= {a.asname or a.name for node in TREE.body if isinstance(node, ast.ImportFrom) for a in node.names}
-    used = {node.id for node in ast.walk(TREE) if isinstance(node, ast.Name) and first <= node.lineno < end}
+    imports = [node for node in TREE.body if isinstance(node, (ast.Import, ast.ImportFrom))]
+    imported = {a.asname or a.name.partition(".")[0] for node in imports for a in node.names}
+    nodes = [node for node in NODES if first <= getattr(node, "lineno", 0) < end]
+    used = {node.id for node in nodes if isinstance(node, ast.Name)}
     assert used & imported <= {
-        "base64",
-        "dataclass",
-        "dataclasses",
-        "field",
-        "functools",
-        "hashlib",
-        "re",
-        "CryptoError",
-        "VerifyKey",
-        "Collection",
-        "Iterable",
-        "Sequence",
-        "NamedTuple",
-    }
-    calls = {
-        node.func.id
-        for node in ast.walk(TREE)
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and first <= node.lineno < end
-    }
-    assert not calls & {"open", "print", "input", "exec", "eval", "__import__", "globals"}
-    ints = [
-        node.lineno
-        for node in ast.walk(TREE)
-        if isinstance(node, ast.Call)
-        and isinstance(node.func, ast.Name)
-        and node.func.id == "int"
-        and first <= node.lineno < end
-    ]
+        "base64", "dataclass", "dataclasses", "field", "functools", "hashlib", "re", "CryptoError", "VerifyKey",
+        "Collection", "Iterable", "Sequence", "NamedTuple",
+    }  # fmt: skip
+    calls = [node.func for node in nodes if isinstance(node, ast.Call)]
+    called = [(func.id, func.lineno) for func in calls if isinstance(func, ast.Name)]
+    assert not {name for name, _ in called} & {"open", "print", "input", "exec", "eval", "__import__", "globals"}
     [decimal] = [node for node in TREE.body if isinstance(node, ast.FunctionDef) and node.name == "parse_decimal"]
+    ints = [line for name, line in called if name == "int"]
     assert len(ints) == 2
     assert all(decimal.lineno < line <= (decimal.end_lineno or 0) for line in ints)  # nothing else calls int()
 
@@ -7918,33 +7830,21 @@ def test_sections_stand_in_dependency_order() -> None:
     def part(line: int) -> int:
         return max((start for start in PARTS.values() if start <= line), default=0)
 
-    annotations = {
-        id(n)
-        for node in ast.walk(TREE)
-        for a in (getattr(node, "annotation", None), getattr(node, "returns", None))
-        if a
-        for n in ast.walk(a)
-    }
-    wrong = [
-        f"line {node.lineno} uses {node.id} of line {defined[node.id]}"
-        for node in ast.walk(TREE)
-        if isinstance(node, ast.Name)
-        and node.id in defined
-        and id(node) not in annotations
-        and part(defined[node.id]) > part(node.lineno)
-    ]
+    annotated = [getattr(node, field, None) for node in NODES for field in ("annotation", "returns")]
+    annotations = {id(inner) for node in annotated if node for inner in ast.walk(node)}
+    uses = [node for node in NODES if isinstance(node, ast.Name) and node.id in defined and id(node) not in annotations]
+    wrong = [f"line {node.lineno} uses {node.id}" for node in uses if part(defined[node.id]) > part(node.lineno)]
     assert wrong == []
 
 
 def test_functions_are_small_and_documented() -> None:
-    for node in ast.walk(TREE):
+    for node in NODES:
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             doc = ast.get_docstring(node, clean=False)
             length = (node.end_lineno or 0) - node.lineno + 1 - (len(doc.splitlines()) if doc else 0)
             assert length <= 50, f"{node.name} has {length} lines"
         assert not isinstance(node, ast.Assert)
-        if isinstance(node, ast.ExceptHandler):
-            assert node.type is not None
+        assert not isinstance(node, ast.ExceptHandler) or node.type is not None
     for name in btlog.__all__:
         assert getattr(btlog, name).__doc__, name
 
@@ -7980,7 +7880,11 @@ class Observer:
                 self.trees.add(tree)
         return tree
 
-    def _keep(self, index: int, data: bytes) -> None:
+    def _take(self, checkpoint: str, data: bytes, result: dict[str, Any]) -> None:
+        """Verifies an acknowledgement, and keeps it."""
+        tree, index = self.see(base64.b64decode(checkpoint, validate=True)), result["index"]
+        hashes = [base64.b64decode(text, validate=True) for text in result["inclusionProof"]]
+        check_inclusion(leaf_hash(data), index, tree, hashes)
         with self._lock:
             if self.entries.setdefault(index, data) != data:
                 self.contradictions.append(f"index {index} was given twice")
@@ -7992,32 +7896,22 @@ class Observer:
             self.see(note)
 
     def add(self, url: str, data: bytes) -> int:
-        """The status. An acknowledgement is verified before it is kept."""
         status, answer = add(url, data)
         if status == 200:
-            tree = self.see(base64.b64decode(answer["checkpoint"], validate=True))
-            hashes = [base64.b64decode(text, validate=True) for text in answer["inclusionProof"]]
-            check_inclusion(leaf_hash(data), answer["index"], tree, hashes)
-            self._keep(answer["index"], data)
+            self._take(answer["checkpoint"], data, answer)
         return status
 
     def bulk(self, url: str, batch: list[bytes]) -> int:
         """The same for many; what came of an answer that is cut off counts as well. 0 if there was no whole one."""
-        parts = urllib.parse.urlsplit(url)
         body = b"".join(map(as_line, batch))
-        head = b"POST /admin/bulk/append HTTP/1.0\r\nContent-Type: application/x-ndjson\r\nContent-Length: %d\r\n\r\n"
-        answer = raw(parts.port or 0, head % len(body) + body)
+        answer = raw(urllib.parse.urlsplit(url).port or 0, BULK_HEAD % len(body) + body)
         head, _, rest = answer.partition(b"\r\n\r\n")
         if not head.startswith(b"HTTP/1.1 200 "):
             return int(head[9:12] or b"0")
         lines = [json.loads(line) for line in rest.split(b"\n")[:-1]]  # the last one may be cut off
-        if lines:
-            tree = self.see(base64.b64decode(lines[0]["checkpoint"], validate=True))
         for data, line in zip(batch, lines[1:], strict=False):
             if line["type"] == "result" and line["result"]["status"] == "logged":
-                hashes = [base64.b64decode(text, validate=True) for text in line["result"]["inclusionProof"]]
-                check_inclusion(leaf_hash(data), line["result"]["index"], tree, hashes)
-                self._keep(line["result"]["index"], data)
+                self._take(lines[0]["checkpoint"], data, line["result"])
         return 200 if lines and lines[-1] == {"type": "complete", "count": len(batch)} else 0
 
     def hold(self, url: str) -> list[bytes]:
@@ -8049,9 +7943,6 @@ class Failing(Faulty):
         self.left = 1 if self.lasting and self.left <= 1 else self.left
         self.committing |= self.left == 1 and args[0] == "COMMIT"
         return super()._run(run, *args)
-
-
-FAULTS = ["not persisted", "persisted", "lasting"]
 WHERE = ["log", "log with a witness", "its witness"]
 
 
@@ -8083,13 +7974,12 @@ def write_a_little(url: str, observer: Observer) -> list[int]:
 
 def faults_in_turn(tmp_path: Path, fault: str, where: str, every: int) -> int:
     """Fails each `every`-th statement in turn, and walks over HTTP all that is there then, and after a restart."""
-    whole, copy = tmp_path / "whole", tmp_path / "copy"
-    whole.mkdir()
+    whole = make(tmp_path / "whole")
     with log_in(whole, where) as (log, _):
         assert Observer(log.log._policy).bulk(log.url, [entry(i) for i in range(250)]) == 200
         eventually(lambda: log.log.published.tree.size == 250)
     for n in itertools.count(1, every):
-        shutil.copytree(whole, copy)
+        copy = Path(shutil.copytree(whole, tmp_path / f"{n}"))
         with log_in(copy, where, 0.3 if fault == "lasting" else 3) as (log, database):
             observer = Observer(log.log._policy)
             database._writer = faulty = Failing(database._writer, n, fault)  # type: ignore[assignment]
@@ -8111,7 +8001,7 @@ def faults_in_turn(tmp_path: Path, fault: str, where: str, every: int) -> int:
 
 
 @pytest.mark.parametrize("where", WHERE)
-@pytest.mark.parametrize("fault", FAULTS[:2])
+@pytest.mark.parametrize("fault", ["not persisted", "persisted"])
 def test_T4_T6_some_statements_fail(tmp_path: Path, fault: str, where: str) -> None:
     """One in 25 of them; all of them in the next test."""
     assert faults_in_turn(tmp_path, fault, where, 25) > 0
@@ -8119,7 +8009,7 @@ def test_T4_T6_some_statements_fail(tmp_path: Path, fault: str, where: str) -> N
 
 @pytest.mark.slow
 @pytest.mark.parametrize("where", WHERE)
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("fault", ["not persisted", "persisted", "lasting"])
 def test_T4_T6_every_statement_fails(tmp_path: Path, fault: str, where: str) -> None:
     """Statements, and commits, of the log and of its witness: "failed, not persisted", "failed, but persisted", for good."""
     count = faults_in_turn(tmp_path, fault, where, 1)
@@ -8133,6 +8023,7 @@ class FaultyDisk:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, n: int, persist: bool) -> None:
         self.calls, self._n, self._persist = 0, n, persist
         connect = sqlite3.connect
+        monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # the machine itself does not fail
         for name in "link", "fsync", "replace", "open":
             monkeypatch.setattr(os, name, functools.partial(self.call, getattr(os, name), OSError(28, "No space")))
         monkeypatch.setattr(sqlite3, "connect", lambda *args, **more: FaultyConnection(connect(*args, **more), self))
@@ -8165,30 +8056,30 @@ def test_T7_each_step_of_a_first_start_fails_in_turn(
     """Whatever it was, the next start makes it whole: one log or witness, of the key that the folder holds."""
     monkeypatch.setattr(btlog, "Server", lambda *args, **more: contextlib.ExitStack())
     monkeypatch.setattr(btlog, "run_server", lambda *args, **more: 0)
+    args = btlog.parser().parse_args([command, "--port", "0", "--origin", "log.example/first"])
+    prefix = "" if command == "serve" else "witness-"
     codes: list[int] = []
-    said: list[str] = []
 
     def start(folder: Path) -> int:
-        where = ["--storage-dir", str(folder)] if command == "serve" else ["--database-path", str(folder / "w.db")]
-        args = btlog.parser().parse_args([command, *where, "--port", "0", "--origin", "log.example/first"])
+        if command == "serve":
+            args.storage_dir = type(args.storage_dir)(folder)
+        else:
+            args.database_path = type(args.database_path)(folder / "w.db")
         try:
             return int(args.run(args))
         except Error as error:
-            said.append(str(error))
             return error.exit_code
 
     for n in itertools.count(1):
-        folder = tmp_path / str(n)
-        folder.mkdir()
+        folder = make(tmp_path / str(n))
         with monkeypatch.context() as context:
             disk = FaultyDisk(context, n, persist)
             codes.append(start(folder))
         if disk.calls < n:
             break
-        prefix = "" if command == "serve" else "witness-"
         private, public = folder / f"{prefix}private.key", folder / f"{prefix}public.key"
         kept = {path_: path_.read_text() for path_ in (private, public) if path_.exists()}
-        assert start(folder) == 0, (n, said[-2:], os.listdir(folder))
+        assert start(folder) == 0, (n, os.listdir(folder))
         assert all(path_.read_text() == text for path_, text in kept.items())
         signer = btlog.Signer.parse(private.read_text().removesuffix("\n"))
         assert VerifierKey.parse(public.read_text().removesuffix("\n")) == signer.key
@@ -8204,35 +8095,37 @@ def test_T7_each_step_of_a_first_start_fails_in_turn(
 @pytest.mark.slow
 def test_T3_T4_a_disk_that_is_full_at_any_byte(tmp_path: Path) -> None:
     """The log says so and waits (L3); nothing that it acknowledged is gone, and with room again it goes on."""
-    observer = Observer()
-    said = 0
-    numbers = itertools.count()
-    choose = random.Random(2)
+    observer, numbers, choose, said = Observer(), itertools.count(), random.Random(2), 0
+
+    def some(count: int) -> list[bytes]:
+        return [entry(next(numbers)) for _ in range(count)]
+
     with running("serve", "--storage-dir", "log", "--origin", LOG.name, "--add-timeout", "0.5", cwd=tmp_path) as server:
         observer.policy = btlog.simple_policy([VerifierKey.parse(server.line.split()[4])])
+
+        def limit_files(size: int) -> None:
+            resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
         for turn in range(6):
-            resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
-            eventually(lambda: observer.bulk(server.url, [entry(next(numbers)) for _ in range(300)]) == 200)
+            limit_files(resource.RLIM_INFINITY)
+            eventually(lambda: observer.bulk(server.url, some(300)) == 200)
             wal = (tmp_path / "log" / "log.sqlite3-wal").stat().st_size
             # A file may have so many bytes, and not one more: as on a full disk, what is written of a page is a part.
             limit = choose.choice([wal - choose.randrange(4096), wal + choose.randrange(400_000), 32_768, 0])
-            resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (max(limit, 0), resource.RLIM_INFINITY))
-            status = 200
+            limit_files(max(limit, 0))
             for _ in range(40):
-                status = observer.add(server.url, entry(next(numbers)))
-                if status == 200:
-                    status = observer.bulk(server.url, [entry(next(numbers)) for _ in range(200)])
+                if (status := observer.add(server.url, some(1)[0])) == 200:
+                    status = observer.bulk(server.url, some(200))
                 if status != 200:
                     break
             assert status == 503, turn
             said += ask(server.url, "/healthz")[0] == 503  # unless there is room for a little
             observer.hold(server.url)
             assert server.process.poll() is None
-        resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+        limit_files(resource.RLIM_INFINITY)
         eventually(lambda: ask(server.url, "/healthz")[0] == 200)
-        eventually(lambda: observer.add(server.url, entry(next(numbers))) == 200)
-        entries = observer.hold(server.url)
-        assert len(entries) > 6 * 300
+        eventually(lambda: observer.add(server.url, some(1)[0]) == 200)
+        assert len(observer.hold(server.url)) > 6 * 300
         assert said > 1
         assert server.stop()[0] == 0
     assert run_btlog("fsck", "--storage-dir", "log", cwd=tmp_path).returncode == 0
@@ -8389,16 +8282,11 @@ def kill_again_and_again(folder: Path, witnessed: bool, rounds: int) -> None:
     assert len(observer.trees) > rounds
 
 
+@pytest.mark.parametrize("rounds", [3, pytest.param(60, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("witnessed", [False, True], ids=["log", "log and witness"])
-def test_T3_T4_T5_killed_5_times(tmp_path: Path, witnessed: bool) -> None:
+def test_T3_T4_T5_killed_again_and_again(tmp_path: Path, witnessed: bool, rounds: int) -> None:
     """Under 32 clients and bulks; what was acknowledged is there, and no two checkpoints contradict each other."""
-    kill_again_and_again(tmp_path, witnessed, 5)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("witnessed", [False, True], ids=["log", "log and witness"])
-def test_T3_T4_T5_killed_200_times(tmp_path: Path, witnessed: bool) -> None:
-    kill_again_and_again(tmp_path, witnessed, 200)
+    kill_again_and_again(tmp_path, witnessed, rounds)
 
 
 # --- Nothing lost, nothing forked: copies, clocks, second writers ------------------------------------------------------------
@@ -8409,11 +8297,10 @@ def test_T8_a_second_writer_by_another_path_is_refused(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("log")
     with running("serve", "--storage-dir", "log", "--origin", LOG.name, cwd=tmp_path) as writer:
         policy = btlog.simple_policy([VerifierKey.parse(writer.line.split()[4])])
+        assert add(writer.url, entry(0))[0] == 200
         for path_ in "link", "./log/../log":
             done = run_btlog("serve", "--storage-dir", path_, "--port", "0", cwd=tmp_path)
-            assert (done.returncode, done.stdout) == (3, "")
-            assert "one writer" in done.stderr
-            assert add(writer.url, entry(0))[0] == 200
+            assert (done.returncode, done.stdout, "one writer" in done.stderr) == (3, "", True)
         with running("serve", "--storage-dir", "link", "--read-only", cwd=tmp_path) as reader:
             assert walk(reader.url, policy) == [entry(0)]
             reader.stop(signal.SIGKILL)
@@ -8525,34 +8412,24 @@ def test_T12_the_clock_of_a_log_jumps(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_T25_an_error_is_not_kept_as_content(log: LocalLog) -> None:
     """Neither by what is between, which is told nothing of the kind, nor by the server, once there is an answer."""
-    asked = [
-        "/tile/0/000.p/1",
-        "/tile/entries/000.p/1",
-        "/entry/0",
-        "/entry/0/proof",
-        "/tile/0/000",
-        "/nothing",
-        "/entries",
-    ]
-    for path_ in asked:
+    there = ["/tile/0/000.p/1", "/tile/entries/000.p/1", "/entry/0", "/entry/0/proof"]
+    for path_ in [*there, "/tile/0/000", "/nothing", "/entries"]:
         for method in "GET", "HEAD":
             status, headers, _ = ask(log.url, path_, method, Accept_Encoding="gzip")
             assert status in (400, 404)
             assert "cache-control" not in headers
     assert add(log.url, entry(0))[0] == 200
-    for path_ in asked[:4]:
-        assert ask(log.url, path_, Accept_Encoding="gzip")[0] == 200
-    assert ask(log.url, "/checkpoint")[1]["cache-control"] == "no-cache"
+    assert [ask(log.url, path_, Accept_Encoding="gzip")[0] for path_ in there] == [200] * 4
     with contextlib.closing(sqlite3.connect(log.store.database.path)) as db, db:
         db.execute("UPDATE tile SET key = key + 1000")
     assert add(log.url, entry(1))[0] == 503  # it ends on what it finds
     log.routes._cache = btlog.Cache(1 << 20, lambda response: len(response.body))
     for _ in range(2):
-        status, headers, _ = ask(log.url, "/tile/0/000.p/1")
+        status, headers, _ = ask(log.url, there[0])
         assert (status, "cache-control" in headers) == (500, False)
     with contextlib.closing(sqlite3.connect(log.store.database.path)) as db, db:
         db.execute("UPDATE tile SET key = key - 1000")
-    assert ask(log.url, "/tile/0/000.p/1")[0] == 200
+    assert ask(log.url, there[0])[0] == 200
 
 
 # --- All at once: hostile clients, and an honest one -------------------------------------------------------------------------
@@ -8572,12 +8449,9 @@ class Attack:
         self.statuses: dict[int, int] = {}
         self.odd: list[bytes] = []
         self.rounds = 0  # of the bad requests
-        self._path = path_.encode()
-        self._lock = threading.Lock()
-        self._threads = [
-            threading.Thread(target=self._again, args=(work,))
-            for work in (self._requests, self._slow_senders, self._half_open, self._never_reads)
-        ]
+        self._post = b"POST " + path_.encode() + b" HTTP/1.1\r\n"
+        works = self._requests, self._slow_senders, self._half_open, self._never_reads
+        self._threads = [threading.Thread(target=self._again, args=(work,)) for work in works]
 
     def start(self) -> None:
         for thread in self._threads:
@@ -8593,75 +8467,55 @@ class Attack:
             with contextlib.suppress(OSError):  # a server may well cut them off
                 work()
 
-    def take(self, answer: bytes) -> None:
+    def bad_requests(self) -> Iterator[bytes]:
+        """Those which the tests of HTTP have, and large ones."""
+        yield from (data for data, statuses in REQUESTS if all(400 <= status < 500 for status in statuses))
+        yield self._post + b"Content-Length: 500000\r\n\r\n{}"  # more than what comes
+        note = request_for(0, 0)
+        yield self._post + b"Content-Length: 2\r\n\r\n{}" + note  # less, so that the rest is no request
+        bomb = gzip.compress(bytes(1 << 24))
+        yield self._post + b"Content-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(bomb) + bomb
+        lines = b"".join(f"— x{i} YWJjZGVmZ2g=\n".encode() for i in range(1000))
+        for body in (
+            b"[" * 60_000, b'{"a":' * 10_000, b'"' + b"\\u0000" * 10_000, b"9" * 60_000, b"\xff" * 60_000,
+            note + lines, note + lines * 2, b"old 0\n" + (b64(bytes(32)).encode() + b"\n") * 1000 + b"\n",
+        ):  # fmt: skip
+            yield self._post + b"Content-Length: %d\r\n\r\n" % len(body) + body
+        for path_ in (
+            b"/../etc/passwd", b"//", b"/%2e%2e/private.key", b"/tile/0/%30%30%30", b"/tile/0/..%2f000", b"/tile/64/000",
+            b"/tile/0/x999/x999/x999/x999/x999/x999/999", b"/private.key", b"/entry/-1", b"/entry/9223372036854775807",
+            b"/entries?filename=%ff", b"/entries?checksum=a&checksum=b", b"http://evil.example/",
+        ):  # fmt: skip
+            yield b"GET " + path_ + b" HTTP/1.1\r\n\r\n"
+
+    def _requests(self) -> None:
         """Counts what the server says, and keeps what it should not say."""
-        with self._lock:
+        for request in self.bad_requests():
+            if self.over.is_set():
+                return
+            answer = raw(self.port, request, end=True)
             for status in map(int, re.findall(rb"HTTP/1\.1 (\d{3}) [A-Z]", answer)):
                 self.statuses[status] = self.statuses.get(status, 0) + 1
             if answer and not re.match(rb'HTTP/1\.1 4\d\d [ -~]*\r\n(?:[ -~]+\r\n)*\r\n\{"error": "', answer):
                 self.odd.append(answer[:500])
-
-    def bad_requests(self) -> Iterator[bytes]:
-        post = b"POST " + self._path + b" HTTP/1.1\r\n"
-        bomb = gzip.compress(bytes(1 << 24))
-        note = request_for(0, 0)
-        for length in b"10000000000", b"99999999999999999999", b"-5", b"5, 5", b"0x5":
-            yield post + b"Content-Length: " + length + b"\r\n\r\n{}"
-        yield post + b"Content-Length: 500000\r\n\r\n{}"  # more than what comes
-        yield post + b"Content-Length: 2\r\n\r\n{}" + note  # less, so that the rest is no request
-        yield post + b"Transfer-Encoding: chunked\r\n\r\nffffffff\r\n"
-        yield post + b"Content-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(bomb) + bomb
-        for body in (b"[" * 60_000, b'{"a":' * 10_000, b'"' + b"\\u0000" * 10_000, b"9" * 60_000, b"\xff" * 60_000):
-            yield post + b"Content-Length: %d\r\n\r\n" % len(body) + body
-        lines = b"".join(f"— x{i} YWJjZGVmZ2g=\n".encode() for i in range(1000))
-        for body in note + lines, note + lines * 2, b"old 0\n" + (b64(bytes(32)).encode() + b"\n") * 1000 + b"\n":
-            yield post + b"Content-Length: %d\r\n\r\n" % len(body) + body
-        for path_ in (
-            b"/../etc/passwd",
-            b"//",
-            b"/%2e%2e/private.key",
-            b"/tile/0/%30%30%30",
-            b"/tile/0/..%2f000",
-            b"/tile/64/000",
-            b"/tile/0/x999/x999/x999/x999/x999/x999/999",
-            b"/private.key",
-            b"/entry/-1",
-            b"/entry/9223372036854775807",
-            b"/entries?filename=%ff",
-            b"/entries?checksum=a&checksum=b",
-            b"/" + b"a" * 70_000,
-            b"http://evil.example/",
-        ):
-            yield b"GET " + path_ + b" HTTP/1.1\r\n\r\n"
-        yield b"GET / HTTP/1.1\r\n" + b"A: b\r\n" * 5_000 + b"\r\n"
-        yield b"GET / HTTP/1.1\r\nA:" + b" " * 60_000 + b"\x7f\r\n\r\n"
-        yield b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" * 100 + b"\r\n\r\n"
-
-    def _requests(self) -> None:
-        for request in self.bad_requests():
-            if self.over.is_set():
-                return
-            self.take(raw(self.port, request, end=True))
         self.rounds += 1
 
-    def _many(self, count: int, start: bytes, then: bytes) -> None:
-        """Many connections, each with a beginning, and now and then some more of it."""
-        with contextlib.ExitStack() as stack:
-            connections = [
-                stack.enter_context(socket.create_connection(("127.0.0.1", self.port), 10)) for _ in range(count)
-            ]
-            for connection in connections:
-                connection.sendall(start)
-            while not self.over.wait(0.05):
-                for connection in connections:
-                    connection.sendall(then)
+    def _connected(self) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", self.port), 10)
 
     def _slow_senders(self) -> None:
-        self._many(100, b"POST " + self._path + b" HTTP/1.1\r\nContent-Length: 400000\r\n\r\n", b"{")
+        """Many connections, each with a beginning, and now and then some more of it."""
+        with contextlib.ExitStack() as stack:
+            connections = [stack.enter_context(self._connected()) for _ in range(100)]
+            for connection in connections:
+                connection.sendall(self._post + b"Content-Length: 400000\r\n\r\n")
+            while not self.over.wait(0.05):
+                for connection in connections:
+                    connection.sendall(b"{")
 
     def _half_open(self) -> None:
-        for cut in (b"", b"GET /che", b"POST " + self._path + b" HTTP/1.1\r\nContent-Length: 50\r\n\r\n{"):
-            with socket.create_connection(("127.0.0.1", self.port), 10) as connection:
+        for cut in b"", b"GET /che", self._post + b"Content-Length: 50\r\n\r\n{":
+            with self._connected() as connection:
                 connection.sendall(cut)
                 connection.shutdown(socket.SHUT_WR)
                 self.over.wait(0.01)
@@ -8677,55 +8531,48 @@ class Attack:
             self.over.wait(1)
 
 
-def idle_connections(stack: contextlib.ExitStack, url: str, count: int) -> None:
-    for _ in range(count):
-        connection = stack.enter_context(socket.socket())
-        connection.connect(("127.0.0.1", int(url.rpartition(":")[2])))
-
-
 def test_T61_T62_hostile_clients_all_at_once(tmp_path: Path) -> None:
     """Against log and witness together; an honest client's adds, which need both, go on, each within a second."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     assert hard == resource.RLIM_INFINITY or hard > 5000, "4,000 idle connections need as many open files"
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 5000), hard))
     over = threading.Event()
-    slowest, added = 0.0, 0
-    with contextlib.closing(Target(tmp_path, witnessed=True)) as target:
+    took: list[float] = []
+    with contextlib.closing(Target(tmp_path, witnessed=True)) as target, contextlib.ExitStack() as stack:
         observer = Observer(target.policy)
         assert observer.add(target.url, entry(0)) == 200
-        urls = {name: process.url for name, process in target.processes.items()}
-        attacks = {name: Attack(urls[name], "/add" if name == "log" else "/add-checkpoint", over) for name in urls}
-        with contextlib.ExitStack() as stack:
-            for url in urls.values():
-                idle_connections(stack, url, 2000)
+        paths = {"log": "/add", "witness": "/add-checkpoint"}
+        attacks = {name: Attack(process.url, paths[name], over) for name, process in target.processes.items()}
+        for attack in attacks.values():
+            for _ in range(2000):
+                stack.enter_context(socket.socket()).connect(("127.0.0.1", attack.port))
+            attack.start()
+        try:
+            until = time.monotonic() + 2
+            while time.monotonic() < until or len(took) < 11 or not all(attack.rounds for attack in attacks.values()):
+                assert time.monotonic() < until + 40
+                begun = time.monotonic()
+                assert observer.add(target.url, entry(1 + len(took))) == 200
+                took.append(time.monotonic() - begun)
+        finally:
+            over.set()
             for attack in attacks.values():
-                attack.start()
-            try:
-                until = time.monotonic() + 3
-                while time.monotonic() < until or not all(attack.rounds for attack in attacks.values()):
-                    assert time.monotonic() < until + 40
-                    begun = time.monotonic()
-                    assert observer.add(target.url, entry(1 + added)) == 200
-                    slowest, added = max(slowest, time.monotonic() - begun), added + 1
-            finally:
-                over.set()
-                for attack in attacks.values():
-                    attack.join()
-            memory_ = {name: peak_memory(process.process.pid) for name, process in target.processes.items()}
-        assert len(observer.hold(target.url)) == 1 + added
+                attack.join()
+        memory_ = {name: peak_memory(process.process.pid) for name, process in target.processes.items()}
+        stack.close()
+        assert len(observer.hold(target.url)) == 1 + len(took)
         for name, attack in attacks.items():
-            print(
-                f"{name}: {attack.rounds} rounds, {dict(sorted(attack.statuses.items()))}, {memory_[name]:.0f} MiB at most"
-            )
+            statuses = dict(sorted(attack.statuses.items()))
+            print(f"{name}: {attack.rounds} rounds, {statuses}, {memory_[name]:.0f} MiB at most")
             assert attack.odd == []
-            assert {400, 404, 411, 413, 414, 431} <= set(attack.statuses)
-            assert not [status for status in attack.statuses if not 400 <= status < 500]
+            assert {400, 404, 411, 413, 414, 431} <= set(statuses)
+            assert all(400 <= status < 500 for status in statuses)
             code, error = target.processes[name].stop()
             wrong = [word for word in ("Traceback", "internal error", "network:", "quorum") if word in error]
             assert (code, wrong, error.count("\n") < 10) == (0, [], True), error[:2000]
-    assert added > 10
-    print(f"{added} adds meanwhile, {slowest * 1000:.0f} ms at most")
-    assert slowest < 1
+    print(f"{len(took)} adds meanwhile, {max(took) * 1000:.0f} ms at most")
+    assert len(took) > 10
+    assert max(took) < 1
     assert max(memory_.values()) < 200
 
 
@@ -8733,13 +8580,13 @@ def test_T61_T62_hostile_clients_all_at_once(tmp_path: Path) -> None:
 def test_T61_a_bulk_of_lines_that_are_none_stops_nobody(log: LocalLog, line: bytes) -> None:
     """More lines than a bulk may have, each of which is refused by itself, which takes longer than being logged."""
     over = threading.Event()
-    slowest, added = 0.0, 0
+    took: list[float] = []
     statuses: list[int] = []
+    body = (line + b"\n") * 400_000
 
     def post() -> None:
         while not over.is_set():
             with contextlib.suppress(OSError):  # the server may answer, and close, before it has read all of it
-                body = (line + b"\n") * 400_000
                 statuses.append(ask(log.url, "/admin/bulk/append", "POST", body, Content_Type=btlog.NDJSON)[0])
 
     thread = threading.Thread(target=post)
@@ -8748,13 +8595,13 @@ def test_T61_a_bulk_of_lines_that_are_none_stops_nobody(log: LocalLog, line: byt
         until = time.monotonic() + 0.5
         while time.monotonic() < until or not statuses:
             begun = time.monotonic()
-            assert add(log.url, entry(added))[0] == 200
-            slowest, added = max(slowest, time.monotonic() - begun), added + 1
+            assert add(log.url, entry(len(took)))[0] == 200
+            took.append(time.monotonic() - begun)
     finally:
         over.set()
         thread.join(30)
     assert set(statuses) == {413}
-    assert slowest < 3  # also while other processes have the processor; without turns it is as long as all the lines take
+    assert max(took) < 3  # also while other processes have the processor; without turns it is as long as all lines take
 
 
 # --- Part I: every guard is missed by some test, and every branch is taken ---------------------------------------------
