@@ -4876,14 +4876,14 @@ def test_while_a_bulk_runs_others_are_answered(tmp_path: Path) -> None:
         threads = [threading.Thread(target=ask_on, args=(what,)) for what in took]
         for thread in threads:
             thread.start()
-        lines = b"".join(as_line(entry(i)) for i in range(40_000))
+        lines = b"".join(as_line(entry(i)) for i in range(25_000))
         begun = time.monotonic()
         status, answer = bulk(server.url, lines)
         whole_bulk = time.monotonic() - begun
         over.set()
         for thread in threads:
             thread.join()
-        assert (status, answer[-1]) == (200, {"type": "complete", "count": 40_000})
+        assert (status, answer[-1]) == (200, {"type": "complete", "count": 25_000})
         # Other processes may slow down all.
         assert max(*took["add"], *took["read"]) < max(1, whole_bulk * 0.6), (whole_bulk, took)
         assert min(map(len, took.values())) > 3
@@ -5488,11 +5488,11 @@ def test_verify_pins_publishers(locked: tuple[LocalLog, Path]) -> None:
         (("--publisher-subject", "https://example[.]com/.*"), 0),
         (("--publisher-issuer", "https://issuer"), 1),  # a part is not enough
         (("--publisher-issuer", ".*", "--publisher-subject", "x"), 1),
+        (("--publisher-issuer", "("), 2),
     ]:
         assert verify(folder, "one.txt", "--log-url", log.url, *pins)[0] == code
     code, _, err = verify(folder, "pylock.toml", "--log-url", log.url, "--publisher-issuer", ".*")
     assert (code, err.count("it has no publisher")) == (1, 3)
-    assert verify(folder, "one.txt", "--log-url", log.url, "--publisher-issuer", "(")[0] == 2
 
 
 def test_verify_prints_a_table_on_a_terminal(locked: tuple[LocalLog, Path]) -> None:
@@ -6240,19 +6240,25 @@ LIES: dict[str, tuple[str, Callable[[StaticLog], None]]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", LIES)
-def test_a_monitor_sees(mirror: Path, static: StaticLog, guilty: Judged, name: str) -> None:
-    """T57, T60: one lie, one finding, with evidence for everybody; and once the log repents, it is followed on."""
-    kind, lie = LIES[name]
+def told_while_it_holds(
+    static: StaticLog, mirror: Path, guilty: Judged, kind: str, lie: Callable[[StaticLog], None]
+) -> None:
+    """One lie, one finding, with evidence for everybody; and once the log repents, it is followed on."""
     lie(static)
-    seen = monitor(static.web.url, mirror)
-    assert (seen.code, seen.kinds, seen.error) == (1, [kind], ""), seen
+    for _ in range(2):
+        seen = monitor(static.web.url, mirror)
+        assert (seen.code, seen.kinds, seen.error) == (1, [kind], ""), seen
     guilty(seen)
-    assert monitor(static.web.url, mirror).kinds == [kind]  # for as long as it holds
     static.repent()
     seen = monitor(static.web.url, mirror)
     assert (seen.code, seen.kinds, seen.error) == (0, [], "")
     mirrored(mirror, static.entries)
+
+
+@pytest.mark.parametrize("name", LIES)
+def test_a_monitor_sees(mirror: Path, static: StaticLog, guilty: Judged, name: str) -> None:
+    """T57, T60: lies about what it has followed."""
+    told_while_it_holds(static, mirror, guilty, *LIES[name])
 
 
 def test_T52_a_full_tile_above(tmp_path: Path, guilty: Judged, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -6669,12 +6675,13 @@ def test_matches_do_not_wait_for_the_rest(tmp_path: Path, static: StaticLog, mon
     assert monitor(*args).code == 0
 
 
-def test_names_that_the_locale_has_not(tmp_path: Path, static: StaticLog) -> None:
+def test_names_that_the_locale_has_not(mirror: Path, static: StaticLog) -> None:
     static.grow(named_entry("snowman-\u2603-1.0.tar.gz"))
-    args = monitor_args(static.web.url, tmp_path / "mirror", "--filename-regex", "snowman")
-    done = run_btlog(*(word for word in args if word != "--json-logging"), env={**os.environ, "PYTHONIOENCODING": "ascii"})
-    assert (done.returncode, done.stderr) == (1, "")
-    assert "snowman-\\u2603-1.0.tar.gz" in done.stdout
+    args = monitor_args(static.web.url, mirror, "--filename-regex", "snowman")
+    with contextlib.redirect_stdout(io.TextIOWrapper(io.BytesIO(), encoding="ascii")) as out:
+        assert btlog.main([word for word in args if word != "--json-logging"]) == 1
+        out.flush()
+        assert b"snowman-\\u2603-1.0.tar.gz" in out.buffer.getvalue()  # type: ignore[attr-defined]
 
 
 def test_half_a_log_is_not_compared(tmp_path: Path, static: StaticLog, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -6829,14 +6836,7 @@ def test_lies_to_an_interrupted_first_run(
     lie: Callable[[StaticLog], None],
 ) -> None:  # fmt: skip
     interrupted(static, tmp_path / "mirror", monkeypatch, 600, 700)
-    lie(static)
-    for _ in range(2):
-        seen = monitor(static.web.url, tmp_path / "mirror")
-        assert (seen.code, seen.kinds) == (1, [kind])
-        guilty(seen)
-    static.repent()
-    assert monitor(static.web.url, tmp_path / "mirror").code == 0
-    mirrored(tmp_path / "mirror", static.entries)
+    told_while_it_holds(static, tmp_path / "mirror", guilty, kind, lie)
 
 
 def test_T1_a_damaged_part_of_a_mirror(tmp_path: Path, static: StaticLog, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -6941,17 +6941,10 @@ class Crash(BaseException):
 
 
 STEPS = [  # of a monitor, where it may be interrupted before or behind each call
-    (btlog, "_extend"),
-    (btlog, "replace_file"),
-    (btlog.MirrorStore, "follow"),
-    (btlog.MirrorStore, "_accept"),
-    (btlog.MirrorStore, "reported"),
-    (btlog.MirrorStore, "compared"),
-    (btlog.Reporter, "__call__"),
-    (btlog.Reporter, "say"),
-    (btlog.Monitor, "_check_tiles"),
-    (btlog.Comparison, "_compare"),
-]
+    (btlog, "_extend"), (btlog, "replace_file"), (btlog.MirrorStore, "follow"), (btlog.MirrorStore, "_accept"),
+    (btlog.MirrorStore, "reported"), (btlog.MirrorStore, "compared"), (btlog.Reporter, "__call__"),
+    (btlog.Reporter, "say"), (btlog.Monitor, "_check_tiles"), (btlog.Comparison, "_compare"),
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -7697,20 +7690,13 @@ def program(port: int, *command: str, cwd: Path) -> Iterator[str]:
 
 
 NGINX = """
-daemon off;
-master_process off;
-pid nginx.pid;
-error_log stderr;
+daemon off; master_process off; pid nginx.pid; error_log stderr;
 events { }
 http {
     access_log off;
     default_type application/octet-stream;
     client_body_temp_path t1; proxy_temp_path t2; fastcgi_temp_path t3; uwsgi_temp_path t4; scgi_temp_path t5;
-    server {
-        listen 127.0.0.1:%d;
-        root %s;
-        location = / { return 204; }
-    }
+    server { listen 127.0.0.1:%d; root %s; location = / { return 204; } }
 }
 """
 
@@ -8138,7 +8124,7 @@ class Crowd:
         self._url, self._observer = url, observer
         self.up, self.over = threading.Event(), threading.Event()
         self.up.set()
-        self.counts = {200: 0, 503: 0, 0: 0}  # of answers; 0: none, or none that was whole
+        self.counts: dict[int, int] = {}  # of answers; 0: none, or none that was whole
         self.trouble: list[BaseException] = []
         self._numbers = itertools.count()
         self._lock = threading.Lock()
@@ -8147,19 +8133,18 @@ class Crowd:
         for thread in self._threads:
             thread.start()
 
-    def _run(self, work: Callable[[], int | None]) -> None:
+    def _run(self, work: Callable[[], int]) -> None:
         while not self.over.is_set():
             self.up.wait(0.2)
+            status = 0
             try:
-                status = work()
-            except (OSError, http.client.HTTPException):  # it was killed
-                status = 0
+                with contextlib.suppress(OSError, http.client.HTTPException):  # it was killed
+                    status = work()
             except BaseException as error:
                 self.trouble.append(error)
                 return
-            if status is not None:
-                with self._lock:
-                    self.counts[status] = self.counts.get(status, 0) + 1
+            with self._lock:
+                self.counts[status] = self.counts.get(status, 0) + 1
 
     def _add(self) -> int:
         data = entry(next(self._numbers))
@@ -8173,9 +8158,10 @@ class Crowd:
     def _bulk(self) -> int:
         return self._observer.bulk(self._url, [entry(next(self._numbers), "bulk-") for _ in range(400)])
 
-    def _look(self) -> None:
+    def _look(self) -> int:
         self._observer.look(self._url)
         self.over.wait(0.01)  # somebody who looks now and then
+        return 200
 
     def end(self) -> None:
         self.over.set()
@@ -8327,22 +8313,20 @@ def test_T8_T9_two_that_run_from_one_copy_make_no_two_histories(tmp_path: Path) 
 
 def test_T12_the_clock_of_a_log_jumps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Adds, rounds of witnesses and restarts go on, and what is cosigned keeps its order."""
-    offset = 0.0
-    clock = time.time
+    offset, clock = 0.0, time.time
     monkeypatch.setattr(time, "time", lambda: clock() + offset)
     times: list[int] = []
     with contextlib.closing(LocalWitness(tmp_path / "w.db")) as witness_:
         witness_.witness._clock = time.time
         policy = witnessed_policy(witness_)
         observer, options = Observer(policy), {"checkpoint_interval": 0.01}
-        for turn, offset in enumerate([0.0, 1e8, -1e8, 3600.0, -clock() + 5, 0.0]):  # noqa: B007
+        for turn, offset in enumerate([0.0, 1e8, -1e8, -clock() + 5, 0.0]):  # noqa: B007
             with contextlib.closing(LocalLog(tmp_path / "log", policy=policy, options=options)) as log:
-                for i in range(3):
+                for i in range(2):
                     assert observer.add(log.url, entry(i, f"{turn}-")) == 200
-                note = ask(log.url, "/checkpoint")[2]
-                times.append(open_checkpoint(note, policy).cosigned[0][1])
+                times.append(open_checkpoint(ask(log.url, "/checkpoint")[2], policy).cosigned[0][1])
                 assert ask(log.url, "/healthz")[0] == ask(log.url, "/status.json")[0] == 200
-                assert len(observer.hold(log.url)) == 3 * turn + 3
+                assert len(observer.hold(log.url)) == 2 * turn + 2
     assert times == sorted(times)
     assert times[-1] > times[0] + 9e7
 
