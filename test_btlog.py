@@ -4950,75 +4950,61 @@ def test_verify_with_witnesses(tmp_path: Path) -> None:
 
 # --- Killed -----------------------------------------------------------------------------------------------------------------------------
 
+BULK_HEAD = b"POST /admin/bulk/append HTTP/1.0\r\nContent-Type: application/x-ndjson\r\nContent-Length: %d\r\n\r\n"
 
 
 @pytest.mark.slow
-def test_T4_killed_in_the_middle_of_a_bulk(tmp_path: Path) -> None:
+def test_T4_a_bulk_that_a_kill_cuts_off_is_there_as_a_whole_or_not_at_all(tmp_path: Path) -> None:
     """Each line that was answered is in the log at its index, wherever the answer was cut off."""
     answered: dict[int, bytes] = {}
-    policy = UNWITNESSED
-    for turn, after in enumerate([0.02, 0.08, 0.15, 0.25, 0.35, 0.5]):
-        with running("serve", "--storage-dir", "log", "--origin", "log.example/kill", cwd=tmp_path) as server:
+    for turn, after in enumerate([0.02, 0.15, 0.3, 0.5]):
+        batch = [entry(i, f"t{turn}-") for i in range(20_000)]
+        body = b"".join(map(as_line, batch))
+        with running("serve", "--storage-dir", "log", "--origin", LOG.name, cwd=tmp_path) as server:
             policy = btlog.simple_policy([VerifierKey.parse(server.line.split()[4])])
-            batch = [entry(i, f"t{turn}-") for i in range(20_000)]
-            body = b"".join(map(as_line, batch))
-            with socket.create_connection(
-                (server.url.split("/")[2].split(":")[0], int(server.url.rpartition(":")[2]))
-            ) as connection:
-                head = b"POST /admin/bulk/append HTTP/1.0\r\nContent-Type: application/x-ndjson\r\nContent-Length: %d\r\n\r\n"
-                killer = threading.Timer(after, server.process.kill)
-                killer.start()
-                got = b""
-                with contextlib.suppress(OSError):
-                    connection.sendall(head % len(body) + body)
-                    while part := connection.recv(1 << 20):
-                        got += part
-                killer.join()
+            killer = threading.Timer(after, server.process.kill)
+            killer.start()
+            got = raw(int(server.url.rpartition(":")[2]), BULK_HEAD % len(body) + body)
+            killer.join()
         lines = got.partition(b"\r\n\r\n")[2].split(b"\n")[1:-1]  # the last one may be cut off
-        for data, line in zip(batch, lines, strict=False):
-            answered[json.loads(line)["result"]["index"]] = data
+        answered.update((json.loads(line)["result"]["index"], data) for data, line in zip(batch, lines, strict=False))
     with running("serve", "--storage-dir", "log", cwd=tmp_path) as server:
         entries = walk(server.url, policy)
-        assert len(entries) % 20_000 == 0  # a bulk is there as a whole, or not at all
-        assert len(answered) > 0
-        for index, data in answered.items():
-            assert entries[index] == data
         server.stop()
+    assert len(entries) % 20_000 == 0
+    assert len(answered) > 0
+    assert {index: entries[index] for index in answered} == answered
     assert run_btlog("fsck", "--storage-dir", "log", cwd=tmp_path).returncode == 0
 
 
 def test_while_a_bulk_runs_others_are_answered(tmp_path: Path) -> None:
     with running("serve", "--storage-dir", "log", cwd=tmp_path) as server:
-        add(server.url, entry(0))
         over = threading.Event()
-        slowest = {"add": 0.0, "read": 0.0}
-        counts = {"add": 0, "read": 0}
+        took: dict[str, list[float]] = {"add": [], "read": []}
 
         def ask_on(what: str) -> None:
             while not over.is_set():
                 begun = time.monotonic()
                 if what == "add":
-                    assert add(server.url, entry(counts["add"], "lone"))[0] == 200
+                    assert add(server.url, entry(len(took[what]), "lone"))[0] == 200
                 else:
                     assert ask(server.url, "/checkpoint")[0] == 200
-                slowest[what] = max(slowest[what], time.monotonic() - begun)
-                counts[what] += 1
+                took[what].append(time.monotonic() - begun)
 
-        threads = [threading.Thread(target=ask_on, args=(what,)) for what in slowest]
+        threads = [threading.Thread(target=ask_on, args=(what,)) for what in took]
         for thread in threads:
             thread.start()
-        longest = 0.0
-        for turn in range(2):
-            lines = b"".join(as_line(entry(i, f"b{turn}-")) for i in range(50_000))
-            begun = time.monotonic()
-            status, answer = bulk(server.url, lines)
-            longest = max(longest, time.monotonic() - begun)
-            assert (status, answer[-1]) == (200, {"type": "complete", "count": 50_000})
+        lines = b"".join(as_line(entry(i)) for i in range(25_000))
+        begun = time.monotonic()
+        status, answer = bulk(server.url, lines)
+        whole_bulk = time.monotonic() - begun
         over.set()
         for thread in threads:
             thread.join()
-        assert max(slowest.values()) < max(1, longest * 0.6), (slowest, longest)  # other processes may slow down all
-        assert min(counts.values()) > 3
+        assert (status, answer[-1]) == (200, {"type": "complete", "count": 25_000})
+        # Other processes may slow down all.
+        assert max(*took["add"], *took["read"]) < max(1, whole_bulk * 0.6), (whole_bulk, took)
+        assert min(map(len, took.values())) > 3
         server.stop()
 
 
@@ -5031,46 +5017,34 @@ def run_readme(kind: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     """The commands of the README's blocks of a kind, one after the other in one shell, on ports that are free."""
     blocks = re.findall(rf"^```sh {kind}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
     assert blocks
-    with socket.socket() as first, socket.socket() as second:
-        ports = {}
-        for default, free in ("8080", first), ("8081", second):
-            free.bind(("127.0.0.1", 0))
-            ports[default] = str(free.getsockname()[1])
     script = "wait_for() { while [ ! -s $1 ]; do sleep 0.05; done; }\nset -e; trap 'kill $(jobs -p) || true' EXIT\n"
     shutil.copy(SOURCE, cwd)
+    ports = {"serve": free_port(), "witness": free_port()}
     for text in blocks:
         text = text.replace("sleep 2\n", "")  # it is waited for below
-        for command, default in ("serve", "8080"), ("witness", "8081"):
-            ready = f"ready-{command}"
-            text = re.sub(
-                rf"^python btlog\.py ({command}\b.*?) &$",
-                rf"$PYTHON $BTLOG \1 --port {ports[default]} > {ready} & wait_for {ready}",
-                text,
-                flags=re.MULTILINE,
-            )
-            text = text.replace(f"localhost:{default}", f"127.0.0.1:{ports[default]}")
-        text = re.sub(
-            r"^(python btlog\.py add .*)$", rf"\1 --log-url http://127.0.0.1:{ports['8080']}", text, flags=re.MULTILINE
-        )
+        for command, default in ("serve", 8080), ("witness", 8081):
+            start = rf"$PYTHON $BTLOG \1 --port {ports[command]} > ready-{command} & wait_for ready-{command}"
+            text = re.sub(rf"^python btlog\.py ({command}\b.*?) &$", start, text, flags=re.MULTILINE)
+            text = text.replace(f"localhost:{default}", f"127.0.0.1:{ports[command]}")
+        at = f"--log-url http://127.0.0.1:{ports['serve']}"
+        text = re.sub(r"^(python btlog\.py add .*)$", rf"\1 {at}", text, flags=re.MULTILINE)
         script += text.replace("python btlog.py", "$PYTHON $BTLOG").replace("python -c", "$PYTHON -c")
-    environment = {**os.environ, "PYTHON": sys.executable, "BTLOG": str(SOURCE)}
     done = subprocess.run(
-        ["bash", "-c", script], cwd=cwd, env=environment, capture_output=True, text=True, timeout=60, check=False
-    )
+        ["bash", "-c", script], cwd=cwd, env={**os.environ, "PYTHON": sys.executable, "BTLOG": str(SOURCE)},
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert [path_.name for path_ in cwd.iterdir()] == [SOURCE.name]  # P3: nothing is left behind
     return done
 
 
 def test_P3_the_walk_of_the_readme(tmp_path: Path) -> None:
-    run_readme("walk", tmp_path)
-    done = run_readme("walk", tmp_path)  # once more, in the same folder
+    """It can be walked twice in the same folder, as nothing is left behind."""
+    done = run_readme("walk", tmp_path)
     assert '"index":0,' in done.stdout
     assert done.stdout.count("logged at index 1 of log.example.com/pypi, tree size 2") == 2
     assert "exit code 1: don't install it" in done.stdout
-    assert (
-        "demo-1.0-py3-none-any.whl: the proof does not show this entry at index 1 of the tree of size 2" in done.stderr
-    )
+    assert "demo-1.0-py3-none-any.whl: the proof does not show this entry at index 1 of the tree of size 2" in done.stderr
 
 
 def test_P3_the_two_processes_of_the_readme(tmp_path: Path) -> None:
@@ -5081,11 +5055,12 @@ def test_P3_the_two_processes_of_the_readme(tmp_path: Path) -> None:
     assert (opened.tree.size, len(opened.cosigned), note.count("\n\u2014 ".encode())) == (1, 1, 2)
 
 
-def test_the_proof_in_the_readme_holds() -> None:
+def test_the_proof_and_the_example_of_the_readme_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [vkey] = re.findall(r"^```\n(log\.example\.com/pypi\+\S+)\nhttp", README, re.MULTILINE)
     [proof] = re.findall(r"^c2sp\.org/tlog-proof@v1\n.*?(?=^```)", README, re.MULTILINE | re.DOTALL)
     [text] = re.findall(r"^echo '(.*)' > demo-1.0-py3-none-any.whl$", README, re.MULTILINE)
-    entry_ = Entry("demo-1.0-py3-none-any.whl", "sha256:" + hashlib.sha256(f"{text}\n".encode()).hexdigest())
+    name = "demo-1.0-py3-none-any.whl"
+    entry_ = Entry(name, "sha256:" + hashlib.sha256(f"{text}\n".encode()).hexdigest())
     assert check_logged(entry_, proof.encode(), btlog.simple_policy([VerifierKey.parse(vkey)])).tree.size == 2
 
 
@@ -5104,22 +5079,17 @@ def test_the_example_of_the_readme(tmp_path: Path) -> None:
         assert (done.returncode, says in done.stderr) == (int(bool(says)), True), done.stderr
 
 
-def subparsers() -> dict[str, Any]:
-    actions: list[Any] = list(btlog.parser()._actions)
-    return next(dict(action.choices) for action in actions if isinstance(action.choices, dict))
-
-
 def test_the_readme_names_what_there_is() -> None:
     foreign = r"pip install --report|docker compose .*|useradd .*|(?:un)?mount .*|--(?:hash|find-links|only-binary|require-hashes|extra-index-url)"
     flags = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", re.sub(foreign, "", README)))
-    known = {flag for sub in subparsers().values() for flag in sub._option_string_actions}
+    actions: list[Any] = list(btlog.parser()._actions)
+    subparsers: dict[str, Any] = next(dict(a.choices) for a in actions if isinstance(a.choices, dict))
     assert len(flags) > 12
-    assert flags - known == set()
+    assert flags - {flag for sub in subparsers.values() for flag in sub._option_string_actions} == set()
     named = set(re.findall(r"`([a-z]+)", " ".join(re.findall(r"^\|([^|]*)\|", README, re.MULTILINE))))
-    assert set(subparsers()) == set(COMMANDS) <= named
+    assert set(subparsers) == set(COMMANDS) <= named
     for path_ in re.findall(r"`(?:GET|POST) (/[^`?]*)", README):
-        if not path_.startswith("/<"):
-            assert path_.split("/")[1] in TEXT
+        assert path_.startswith("/<") or path_.split("/")[1] in TEXT
 
 
 # --- What operators watch ------------------------------------------------------------------------------------------------------------------
@@ -5145,25 +5115,23 @@ def test_metrics_of_a_log(log: LocalLog) -> None:
     assert ask(url, "/add", "POST", b"{}")[0] == 400
     assert bulk(url, b"".join(as_line(entry(i)) for i in range(2, 9)))[0] == 200
     after = samples_of(url)
-    assert after["btlog_tree_size", 'tree="published"'] == after["btlog_tree_size", 'tree="signed"'] == 8
-    results = {label: value for (name, label), value in after.items() if name == "btlog_entries_total"}
-    assert results == {
-        'result="logged"': 9, 'result="conflict"': 1, 'result="refused"': 1, 'result="unavailable"': 0, 'result="failed"': 0,
+    results = {"logged": 9, "conflict": 1, "refused": 1, "unavailable": 0, "failed": 0}
+    assert {label: value for (name, label), value in after.items() if name == "btlog_entries_total"} == {
+        f'result="{result}"': count for result, count in results.items()
     }
-    assert after["btlog_add_seconds_count", ""] == after["btlog_add_seconds_bucket", 'le="+Inf"'] == 2
-    assert after["btlog_bulk_seconds_count", ""] == 1
+    for name, label, value in [
+        ("tree_size", 'tree="published"', 8), ("tree_size", 'tree="signed"', 8), ("bulk_seconds_count", "", 1),
+        ("add_seconds_count", "", 2), ("add_seconds_bucket", 'le="+Inf"', 2), ("queue_entries", "", 0), ("trouble", "", 0),
+    ]:  # fmt: skip
+        assert after[f"btlog_{name}", label] == value
     assert 0 < after["btlog_add_seconds_sum", ""] < 60
     buckets = [value for (name, _), value in after.items() if name == "btlog_add_seconds_bucket"]
     assert buckets == sorted(buckets)
-    assert (after["btlog_queue_entries", ""], after["btlog_trouble", ""]) == (0, 0)
 
 
-def test_prometheus_strings() -> None:
+def test_metrics_and_lines_of_json_are_escaped() -> None:
     text = btlog.metric("m", "gauge", "What it is.", [("", {"a": 'x\\y"z\nw'}, 1)])
     assert text == '# HELP m What it is.\n# TYPE m gauge\nm{a="x\\\\y\\"z\\nw"} 1\n'
-
-
-def test_lines_of_json() -> None:
     record = logging.LogRecord("btlog", logging.ERROR, "", 0, "%s: \u2014 and\nmore", ("what",), None)
     line = btlog.JsonLines().format(record)
     assert "\n" not in line
@@ -5298,40 +5266,35 @@ def tampering(url: str, tamper: Callable[[str, bytes], bytes]) -> Iterator[str]:
             status, headers, data = ask(url, self.path)
             data = tamper(self.path, data)
             self.send_response(status)
-            for name in "content-type", "content-security-policy":
-                if name in headers:
-                    self.send_header(name, headers[name])
+            for name in {"content-type", "content-security-policy"} & headers.keys():
+                self.send_header(name, headers[name])
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
             self.wfile.write(data)
 
-        def log_message(self, *args: Any) -> None:
-            pass
+        def log_message(self, *args: Any) -> None: ...
 
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Between)
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Between) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}"
+        finally:
+            server.shutdown()
+            thread.join()
 
 
-@contextlib.contextmanager
-def witnessed_page(tmp_path: Path) -> Iterator[tuple[str, str, str]]:
-    """The URL of a log with 301 entries and a witness, and the vkeys of both."""
-    assert run_btlog("keygen", "--origin", "log.example/page", cwd=tmp_path).returncode == 0
-    (tmp_path / "w").mkdir()
-    with running("witness", "--database-path", "w/witness.db", "--log-public-key", "public.key", cwd=tmp_path) as other:
-        asked = ("--witness-url", other.url, "--witness-public-key", "w/witness-public.key")
-        with running("serve", "--private-key", "private.key", *asked, cwd=tmp_path) as server:
-            assert bulk(server.url, b"".join(as_line(entry(i)) for i in range(299)))[0] == 200
-            assert add(server.url, Entry("signed-1.0.whl", f"sha256:{'12' * 32}", PUBLISHER).encode())[0] == 200
-            assert add(server.url, Entry(HOSTILE, f"sha256:{'ab' * 32}").encode())[0] == 200
-            key, witness_key = (tmp_path / "public.key", tmp_path / "w/witness-public.key")
-            yield server.url, key.read_text().strip(), witness_key.read_text().strip()
+@pytest.fixture(scope="module")
+def page_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a log with 301 entries and a witness; tests only read it."""
+    folder = tmp_path_factory.mktemp("page")
+    with contextlib.closing(LocalWitness(folder / "w.db")) as witness_:
+        witness_.now = time.time()
+        with contextlib.closing(LocalLog(folder / "log", policy=witnessed_policy(witness_))) as log:
+            signed = Entry("signed-1.0.whl", f"sha256:{'12' * 32}", PUBLISHER), Entry(HOSTILE, f"sha256:{'ab' * 32}")
+            entries = [*(entry(i) for i in range(299)), *(data.encode() for data in signed)]
+            assert bulk(log.url, b"".join(map(as_line, entries)))[0] == 200
+            yield log.url
 
 
 def at_hash(url: str, value: str) -> str:
@@ -5339,47 +5302,44 @@ def at_hash(url: str, value: str) -> str:
 
 
 @pytest.mark.slow
-def test_page_finds_and_verifies(tmp_path: Path, browser: Browser) -> None:
+def test_page_finds_and_verifies(page_url: str, browser: Browser) -> None:
     """T65: names are text. The page verifies by keys that were pinned, and says so where none was."""
-    with witnessed_page(tmp_path) as (url, key, witness_key):
-        status, headers, _ = ask(url, "/")
-        assert (status, headers["content-type"]) == (200, "text/html; charset=utf-8")
-        assert headers["content-security-policy"].startswith("default-src 'none'; connect-src 'self'; ")
-        browser.complaints.clear()
-        browser.open(url)
-        assert (browser.text("#origin"), browser.text("#size")) == ("log.example/page", "301")
-        assert HOSTILE in browser.text("#newest a")
-        assert browser.run("document.querySelectorAll('#newest li').length") == 10
-        for value in HOSTILE, "ab" * 32, f"sha256:{'AB' * 32}", "signed-1.0.whl", Entry.parse(entry(7)).filename:
-            browser.open(at_hash(url, value))
-            assert browser.verdict() == "consistent", browser.text("#results")
-        browser.open(at_hash(url, HOSTILE))
-        assert browser.verdict() == "consistent"
-        assert browser.text("article h3") == HOSTILE
-        assert browser.run("document.images.length") == 0
-        # What is pinned stays: also for the next visit.
-        browser.run(f"pin({json.dumps(key)}, {json.dumps(witness_key)})")
-        assert browser.verdict() == "verified", browser.text("#results")
-        browser.open(at_hash(url, "signed-1.0.whl"))
-        assert browser.verdict() == "verified"
-        assert browser.text(".steps li > span") == "✓|✓|✓|✓"
-        assert "cosigned at 20" in browser.text(".steps")
-        assert f"publisher {PUBLISHER.issuer} {PUBLISHER.subject}" in browser.text(".steps")
-        # Another log's key is refused. An absent witness, or a key that is none, proves nothing, nor is it false.
-        for other, kind, says in [
-            ((LOG_VKEY, ""), "refused", "Refused: "),
-            ((key, WITNESS_VKEY_4), "short", "Not verified: none of your witnesses has cosigned."),
-            ((key, f"{witness_key}\n{WITNESS_VKEY}"), "short", "Not verified: only 1 of the 2 witnesses"),
-            ((key[:-4], ""), "unchecked", "Not verified: the key ID"),
-        ]:
-            browser.run(f"pin({json.dumps(other[0])}, {json.dumps(other[1])})")
-            assert browser.verdict() == kind, other
-            assert says in browser.text(".verdict")
-        browser.open(at_hash(url, "nothing-1.0.whl"))
-        assert "No file of exactly this name is logged." in eventually(lambda: browser.text("#found.warn"))
-        browser.run("isSigned = async () => null; pin('', ''); location.hash = '#signed-1.0.whl'")
-        assert browser.verdict() == "unchecked"  # a browser without Ed25519
-        assert browser.complaints == []
+    status, headers, _ = ask(page_url, "/")
+    assert (status, headers["content-type"]) == (200, "text/html; charset=utf-8")
+    assert headers["content-security-policy"].startswith("default-src 'none'; connect-src 'self'; ")
+    browser.open(page_url)
+    assert (browser.text("#origin"), browser.text("#size")) == (LOG.name, "301")
+    assert HOSTILE in browser.text("#newest a")
+    assert browser.run("document.querySelectorAll('#newest li').length") == 10
+    for value in "ab" * 32, f"sha256:{'AB' * 32}", "signed-1.0.whl", Entry.parse(entry(7)).filename, HOSTILE:
+        browser.open(at_hash(page_url, value))
+        assert browser.verdict() == "consistent", browser.text("#results")
+    assert browser.text("article h3") == HOSTILE
+    assert browser.run("document.images.length") == 0
+    # What is pinned stays: also for the next visit.
+    browser.run(f"pin({json.dumps(LOG_VKEY)}, {json.dumps(WITNESS_VKEY)})")
+    assert browser.verdict() == "verified", browser.text("#results")
+    browser.open(at_hash(page_url, "signed-1.0.whl"))
+    assert browser.verdict() == "verified"
+    assert browser.text(".steps li > span") == "✓|✓|✓|✓"
+    assert "cosigned at 20" in browser.text(".steps")
+    assert f"publisher {PUBLISHER.issuer} {PUBLISHER.subject}" in browser.text(".steps")
+    # Another log's key is refused. An absent witness, or a key that is none, proves nothing, nor is it false.
+    absent = btlog.encode_vkey(new_key("w.example").key)
+    for key, witnesses, kind, says in [
+        (btlog.encode_vkey(new_key("log.example/other").key), "", "refused", "Refused: "),
+        (LOG_VKEY, absent, "short", "Not verified: none of your witnesses has cosigned."),
+        (LOG_VKEY, f"{WITNESS_VKEY}\n{absent}", "short", "Not verified: only 1 of the 2 witnesses"),
+        (LOG_VKEY[:-4], "", "unchecked", "Not verified: the key ID"),
+    ]:
+        browser.run(f"pin({json.dumps(key)}, {json.dumps(witnesses)})")
+        assert browser.verdict() == kind, key
+        assert says in browser.text(".verdict")
+    browser.open(at_hash(page_url, "nothing-1.0.whl"))
+    assert "No file of exactly this name is logged." in eventually(lambda: browser.text("#found.warn"))
+    browser.run("isSigned = async () => null; pin('', ''); location.hash = '#signed-1.0.whl'")
+    assert browser.verdict() == "unchecked"  # a browser without Ed25519
+    assert browser.complaints == []
 
 
 def flipped(line: str, at: int) -> str:
@@ -5408,9 +5368,11 @@ def in_answer(old: bytes, new: bytes) -> Callable[[str, bytes], bytes]:
 
 
 @pytest.mark.slow
-def test_page_refuses_what_is_forged(tmp_path: Path, browser: Browser) -> None:
-    file = "signed-1.0.whl"
+def test_page_refuses_what_is_forged(page_url: str, browser: Browser) -> None:
+    logged = {i: ask(page_url, f"/entry/{i}")[2] for i in (299, 300)}
+    proof, moved = ask(page_url, "/entry/299/proof")[2], logged[299].replace(b"299", b"298")
     forged: dict[str, Callable[[str, bytes], bytes]] = {
+        "nothing": lambda path_, data: data,
         "a hash": change_line(0, -1, lambda line: flipped(line, 0)),
         "a hash that is none": change_line(0, -1, lambda line: "index 0"),
         "the extra": change_line(0, 1, lambda line: flipped(line, -1)),
@@ -5429,26 +5391,21 @@ def test_page_refuses_what_is_forged(tmp_path: Path, browser: Browser) -> None:
         "a newline in the name": in_answer(b"signed-1.0.whl", rb"signed-1.0.whl\npublisher a b"),
         "the index of the answer": in_answer(b'"index": 299', b'"index": 298'),
         "another entry": in_answer(b"12" * 32, b"ab" * 32),
-    }
-    with witnessed_page(tmp_path) as (url, key, witness_key):
-        logged = {i: ask(url, f"/entry/{i}")[2] for i in (299, 300)}
-        proof = ask(url, "/entry/299/proof")[2]
-        moved = logged[299].replace(b"299", b"298")
-        forged["an entry that is logged, and was not asked for"] = lambda path_, data: (
+        "an entry that is logged, and was not asked for": lambda path_, data: (
             b'{"entries":[%b]}' % logged[300] if path_.startswith("/entries") else data
-        )
-        forged["a proof of another index than the answer has"] = lambda path_, data: (
+        ),
+        "a proof of another index than the answer has": lambda path_, data: (
             b'{"entries":[%b]}' % moved if path_.startswith("/entries") else proof if path_ == "/entry/298/proof" else data
-        )
-        for what, tamper in {"nothing": lambda path_, data: data, **forged}.items():
-            with tampering(url, tamper) as between:
-                browser.open(f"{between}/")
-                browser.complaints.clear()
-                browser.run(f"pin({json.dumps(key)}, {json.dumps(witness_key)})")
-                browser.run(f"location.hash = '#{file}'")
-                expected = "verified" if what == "nothing" else "refused"
-                assert browser.verdict() == expected, (what, browser.text("#results"))
-                assert browser.complaints == []
+        ),
+    }
+    for what, tamper in forged.items():
+        with tampering(page_url, tamper) as between:
+            browser.open(f"{between}/")
+            browser.complaints.clear()
+            browser.run(f"pin({json.dumps(LOG_VKEY)}, {json.dumps(WITNESS_VKEY)})")
+            browser.run("location.hash = '#signed-1.0.whl'")
+            assert browser.verdict() == ("verified" if what == "nothing" else "refused"), (what, browser.text("#results"))
+            assert browser.complaints == []
 
 
 # --- What people have: lock files, reports, folders --------------------------------------------------------------------------------------
@@ -5468,6 +5425,13 @@ wheels = [
 [[packages]]
 name = "archived"
 archive = {{ url = "https://files.example/archived-2%2B1.zip", hashes = {{ sha256 = "{HASHES["d"]}" }} }}
+"""
+LACKING_PYLOCK = """
+lock-version = "1.0"
+created-by = "x"
+packages = [
+  { name = "here", directory = { path = "." } }, { name = "x", wheels = [{ name = "x-1-py3-none-any.whl" }] }, { name = "none" },
+]
 """
 UV_LOCK = f"""
 version = 1
@@ -5510,30 +5474,32 @@ def named(target: Path) -> list[tuple[str, str, str]]:
     return [(a.filename, a.project, letters.get(a.checksum, a.trouble or a.skipped)) for a in found]
 
 
-def test_artifacts_of_lock_files(tmp_path: Path) -> None:
-    (tmp_path / "pylock.toml").write_text(PYLOCK)
-    assert named(tmp_path / "pylock.toml") == [
-        ("some_thing-1.0-py3-none-any.whl", "some-thing", "b"),
-        ("some_thing-1.0-cp311-cp311-linux_x86_64.whl", "some-thing", "c"),
-        ("some_thing-1.0.tar.gz", "some-thing", "a"),
-        ("archived-2+1.zip", "archived", "d"),
-    ]
-    (tmp_path / "uv.lock").write_text(UV_LOCK)
-    assert named(tmp_path / "uv.lock") == [
-        ("", "mine", "a folder: ."),
-        ("some_thing-1.0-py3-none-any.whl", "some-thing", "b"),
-        ("some_thing-1.0.tar.gz", "some-thing", "a"),
-    ]
-    lost = (
-        'lock-version = "1.0"\ncreated-by = "x"\n[[packages]]\nname = "here"\ndirectory = { path = "." }\n'
-        '[[packages]]\nname = "x"\nwheels = [{ name = "x-1-py3-none-any.whl" }]\n[[packages]]\nname = "none"\n'
-    )
-    (tmp_path / "pylock.dev.toml").write_text(lost)
-    assert [a.skipped or a.trouble for a in btlog.artifacts_of(str(tmp_path / "pylock.dev.toml"))] == [
-        "a folder: .",
-        "x-1-py3-none-any.whl needs a SHA-256 and no other hash, and it has none",
-        "it is locked without a file, or in two ways",
-    ]
+def test_artifacts_of_lock_files_and_reports(tmp_path: Path) -> None:
+    inspected = json.dumps({"version": "1", "installed": [{"metadata": {"name": "bare"}}]})
+    for name, text, expected in [
+        ("pylock.toml", PYLOCK, [
+            ("some_thing-1.0-py3-none-any.whl", "some-thing", "b"),
+            ("some_thing-1.0-cp311-cp311-linux_x86_64.whl", "some-thing", "c"),
+            ("some_thing-1.0.tar.gz", "some-thing", "a"),
+            ("archived-2+1.zip", "archived", "d"),
+        ]),
+        ("uv.lock", UV_LOCK, [
+            ("", "mine", "a folder: ."),
+            ("some_thing-1.0-py3-none-any.whl", "some-thing", "b"),
+            ("some_thing-1.0.tar.gz", "some-thing", "a"),
+        ]),
+        ("pylock.dev.toml", LACKING_PYLOCK, [
+            ("", "here", "a folder: ."),
+            ("", "x", "x-1-py3-none-any.whl needs a SHA-256 and no other hash, and it has none"),
+            ("", "none", "it is locked without a file, or in two ways"),
+        ]),
+        ("report.json", json.dumps(REPORT), [
+            ("some_thing-1.0-py3-none-any.whl", "some-thing", "b"), ("old-1.tar.gz", "old", "c"),
+        ]),
+        ("inspect.json", inspected, [("", "bare", "it has no checksum here; the JSON of pip install --report has")]),
+    ]:  # fmt: skip
+        (tmp_path / name).write_text(text)
+        assert named(tmp_path / name) == expected
 
 
 def test_artifacts_of_requirements(tmp_path: Path) -> None:
@@ -5555,22 +5521,13 @@ def test_artifacts_of_requirements(tmp_path: Path) -> None:
     refuses(Malformed, btlog.artifacts_of, str(tmp_path / "requirements.txt"))
 
 
-def test_artifacts_of_reports_and_folders(tmp_path: Path) -> None:
-    (tmp_path / "report.json").write_text(json.dumps(REPORT))
-    assert named(tmp_path / "report.json") == [
-        ("some_thing-1.0-py3-none-any.whl", "some-thing", "b"),
-        ("old-1.tar.gz", "old", "c"),
-    ]
-    (tmp_path / "inspect.json").write_text(json.dumps({"version": "1", "installed": [{"metadata": {"name": "bare"}}]}))
-    assert [a.trouble for a in btlog.artifacts_of(str(tmp_path / "inspect.json"))] == [
-        "it has no checksum here; the JSON of pip install --report has"
-    ]
-    (tmp_path / "sub").mkdir()
-    (tmp_path / "sub" / "a-1.tar.gz").write_bytes(b"a")
-    (tmp_path / "b-1-py3-none-any.whl").write_bytes(b"b")
-    assert [Path(a.target).name for a in btlog.artifacts_of(str(tmp_path))] == ["b-1-py3-none-any.whl", "a-1.tar.gz"]
-    (tmp_path / "empty").mkdir()
-    refuses(Malformed, btlog.artifacts_of, str(tmp_path / "empty"))
+def test_artifacts_of_folders_and_of_what_is_malformed(tmp_path: Path) -> None:
+    refuses(Malformed, btlog.artifacts_of, str(make(tmp_path / "empty")))
+    make(tmp_path / "sub").joinpath("z-1.tar.gz").write_bytes(b"z")
+    names = ["a-1.tar.xz", "b-1.tar", "c-1.txz", "d-1.tbz", "e-1.tar.lzma", "f-1-py3-none-any.WHL"]
+    for name in names:
+        (tmp_path / name).write_bytes(b"x")
+    assert [Path(a.target).name for a in btlog.artifacts_of(str(tmp_path))] == [*names, "z-1.tar.gz"]
     for name, text in [
         ("pylock.toml", "["), ("pylock.toml", "x = 1"), ("pylock.toml", 'packages = [1]'), ("uv.lock", "package = []"),
         ("a.json", "[]"), ("a.json", '{"install": [{}]}'), ("a.json", "[" * 100_000), ("r.txt", ""), ("r.txt", "\udcff"),
@@ -5626,25 +5583,29 @@ def test_verify_lock_files(locked: tuple[LocalLog, Path]) -> None:
 
 def test_verify_refuses_what_is_not_logged_so(locked: tuple[LocalLog, Path]) -> None:
     log, folder = locked
+    online = ("--log-url", log.url)
     text = (folder / "requirements.txt").read_text()
-    for changed, says in [
-        (text.replace(HASHES["a"], HASHES["f"]), "not logged"),
-        (text.replace("some-thing", "other-thing"), "not logged"),  # the hash is logged, for another project
-        (text.replace(f" --hash=sha256:{HASHES['b']}", " --hash=sha256:" + "0" * 64), "not logged"),
+    for changed in [
+        text.replace(HASHES["a"], HASHES["f"]),
+        text.replace("some-thing", "other-thing"),  # the hash is logged, for another project
+        text.replace(f" --hash=sha256:{HASHES['b']}", " --hash=sha256:" + "0" * 64),
     ]:
         (folder / "requirements.txt").write_text(changed)
-        for where in ("--log-url", log.url), ("--storage-dir", "log"):
-            code, out, err = verify(folder, "requirements.txt", *where)
-            assert code == 1
-            assert says in err
+        for where in online, ("--storage-dir", "log"):
+            code, _, err = verify(folder, "requirements.txt", *where)
+            assert (code, "not logged" in err) == (1, True)
     (folder / "pylock.toml").write_text(PYLOCK.replace(HASHES["c"], HASHES["e"]))
-    code, out, err = verify(folder, "pylock.toml", "--log-url", log.url)
+    code, out, err = verify(folder, "pylock.toml", *online)
     assert (code, out.count("logged at index")) == (1, 3)
     assert "linux_x86_64.whl: not logged, but with another checksum at index 2" in err
     assert "3 of 4 artifacts" in err
     (folder / "pylock.toml").write_text("packages = 3")
-    code, out, err = verify(folder, "pylock.toml", "--log-url", log.url)
-    assert (code, out) == (2, "")
+    assert verify(folder, "pylock.toml", *online)[:2] == (2, "")
+    assert verify(folder, "away-1.0.tar.gz", *online)[0] == 3
+    (folder / "some_thing-1.0.tar.gz").write_bytes(b"tampered")
+    code, _, err = verify(folder, "some_thing-1.0.tar.gz", "away-1.0.tar.gz", *online)
+    # What is wrong counts for more than what is not read.
+    assert (code, "can't read away" in err, "another checksum" in err) == (1, True, True)
 
 
 def test_verify_pins_publishers(locked: tuple[LocalLog, Path]) -> None:
@@ -5655,28 +5616,26 @@ def test_verify_pins_publishers(locked: tuple[LocalLog, Path]) -> None:
         (("--publisher-subject", "https://example[.]com/.*"), 0),
         (("--publisher-issuer", "https://issuer"), 1),  # a part is not enough
         (("--publisher-issuer", ".*", "--publisher-subject", "x"), 1),
+        (("--publisher-issuer", "("), 2),
     ]:
         assert verify(folder, "one.txt", "--log-url", log.url, *pins)[0] == code
     code, _, err = verify(folder, "pylock.toml", "--log-url", log.url, "--publisher-issuer", ".*")
     assert (code, err.count("it has no publisher")) == (1, 3)
-    assert verify(folder, "one.txt", "--log-url", log.url, "--publisher-issuer", "(")[0] == 2
 
 
 def test_verify_prints_a_table_on_a_terminal(locked: tuple[LocalLog, Path]) -> None:
     log, folder = locked
     ours, theirs = os.openpty()
-    command = [sys.executable, str(SOURCE), "verify", "pylock.toml", "--public-key", "public.key", "--log-url", log.url]
-    with subprocess.Popen(command, cwd=folder, stdout=theirs, stderr=subprocess.PIPE) as process:
-        os.close(theirs)
-        shown = b""
-        with contextlib.suppress(OSError):  # which is how a terminal ends
-            while data := os.read(ours, 65536):
-                shown += data
-        process.communicate()
+    shown = b""
+    with os.fdopen(theirs, "w", encoding="utf-8") as terminal, contextlib.redirect_stdout(terminal):
+        args = ("--public-key", str(folder / "public.key"), "--log-url", log.url)
+        assert btlog.main(["verify", str(folder / "pylock.toml"), *args]) == 0
+    with contextlib.suppress(OSError):  # which is how a terminal ends
+        while data := os.read(ours, 65536):
+            shown += data
     os.close(ours)
     lines = shown.decode().splitlines()
-    assert process.returncode == 0
-    assert [line.split()[:2] for line in lines[:2]] == [["artifact", "logged"], ["\u2713", "pylock.toml:"]]
+    assert [line.split()[:2] for line in lines[:2]] == [["artifact", "logged"], ["\u2713", f"{folder}/pylock.toml:"]]
     assert len(lines) == 5
 
 
@@ -5701,16 +5660,19 @@ GOOD, EVIL = (f"--hash=sha256:{HASHES[letter]}" for letter in "ab")
 )  # fmt: skip
 def test_requirements_are_read_as_pip_reads_them(tmp_path: Path, text: str, says: str) -> None:
     """Or not at all: what pip would install beside what is verified here must not go unseen."""
-    (tmp_path / "r.txt").write_text(text)
-    try:
-        troubles = [artifact.trouble for artifact in btlog.artifacts_of(str(tmp_path / "r.txt")) if artifact.trouble]
-    except Unavailable as error:
-        troubles = [str(error)]
-    assert len(troubles) == 1
-    assert says in troubles[0]
+    [trouble] = troubles_of(tmp_path / "r.txt", text)
+    assert says in trouble
 
 
 WHEEL = f'wheels = [{{ name = "x-1-py3-none-any.whl", hashes = {{ sha256 = "{HASHES["a"]}" }} }}]\n'
+
+
+def troubles_of(file: Path, text: str) -> list[str]:
+    file.write_text(text)
+    try:
+        return [artifact.trouble for artifact in btlog.artifacts_of(str(file)) if artifact.trouble]
+    except Unavailable as error:
+        return [str(error)]
 
 
 @pytest.mark.parametrize(
@@ -5725,85 +5687,45 @@ WHEEL = f'wheels = [{{ name = "x-1-py3-none-any.whl", hashes = {{ sha256 = "{HAS
 )
 def test_lock_files_that_say_two_things(tmp_path: Path, name: str, text: str) -> None:
     """What one installer goes by must not be what this verifier leaves out."""
-    (tmp_path / name).write_text({"pylock.toml": 'lock-version = "1.0"\ncreated-by = "x"\n', "uv.lock": "version = 1\n"}[name] + text)
-    try:
-        assert any(artifact.trouble for artifact in btlog.artifacts_of(str(tmp_path / name)))
-    except Unavailable as error:
-        assert "not known here" in str(error)  # noqa: PT017
+    head = {"pylock.toml": 'lock-version = "1.0"\ncreated-by = "x"\n', "uv.lock": "version = 1\n"}[name]
+    assert troubles_of(tmp_path / name, head + text)
 
 
-def test_a_folder_of_all_that_is_installed(tmp_path: Path) -> None:
-    names = ["a-1.tar.xz", "b-1.tar", "c-1.txz", "d-1.tbz", "e-1.tar.lzma", "f-1-py3-none-any.WHL"]
-    for name in names:
-        (tmp_path / name).write_bytes(b"x")
-    assert [artifact.filename for artifact in btlog.artifacts_of(str(tmp_path))] == names
+def test_passwords_in_urls_are_not_shown() -> None:
+    for words in ("health", "http://user:s3cret@127.0.0.1:1/"), ("ingest", "--index-url", "http://user:s3cret@127.0.0.1:1/"):
+        code, out, error = call_btlog(*words)
+        assert (code, "s3cret" in out + error, "user names and passwords" in error) == (2, False, True)
 
 
-def test_what_is_wrong_counts_for_more_than_what_is_not_read(locked: tuple[LocalLog, Path]) -> None:
-    log, folder = locked
-    (folder / "some_thing-1.0.tar.gz").write_bytes(b"tampered")
-    code, _, err = verify(folder, "some_thing-1.0.tar.gz", "away-1.0.tar.gz", "--log-url", log.url)
-    assert (code, "can't read away" in err, "another checksum" in err) == (1, True, True)
-    assert verify(folder, "away-1.0.tar.gz", "--log-url", log.url)[0] == 3
-
-
-def test_passwords_in_urls_are_not_shown(tmp_path: Path) -> None:
-    for words in [
-        ("health", "http://user:s3cret@127.0.0.1:1/"),
-        ("ingest", "--index-url", "http://user:s3cret@127.0.0.1:1/simple"),
-    ]:
-        done = run_btlog(*words, cwd=tmp_path)
-        assert (done.returncode, "s3cret" in done.stderr + done.stdout) == (2, False)
-        assert "user names and passwords" in done.stderr
-
-
-def make_wheel(folder: Path, name: str, version: str, *requires: str) -> Path:
-    """A wheel of a project with nothing in it."""
+def tiny_wheel(folder: Path, name: str, text: str, version: str = "1.0", *requires: str) -> Path:
+    """A wheel of a project with one module."""
     path_, info = folder / f"{name}-{version}-py3-none-any.whl", f"{name}-{version}.dist-info"
     needs = "".join(f"Requires-Dist: {what}\n" for what in requires)
     files = {
-        f"{name}.py": f"VERSION = {version!r}\n",
+        f"{name}.py": f"TEXT = {text!r}\n",
         f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{needs}",
         f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
     }
+    files[f"{info}/RECORD"] = "".join(f"{file},,\n" for file in [*files, f"{info}/RECORD"])
     with zipfile.ZipFile(path_, "w") as archive:
-        for file, text in files.items():
-            archive.writestr(file, text)
-        archive.writestr(f"{info}/RECORD", "".join(f"{file},,\n" for file in [*files, f"{info}/RECORD"]))
+        for file, data in files.items():
+            archive.writestr(file, data)
     return path_
 
 
-@contextlib.contextmanager
-def simple_index(files: Path) -> Iterator[str]:
-    """The URL of a PEP 503 index of the wheels in a folder."""
+def simple_pages(files: Path) -> Callable[[str], Answered | None]:
+    """What a PEP 503 index of the files in a folder answers; None stands for the files themselves."""
 
-    class Handler(http.server.SimpleHTTPRequestHandler):
-        def __init__(self, *args: Any) -> None:
-            super().__init__(*args, directory=str(files))
+    def answer(path_: str) -> Answered | None:
+        if not path_.startswith("/simple/"):
+            return None
+        project = path_.removeprefix("/simple/").strip("/")
+        names = [file.name for file in sorted(files.iterdir()) if btlog.project_of(file.name) == project]
+        sums = {name: hashlib.sha256((files / name).read_bytes()).hexdigest() for name in names}
+        text = "".join(f'<a href="/{name}#sha256={value}">{name}</a>\n' for name, value in sums.items())
+        return 200 if names else 404, "text/html", f"<!DOCTYPE html><html><body>{text}</body></html>".encode()
 
-        def log_message(self, *args: object) -> None: ...
-
-        def do_GET(self) -> None:
-            if not self.path.startswith("/simple/"):
-                super().do_GET()
-                return
-            project = self.path.removeprefix("/simple/").strip("/")
-            found = [file for file in sorted(files.iterdir()) if btlog.project_of(file.name) == project]
-            sums = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in found}
-            page = "".join(f'<a href="/{name}#sha256={value}">{name}</a>\n' for name, value in sums.items())
-            self.send_response(200 if found else 404)
-            self.send_header("Content-Type", "text/html")
-            self.end_headers()
-            self.wfile.write(f"<!DOCTYPE html><html><body>{page}</body></html>".encode())
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}/simple"
-        finally:
-            server.shutdown()
-            thread.join()
+    return answer
 
 
 MY_PROJECT = """\
@@ -5827,19 +5749,16 @@ MY_PIPFILE = '[[source]]\nname = "here"\nurl = "INDEX"\nverify_ssl = false\n[pac
 LOCKERS: dict[str, tuple[str, str, dict[str, int]]] = {
     "uv": (
         "pip install uv",
-        """
-        uv lock -q
-        uv export -q --frozen --format pylock.toml -o pylock.toml
-        uv export -q --frozen --no-emit-project -o requirements.txt
-        uv pip compile -q --generate-hashes requirements.in -o compiled.txt
-        uv pip compile -q --format pylock.toml requirements.in -o pylock.compiled.toml""",
+        "uv lock -q; uv export -q --frozen --format pylock.toml -o pylock.toml;"
+        "uv export -q --frozen --no-emit-project -o requirements.txt;"
+        "uv pip compile -q --generate-hashes requirements.in -o compiled.txt;"
+        "uv pip compile -q --format pylock.toml requirements.in -o pylock.compiled.toml",
         {"uv.lock": 3, "pylock.toml": 3, "requirements.txt": 3, "compiled.txt": 3, "pylock.compiled.toml": 3},
     ),
     "pip": (
         "pip install 'pip>=25.1'",
-        """
-        pip lock -q --index-url INDEX -o pylock.toml alpha
-        pip install -q --dry-run --ignore-installed --index-url INDEX --report report.json alpha""",
+        "pip lock -q --index-url INDEX -o pylock.toml alpha;"
+        "pip install -q --dry-run --ignore-installed --index-url INDEX --report report.json alpha",
         {"pylock.toml": 2, "report.json": 2},
     ),
     "pip-compile": (
@@ -5849,28 +5768,20 @@ LOCKERS: dict[str, tuple[str, str, dict[str, int]]] = {
     ),
     "pdm": (
         "uv tool install pdm --with 'hishel<2'",
-        """
-        pdm lock
-        pdm export -o requirements.txt
-        pdm export -f pylock -o pylock.toml""",
+        "pdm lock; pdm export -o requirements.txt; pdm export -f pylock -o pylock.toml",
         {"pdm.lock": 3, "requirements.txt": 3, "pylock.toml": 3},
     ),
     "poetry": (
         "uv tool install poetry --with poetry-plugin-export",
-        """
-        poetry lock
-        poetry export -o requirements.txt
-        poetry export -f pylock.toml -o pylock.toml""",
+        "poetry lock; poetry export -o requirements.txt; poetry export -f pylock.toml -o pylock.toml",
         {"poetry.lock": 3, "requirements.txt": 3, "pylock.toml": 3},
     ),
     "pipenv": (
         "uv tool install pipenv",
-        """
-        pipenv lock
-        pipenv requirements --hash >requirements.txt""",
+        "pipenv lock; pipenv requirements --hash >requirements.txt",
         {"Pipfile.lock": 3, "requirements.txt": 3},
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.slow
@@ -5880,10 +5791,9 @@ def test_verify_what_real_tools_write(tmp_path: Path, log: LocalLog, name: str) 
     install, script, targets = LOCKERS[name]
     path_ = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     assert shutil.which(name, path=path_), f"this test needs {name}, on PATH or beside {sys.executable}: {install}"
-    files = tmp_path / "files"
-    files.mkdir()
-    make_wheel(files, "alpha", "1.0", "beta-gamma>=1")
-    make_wheel(files, "beta_gamma", "2.1")
+    files = make(tmp_path / "files")
+    tiny_wheel(files, "alpha", "x", "1.0", "beta-gamma>=1")
+    tiny_wheel(files, "beta_gamma", "x", "2.1")
     sdist_of(files / "alpha-1.0.tar.gz", "alpha")
     sums = {hashlib.sha256(file.read_bytes()).hexdigest() for file in files.iterdir()}
     (tmp_path / "public.key").write_text(f"{LOG_VKEY}\n")
@@ -5892,7 +5802,8 @@ def test_verify_what_real_tools_write(tmp_path: Path, log: LocalLog, name: str) 
         "PATH": path_, "HOME": str(tmp_path), "LANG": "C.UTF-8", "PIP_CONFIG_FILE": os.devnull, "PDM_CHECK_UPDATE": "0",
         "PDM_PYTHON": sys.executable,
     }  # fmt: skip
-    with simple_index(files) as index:
+    with contextlib.closing(Web(files)) as web:
+        web.instead, index = simple_pages(files), f"{web.url}/simple"
         (tmp_path / "pyproject.toml").write_text(MY_PROJECT.replace("INDEX", index))
         (tmp_path / "Pipfile").write_text(MY_PIPFILE.replace("INDEX", index))
         done = subprocess.run(
@@ -5922,14 +5833,14 @@ def test_verify_what_real_tools_write(tmp_path: Path, log: LocalLog, name: str) 
 @pytest.mark.slow
 def test_a_lock_file_of_200_packages_takes_no_time(tmp_path: Path, log: LocalLog) -> None:
     """Two files for each, so that 400 artifacts are looked up and proved."""
-    packages = []
+    packages, entries = [], []
     for i in range(200):
         names = f"p{i}-1.0-py3-none-any.whl", f"p{i}-1.0.tar.gz"
         sums = [hashlib.sha256(name.encode()).hexdigest() for name in names]
-        lines = [Entry(name, f"sha256:{value}").encode() for name, value in zip(names, sums, strict=True)]
-        assert bulk(log.url, b"".join(map(as_line, lines)))[0] == 200
+        entries += [Entry(name, f"sha256:{value}").encode() for name, value in zip(names, sums, strict=True)]
         wheel, sdist = (f'{{ name = "{n}", hashes = {{ sha256 = "{s}" }} }}' for n, s in zip(names, sums, strict=True))
         packages.append(f'[[packages]]\nname = "p{i}"\nwheels = [{wheel}]\nsdist = {sdist}\n')
+    assert bulk(log.url, b"".join(map(as_line, entries)))[0] == 200
     (tmp_path / "pylock.toml").write_text('lock-version = "1.0"\ncreated-by = "x"\n' + "".join(packages))
     (tmp_path / "public.key").write_text(f"{LOG_VKEY}\n")
     begun = time.monotonic()
@@ -5951,27 +5862,25 @@ def test_wrong_use_gets_the_nearest_right_one() -> None:
         (["serv"], "did you mean serve?"),
         (["serve", "--storage-dri", "x"], "did you mean --storage-dir?"),
         (["verify", "--publickey", "x"], "did you mean --public-key?"),
+        (["xyzzy"], ""),
     ]:
         done = run_btlog(*words)
         assert (done.returncode, done.stdout, hint in done.stderr) == (2, "", True), done.stderr
-    assert "did you mean" not in run_btlog("xyzzy").stderr
+        assert ("did you mean" in done.stderr) is bool(hint)
 
 
 @pytest.mark.slow
-def test_metrics_as_prometheus_reads_them(log: LocalLog, tmp_path: Path) -> None:
+def test_metrics_as_prometheus_reads_them(log: LocalLog, witness: LocalWitness) -> None:
     from prometheus_client.parser import text_string_to_metric_families
 
     add(log.url, entry(1))
-    (tmp_path / "log.key").write_text(f"{LOG_VKEY}\n")
-    with running("witness", "--log-public-key", "log.key", cwd=tmp_path) as witness:
-        note = log.log.published.note
-        assert ask(witness.url, "/add-checkpoint", "POST", b"old 0\n\n" + note)[0] == 200
-        assert ask(witness.url, "/add-checkpoint", "POST", b"old 7\n\n" + note)[0] == 400
-        families = {
-            family.name: family
-            for url in (log.url, witness.url)
-            for family in text_string_to_metric_families(ask(url, "/metrics")[2].decode())
-        }
+    note = log.log.published.note
+    assert [cosign(witness, old + note)[0] for old in (b"old 0\n\n", b"old 7\n\n")] == [200, 400]
+    families = {
+        family.name: family
+        for url in (log.url, witness.url)
+        for family in text_string_to_metric_families(ask(url, "/metrics")[2].decode())
+    }
     assert families["btlog_entries"].type == "counter"
     assert families["btlog_add_seconds"].type == families["btlog_cosign_seconds"].type == "histogram"
     sizes = families["btlog_log_size"].samples
@@ -5988,6 +5897,22 @@ def dump(folder: Path) -> dict[str, list[Any]]:
         return {name.decode(): sorted(db.execute(f"SELECT * FROM {name.decode()}")) for name in tables}
 
 
+@pytest.fixture(scope="module")
+def log_of_700(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a log; tests damage copies of it."""
+    folder = tmp_path_factory.mktemp("700") / "log"
+    with contextlib.closing(found(folder)) as store:
+        fill(store, 700)
+    return folder
+
+
+def damaged(log: Path, copy: Path, damage: str) -> str:
+    shutil.copytree(log, copy)
+    with contextlib.closing(sqlite3.connect(copy / "log.sqlite3")) as db:
+        db.executescript(damage)
+    return str(copy)
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -6001,17 +5926,13 @@ def dump(folder: Path) -> dict[str, list[Any]]:
         "UPDATE bundle SET data = CAST(data || x'0001ff' AS BLOB) WHERE n = 2",
     ],
 )
-def test_fsck_repairs_what_can_be_derived(tmp_path: Path, damage: str) -> None:
-    with contextlib.closing(found(tmp_path / "log")) as store:
-        fill(store, 700)
-    good = dump(tmp_path / "log")
-    with contextlib.closing(sqlite3.connect(tmp_path / "log" / "log.sqlite3")) as db:
-        db.executescript(damage)
-    assert run_btlog("fsck", "--storage-dir", "log", cwd=tmp_path).returncode == 1
-    done = run_btlog("fsck", "--storage-dir", "log", "--repair", cwd=tmp_path)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "the entries lead to the signed root of size 700" in done.stdout
-    assert dump(tmp_path / "log") == good
+def test_fsck_repairs_what_can_be_derived(tmp_path: Path, log_of_700: Path, damage: str) -> None:
+    folder = damaged(log_of_700, tmp_path / "log", damage)
+    assert call_btlog("fsck", "--storage-dir", folder)[0] == 1
+    code, out, error = call_btlog("fsck", "--storage-dir", folder, "--repair")
+    assert (code, error) == (0, "")
+    assert "the entries lead to the signed root of size 700" in out
+    assert dump(tmp_path / "log") == dump(log_of_700)
     with contextlib.closing(found(tmp_path / "log")) as store:
         fill(store, 30)
         assert findings(store) == []
@@ -6029,30 +5950,28 @@ def test_fsck_repairs_what_can_be_derived(tmp_path: Path, damage: str) -> None:
         ("UPDATE checkpoint SET note = x'00' WHERE kind = 'published'", 3, "a checkpoint can't be derived"),
     ],
 )
-def test_fsck_refuses_to_repair_what_only_a_backup_has(tmp_path: Path, damage: str, code: int, says: str) -> None:
-    with contextlib.closing(found(tmp_path / "log")) as store:
-        fill(store, 700)
-    with contextlib.closing(sqlite3.connect(tmp_path / "log" / "log.sqlite3")) as db:
-        db.executescript(damage)
-        db.execute("DELETE FROM tile")
-        db.commit()
+def test_fsck_refuses_to_repair_what_only_a_backup_has(
+    tmp_path: Path, log_of_700: Path, damage: str, code: int, says: str
+) -> None:
+    folder = damaged(log_of_700, tmp_path / "log", f"{damage}; DELETE FROM tile")
     before = dump(tmp_path / "log")
-    done = run_btlog("fsck", "--storage-dir", "log", "--repair", cwd=tmp_path)
-    assert (done.returncode, says in done.stderr) == (code, True), done.stderr
+    got, _, error = call_btlog("fsck", "--storage-dir", folder, "--repair")
+    assert (got, says in error) == (code, True), error
     assert dump(tmp_path / "log") == before
 
 
-def test_a_start_says_what_a_crash_has_left(tmp_path: Path) -> None:
-    with running("serve", "--storage-dir", "log", cwd=tmp_path) as server:
-        assert add(server.url, entry(1))[0] == 200
-        server.process.kill()
-    with running("serve", "--storage-dir", "log", cwd=tmp_path) as server:
-        assert ask(server.url, "/entry/0")[0] == 200
-        code, err = server.stop()
+def test_a_start_says_what_a_crash_has_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with contextlib.closing(LocalLog(tmp_path / "log")) as log:
+        assert add(log.url, entry(1))[0] == 200
+        shutil.copytree(tmp_path / "log", tmp_path / "crashed")  # as a kill leaves it
+    (tmp_path / "key").write_text(LOG_SKEY)
+    (tmp_path / "key").chmod(0o600)
+    monkeypatch.setattr(btlog, "run_server", lambda *args, **more: 0)
+    start = ("serve", "--storage-dir", str(tmp_path / "crashed"), "--private-key", str(tmp_path / "key"), "--port", "0")
+    code, _, error = call_btlog(*start)
     assert code == 0
-    assert re.search(r"did not end in good order: took over its journal of [1-9]\d* bytes; signed is size 1, published size 1", err)
-    with running("serve", "--storage-dir", "log", cwd=tmp_path) as server:
-        assert server.stop() == (0, "")
+    assert re.search(r"did not end in good order: took over its journal of [1-9]\d* bytes; signed is size 1, published size 1", error)
+    assert call_btlog(*start) == (0, "", "")
 
 
 def test_the_commands_of_the_readme_for_operators() -> None:
@@ -6140,14 +6059,14 @@ class StaticLog:
     def __init__(self, folder: Path, *sizes: int, tag: str = "") -> None:
         folder.mkdir(exist_ok=True)
         self.store, self.tree, self._tag = found(folder / "log"), folder / "tree", tag
-        self.tree.mkdir()
+        self.tree.mkdir(exist_ok=True)
         self.web = Web(self.tree)
         self.notes: dict[int, bytes] = {}
         self.entries: list[bytes] = []
         self.sign: Callable[[Tree], bytes] = seal
         self._right: dict[Path, bytes] = {}
         for size in sizes:
-            self.grow(*(quiet(i, tag) for i in range(len(self.entries), size)))
+            self.grow_to(size)
 
     def grow(self, *entries: bytes) -> None:
         indices = list(range(len(self.entries), len(self.entries) + len(entries)))
@@ -6155,12 +6074,12 @@ class StaticLog:
         self.entries += entries
         self.export()
 
+    def grow_to(self, size: int) -> None:
+        self.grow(*(quiet(i, self._tag) for i in range(len(self.entries), size)))
+
     def export(self) -> None:
         note = self.notes[len(self.entries)] = self.store.checkpoint("published") or b""
         btlog.StaticTree(self.store, self.tree).export(note, lambda done, total: None)
-
-    def grow_to(self, size: int) -> None:
-        self.grow(*(quiet(i, self._tag) for i in range(len(self.entries), size)))
 
     def put(self, path_: str, data: bytes) -> None:
         """Serves `data` as a file, until the log repents."""
@@ -6182,11 +6101,27 @@ class StaticLog:
         self.store.close()
 
 
+@pytest.fixture(scope="session")
+def grown(tmp_path_factory: pytest.TempPathFactory) -> StaticLog:
+    """A log of 300 entries, with the partial tiles that it had at 200, and a mirror of it; tests have copies of both."""
+    folder = tmp_path_factory.mktemp("grown")
+    with contextlib.closing(StaticLog(folder / "static", 200, 300)) as log:
+        assert monitor(log.web.url, folder / "mirror").code == 0
+    return log
+
+
 @pytest.fixture
-def static(tmp_path: Path) -> Iterator[StaticLog]:
-    """A log of 300 entries, with the partial tiles that it had at 200."""
-    with contextlib.closing(StaticLog(tmp_path / "static", 200, 300)) as log:
+def static(tmp_path: Path, grown: StaticLog) -> Iterator[StaticLog]:
+    shutil.copytree(grown.tree.parent, tmp_path / "static")
+    with contextlib.closing(StaticLog(tmp_path / "static")) as log:
+        log.notes, log.entries = dict(grown.notes), list(grown.entries)
         yield log
+
+
+@pytest.fixture
+def mirror(tmp_path: Path, grown: StaticLog) -> Path:
+    """A mirror of the 300 entries of `static`, made when all was well."""
+    return Path(shutil.copytree(grown.tree.parent.parent / "mirror", tmp_path / "mirror"))
 
 
 @dataclasses.dataclass
@@ -6197,17 +6132,20 @@ class Seen:
     lines: list[dict[str, Any]]
     error: str
 
+    def _of_findings(self, field: str) -> list[str]:
+        return [line[field] for line in self.lines if line["level"] == "ERROR"]
+
     @property
     def kinds(self) -> list[str]:
-        return [line["kind"] for line in self.lines if line["level"] == "ERROR"]
+        return self._of_findings("kind")
 
     @property
     def texts(self) -> list[str]:
-        return [line["msg"] for line in self.lines if line["level"] == "ERROR"]
+        return self._of_findings("msg")
 
     @property
     def evidence(self) -> list[Path]:
-        return [Path(line["evidence"]) for line in self.lines if line["level"] == "ERROR"]
+        return list(map(Path, self._of_findings("evidence")))
 
 
 def call_btlog(*args: str) -> tuple[int, str, str]:
@@ -6246,72 +6184,67 @@ def monitor(url: str, mirror: Path, *args: str) -> Seen:
     return Seen(code, [json.loads(line) for line in out.splitlines()], error)
 
 
-JUDGE = """
-import json, sys, time
-from pathlib import Path
-import btlog
-from btlog import AuthenticTiles, Entry, check_logged, open_checkpoint, simple_policy
-
-log, witness = (btlog.VerifierKey.parse(key) for key in sys.argv[1:3])
-signed, cosigned = simple_policy([log]), simple_policy([log], [witness])
-
-def fails(kind, call, *args):
-    try:
-        call(*args)
-    except kind:
-        return True
-    return False
-
-def read_all(tree, fetch, places):
-    tiles = AuthenticTiles(tree, fetch)
-    for level, index, _ in places:
-        tiles.expanded(level, index)
-
-def false_bundle(tree, fetch, data, index, width):
-    tiles = AuthenticTiles(tree, fetch)
-    if fails(btlog.Malformed, btlog.parse_bundle, data, width):
-        return True
-    leaves = [btlog.leaf_hash(entry) for entry in btlog.parse_bundle(data, width)]
-    if width < 256:
-        return tiles.expanded(0, index)[0] != leaves
-    return tiles.hash(256 * index, 256 * index + 256) != btlog.expand_tile(b"".join(leaves))[8][0]
-
-def judge(kind, folder):
-    files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    assert files.pop("finding.txt").endswith(b"\\n")
-    fetch = lambda *place: files[btlog.tile_path(*place)]
-    opened = lambda name, policy=signed: open_checkpoint(files[name], policy)
+def proves(folder: Path) -> Any:
+    """True if a folder of evidence shows what its name says to somebody who has nothing but public keys."""
+    files = {path_.relative_to(folder).as_posix(): path_.read_bytes() for path_ in folder.rglob("*") if path_.is_file()}
+    assert files.pop("finding.txt").endswith(b"\n")
+    kind = folder.name[:-17]
     places = [btlog.parse_tile_path(name) for name in files if name.startswith("tile/")]
+
+    def fetch(level: int | None, index: int, width: int) -> bytes:
+        return files[btlog.tile_path(level, index, width)]
+
+    def tree(name: str) -> Tree:
+        return open_checkpoint(files[name], UNWITNESSED).tree
+
+    def fails(kind: type[Error], call: Callable[..., Any], *args: Any) -> bool:
+        try:
+            call(*args)
+        except kind:
+            return True
+        return False
+
+    def read_all() -> None:
+        tiles = btlog.AuthenticTiles(tree("checkpoint"), fetch)
+        for level, index, _ in places:
+            tiles.expanded(level or 0, index)
+
     proved = {}
     for name in files:
         if name.endswith(".tlog-proof"):
             data = files[name.replace(".tlog-proof", ".entry")]
-            check_logged(data, files[name], signed)
-            proved[btlog.Proof.parse(files[name]).index] = data
+            check_logged(data, files[name], UNWITNESSED)
+            proved[Proof.parse(files[name]).index] = data
     entries = [data for _, data in sorted(proved.items())]
     if kind in ("fork", "rollback"):
-        old, new = opened("earlier-checkpoint").tree, opened("checkpoint").tree
+        old, new = tree("earlier-checkpoint"), tree("checkpoint")
         small, large = sorted([old, new], key=lambda tree: tree.size)
         if kind == "rollback":
             return new.size < old.size
-        return old != new and (
-            old.size == new.size or AuthenticTiles(large, fetch).hash(0, small.size) != small.root)
+        forked = old.size == new.size or btlog.AuthenticTiles(large, fetch).hash(0, small.size) != small.root
+        return old != new and forked
     if kind == "bad-signature":
-        return fails(btlog.Error, opened, "checkpoint")
+        return fails(Error, tree, "checkpoint")
     if kind == "bad-cosignature":
-        return opened("checkpoint") and fails(btlog.Error, opened, "checkpoint", cosigned)
+        return tree("checkpoint") and fails(Error, open_checkpoint, files["checkpoint"], POLICY)
     if kind == "stale":
-        return fails(btlog.BadSignature, btlog.check_age, opened("checkpoint", cosigned), cosigned, 60, time.time())
+        opened = open_checkpoint(files["checkpoint"], POLICY)
+        return fails(BadSignature, btlog.check_age, opened, POLICY, 60, time.time())
     if kind == "extension":
-        return opened("checkpoint").extensions
+        return open_checkpoint(files["checkpoint"], UNWITNESSED).extensions
     if kind == "bad-tile":
-        return fails(btlog.BadProof, read_all, opened("checkpoint").tree, fetch, places)
+        return fails(BadProof, read_all)
     if kind == "bad-bundle":
         [(_, index, width)] = [place for place in places if place[0] is None]
-        data = files[btlog.tile_path(None, index, width)]
-        return false_bundle(opened("checkpoint").tree, fetch, data, index, width)
+        data, tiles = fetch(None, index, width), btlog.AuthenticTiles(tree("checkpoint"), fetch)
+        if fails(Malformed, btlog.parse_bundle, data, width):
+            return True
+        leaves = [leaf_hash(entry) for entry in btlog.parse_bundle(data, width)]
+        if width < 256:
+            return tiles.expanded(0, index)[0] != leaves
+        return tiles.hash(256 * index, 256 * index + 256) != btlog.expand_tile(b"".join(leaves))[8][0]
     if kind == "bad-entry":
-        return len(entries) == 1 and fails(btlog.Malformed, Entry.parse, entries[0])
+        return len(entries) == 1 and fails(Malformed, Entry.parse, entries[0])
     if kind == "not-logged":
         return not entries and json.loads(files["index.json"])["filename"]
     first, *others = map(Entry.parse, entries)
@@ -6321,50 +6254,44 @@ def judge(kind, folder):
         same = btlog.project_of(first.filename) == btlog.project_of(others[0].filename)
         return same and first.publisher != others[0].publisher
     if kind == "index-differs":
-        index = json.loads(files["index.json"])
-        return index["filename"] == first.filename and index["checksum"] != first.checksum
+        index_json = json.loads(files["index.json"])
+        return index_json["filename"] == first.filename and index_json["checksum"] != first.checksum
     return kind in ("match", "not-on-index") and not others
-
-for line in sys.stdin:
-    folder = Path(line.removesuffix("\\n"))
-    try:
-        print("guilty" if judge(folder.name[:-17], folder) else "not guilty", flush=True)
-    except Exception as error:
-        print("not guilty:", repr(error), flush=True)
-"""
 Judged = Callable[[Seen], None]
 
 
 @pytest.fixture(scope="session")
-def guilty() -> Iterator[Judged]:
-    """Another process, with nothing but public keys, finds what was found to be so."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", JUDGE, LOG_VKEY, WITNESS_VKEY], env={**os.environ, "PYTHONPATH": str(HERE)},
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
+def guilty() -> Judged:
+    """Checks that whatever was found has evidence that proves it."""
 
     def judge(seen: Seen) -> None:
-        assert process.stdin
-        assert process.stdout
         assert seen.evidence
         for folder in seen.evidence:
-            print(folder, file=process.stdin, flush=True)
-            assert process.stdout.readline() == "guilty\n", folder
+            with contextlib.suppress(Error, KeyError):
+                if proves(folder):
+                    continue
+            raise AssertionError(f"{folder} proves nothing")
 
-    with process:
-        yield judge
+    return judge
 
 
-def test_the_judge_believes_nothing(tmp_path: Path, static: StaticLog, guilty: Judged) -> None:
-    """Evidence against an honest log does not hold, nor does evidence that is not whole."""
+def test_a_monitor_sees_lies_from_the_first_run_on(tmp_path: Path, static: StaticLog, guilty: Judged) -> None:
+    """A false tile that nothing else needs is told once, and does not stop it. Evidence that is changed does not hold."""
     static.spoil("tile/0/000", flip(9))
-    seen = monitor(static.web.url, tmp_path / "mirror")
+    seen = monitor(static.web.url, tmp_path / "first")
+    assert (seen.code, seen.kinds) == (1, ["bad-tile"])
     guilty(seen)
-    folder = seen.evidence[0]
-    (folder / "tile/0/000").write_bytes(flip(9)((folder / "tile/0/000").read_bytes()))
+    assert monitor(static.web.url, tmp_path / "first").code == 0
+    mirrored(tmp_path / "first", static.entries)
+    tile = seen.evidence[0] / "tile/0/000"
+    tile.write_bytes(flip(9)(tile.read_bytes()))  # a right one, which accuses nobody
     refuses(AssertionError, guilty, seen)  # type: ignore[arg-type]
-    (folder / "tile/0/000").unlink()
+    tile.unlink()
     refuses(AssertionError, guilty, seen)  # type: ignore[arg-type]
+    static.put("checkpoint", seal(Tree(0, bytes(32))))  # not the root of an empty tree
+    seen = monitor(static.web.url, tmp_path / "empty")
+    assert (seen.code, seen.kinds) == (1, ["bad-tile"])
+    guilty(seen)
 
 
 def flip(at: int = 0) -> Callable[[bytes], bytes]:
@@ -6430,15 +6357,10 @@ LIES: dict[str, tuple[str, Callable[[StaticLog], None]]] = {
     "empty": ("bad-signature", serve_note(lambda log: b"")),
     "a web page": ("bad-signature", serve_note(lambda log: b"<!doctype html>\n\n<p>\xff")),
     "T37 extension": ("extension", serve_note(signed_text(lambda text: f"{text}more \x85 of it\n"))),
-    "T52 full tile": ("bad-tile", spoil("tile/0/001", flip(5000))),
     "full tile, too short": ("bad-tile", spoil("tile/0/001", lambda data: data[:-32])),
     "full tile, too long": ("bad-tile", spoil("tile/0/001", lambda data: data + data[:32])),
-    "T52 partial tile": ("bad-tile", spoil("tile/0/002.p/188", flip(-1))),
-    "T52 partial tile above": ("bad-tile", spoil("tile/1/000.p/2", flip(40))),
     "partial tile, empty": ("bad-tile", spoil("tile/1/000.p/2", lambda data: b"")),
-    "T60 full bundle": ("bad-bundle", spoil("tile/entries/001", flip(20_000))),
     "T60 other checksum": ("bad-bundle", spoil("tile/entries/001", bundled(lambda e: [*e[:99], other_sum(e[99]), *e[100:]]))),
-    "T60 partial bundle": ("bad-bundle", spoil("tile/entries/002.p/188", flip(-1))),
     "two entries swapped": ("bad-bundle", spoil("tile/entries/002.p/188", bundled(lambda e: [e[1], e[0], *e[2:]]))),
     "bundle of another form": ("bad-bundle", spoil("tile/entries/001", lambda data: data[:-1])),
     "partial bundle of another form": ("bad-bundle", spoil("tile/entries/002.p/188", lambda data: data + b"\0")),
@@ -6449,47 +6371,33 @@ LIES: dict[str, tuple[str, Callable[[StaticLog], None]]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", LIES)
-def test_a_monitor_sees(tmp_path: Path, static: StaticLog, guilty: Judged, name: str) -> None:
-    """T52, T57, T60: one lie, one finding, with evidence for everybody; and once the log repents, it is followed on."""
-    kind, lie = LIES[name]
-    mirror = tmp_path / "mirror"
-    assert (seen := monitor(static.web.url, mirror)).code == 0, seen
+def told_while_it_holds(
+    static: StaticLog, mirror: Path, guilty: Judged, kind: str, lie: Callable[[StaticLog], None]
+) -> None:
+    """One lie, one finding, with evidence for everybody; and once the log repents, it is followed on."""
     lie(static)
-    seen = monitor(static.web.url, mirror)
-    assert (seen.code, seen.kinds, seen.error) == (1, [kind], ""), seen
+    for _ in range(2):
+        seen = monitor(static.web.url, mirror)
+        assert (seen.code, seen.kinds, seen.error) == (1, [kind], ""), seen
     guilty(seen)
-    assert monitor(static.web.url, mirror).kinds == [kind]  # for as long as it holds
     static.repent()
     seen = monitor(static.web.url, mirror)
     assert (seen.code, seen.kinds, seen.error) == (0, [], "")
     mirrored(mirror, static.entries)
 
 
-def test_a_monitor_sees_lies_from_the_first_run_on(tmp_path: Path, static: StaticLog, guilty: Judged) -> None:
-    """With nothing to compare with, what the log serves still has to lead to what it signed."""
-    static.grow_to(700)
-    for turn, (path_, kind) in enumerate(
-        [("tile/0/000", "bad-tile"), ("tile/0/002.p/188", "bad-tile"), ("tile/entries/000", "bad-bundle")]
-    ):
-        static.spoil(path_, flip(99))
-        seen = monitor(static.web.url, tmp_path / f"{turn}")
-        assert (seen.code, seen.kinds) == (1, [kind])
-        guilty(seen)
-        if path_ == "tile/0/000":  # which nothing else needs: it is told once, and does not stop the monitor
-            assert monitor(static.web.url, tmp_path / f"{turn}").code == 0
-            mirrored(tmp_path / f"{turn}", static.entries)
-        static.repent()
-    other_root = seal(Tree(0, bytes(32)))
-    static.put("checkpoint", other_root)
-    seen = monitor(static.web.url, tmp_path / "empty")
-    assert (seen.code, seen.kinds) == (1, ["bad-tile"])
-    guilty(seen)
+@pytest.mark.parametrize("name", LIES)
+def test_a_monitor_sees(mirror: Path, static: StaticLog, guilty: Judged, name: str) -> None:
+    """T57, T60: lies about what it has followed."""
+    told_while_it_holds(static, mirror, guilty, *LIES[name])
 
 
-def test_T52_a_full_tile_above(tmp_path: Path, guilty: Judged) -> None:
+def test_T52_a_full_tile_above(tmp_path: Path, guilty: Judged, monkeypatch: pytest.MonkeyPatch) -> None:
     """The hashes of 256 full tiles are in one that is full itself, and that is authenticated by those above it."""
-    with contextlib.closing(StaticLog(tmp_path / "static", 66_000)) as log:
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    with contextlib.closing(StaticLog(tmp_path / "static")) as log:
+        append_anyway(log.store, [quiet(0)] * 66_000)
+        log.export()
         for path_ in "tile/1/000", "tile/2/000.p/1":
             log.spoil(path_, flip(17))
             seen = monitor(log.web.url, tmp_path / "mirror")
@@ -6529,22 +6437,23 @@ def test_a_monitor_sees_cosignatures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, guilty: Judged, kind: str, sign: Callable[[Tree], bytes]
 ) -> None:
     monkeypatch.setattr(time, "time", lambda: float(COSIGNED_NOW))
-    args = ("--witness-public-key", key_file(tmp_path, WITNESS_VKEY), "--max-age", "60")
+    honest = cosigned_by(COSIGNER, COSIGNED_NOW - 59)
     with contextlib.closing(StaticLog(tmp_path / "static")) as log:
-        log.sign = honest = cosigned_by(COSIGNER, COSIGNED_NOW - 59)
-        log.grow_to(5)
-        assert monitor(log.web.url, tmp_path / "mirror", *args).code == 0
-        log.sign = sign
-        log.grow_to(9)
-        seen = monitor(log.web.url, tmp_path / "mirror", *args)
+
+        def round_(size: int, sign: Callable[[Tree], bytes]) -> Seen:
+            log.sign = sign
+            log.grow_to(size)
+            witness = ("--witness-public-key", key_file(tmp_path, WITNESS_VKEY), "--max-age", "60")
+            return monitor(log.web.url, tmp_path / "mirror", *witness)
+
+        assert round_(5, honest).code == 0
+        seen = round_(9, sign)
         assert (seen.code, seen.kinds) == (1, [kind])
         guilty(seen)
-        log.sign = honest
-        log.grow_to(12)
-        seen = monitor(log.web.url, tmp_path / "mirror", *args)
+        seen = round_(12, honest)
         assert (seen.code, seen.lines[0]["new"]) == (0, 7 if kind == "bad-cosignature" else 3)
         log.put("checkpoint", cosigned_by(COSIGNER, COSIGNED_NOW)(log.store.tree("signed")))  # cosigned anew
-        assert monitor(log.web.url, tmp_path / "mirror", *args).code == 0
+        assert round_(12, honest).code == 0
         with contextlib.closing(btlog.LogStore(tmp_path / "mirror", read_only=True)) as store:
             assert store.checkpoint("published") == (log.tree / "checkpoint").read_bytes()
 
@@ -6557,73 +6466,64 @@ ANOTHER = Publisher("https://issuer.example", "https://example.com/other")
 SUM_OF_A = hashlib.sha256(b"a").hexdigest()
 
 
-@pytest.mark.parametrize(
-    ("kind", "entries", "args", "indices"),
-    [
-        ("bad-entry", [b"garbage"], (), [300]),
-        ("bad-entry", [b""], (), [300]),
-        ("bad-entry", [bytes(65_535)], (), [300]),
-        ("bad-entry", [named_entry("a-1.whl") + b"\n"], (), [300]),
-        ("bad-entry", [named_entry("a-1.whl").replace(b"a-1", b"a/1")], (), [300]),
-        ("bad-entry", [named_entry("a-1.whl").replace(b"a-1", b"\xff-1")], (), [300]),
-        ("bad-entry", [named_entry("a-1.whl").replace(b"a-1", b"\x1b[2J-1")], (), [300]),
-        ("bad-entry", [named_entry("a-1.whl").replace(b"a-1", b"a" * 256)], (), [300]),
-        ("replaced", [named_entry("a-1.whl", "a"), named_entry("a-1.whl", "b")], (), [300, 301]),
-        ("replaced", [other_sum(quiet(7))], (), [7, 300]),
-        ("publisher", [named_entry("a-1.whl", "", PUBLISHER), named_entry("a-2.whl", "", ANOTHER)], (), [300, 301]),
-        ("publisher", [named_entry("A_b-1.whl", "", PUBLISHER), named_entry("a.b-2.tar.gz")], (), [300, 301]),
-        ("match", [named_entry("a-1.whl"), named_entry("ab-1.whl")], ("--filename-regex", "^a-"), [300]),
-        ("match", [named_entry("a-1.whl"), named_entry("ab-1.whl", "a")], ("--checksum-regex", SUM_OF_A), [301]),
-        ("match", [named_entry("a-1.whl", "a"), named_entry("b-1.whl", "a"), named_entry("b-2.whl")],
-         ("--checksum-regex", SUM_OF_A, "--filename-regex", "b"), [301]),
-    ],
-)  # fmt: skip
-def test_T59_a_monitor_sees_entries(
-    tmp_path: Path, static: StaticLog, guilty: Judged, kind: str, entries: list[bytes], args: tuple[str, ...],
-    indices: list[int],
-) -> None:  # fmt: skip
-    """It is reported once, exit code 1, under a proof; and the rest is processed."""
-    static.grow(*entries, *(quiet(i) for i in range(2000, 2300)))
-    seen = monitor(static.web.url, tmp_path / "mirror", *args)
-    assert (seen.code, seen.kinds, seen.error) == (1, [kind], ""), seen
-    assert sorted(int(p.stem) for p in seen.evidence[0].glob("*.tlog-proof")) == indices
+BAD_ENTRIES = [
+    b"garbage", b"", bytes(65_535), named_entry("a-1.whl") + b"\n",
+    *(named_entry("a-1.whl").replace(b"a-1", name) for name in (b"a/1", b"\xff-1", b"\x1b[2J-1", b"a" * 256)),
+]  # fmt: skip
+
+
+def test_T59_a_monitor_sees_what_is_wrong_with_entries(mirror: Path, static: StaticLog, guilty: Judged) -> None:
+    """Each is reported once, exit code 1, under proofs; and the rest is processed."""
+    static.grow(
+        *BAD_ENTRIES, named_entry("a-1.whl", "a"), named_entry("a-1.whl", "b"), other_sum(quiet(7)),
+        named_entry("b-1.whl", "", PUBLISHER), named_entry("b-2.whl", "", ANOTHER),
+        named_entry("A_c-1.whl", "", PUBLISHER), named_entry("a.c-2.tar.gz"), *(quiet(i) for i in range(2000, 2300)),
+    )  # fmt: skip
+    seen = monitor(static.web.url, mirror)
+    assert (seen.code, seen.error) == (1, "")
+    proved = [sorted(int(p.stem) for p in folder.glob("*.tlog-proof")) for folder in seen.evidence]
+    assert sorted(zip(seen.kinds, proved, strict=True)) == [
+        *(("bad-entry", [300 + i]) for i in range(8)), ("publisher", [311, 312]), ("publisher", [313, 314]),
+        ("replaced", [7, 310]), ("replaced", [308, 309]),
+    ]  # fmt: skip
     guilty(seen)
-    assert seen.texts[0].isprintable()  # T65
-    seen = monitor(static.web.url, tmp_path / "mirror", *args)
-    assert (seen.code, seen.kinds) == (0, [])
-    mirrored(tmp_path / "mirror", static.entries)
+    assert all(text.isprintable() for text in seen.texts)  # T65
+    assert monitor(static.web.url, mirror).code == 0
+    mirrored(mirror, static.entries)
 
 
-@pytest.mark.parametrize("kind", ["replaced", "publisher"])
-def test_a_monitor_remembers_entries(tmp_path: Path, static: StaticLog, guilty: Judged, kind: str) -> None:
+def test_a_monitor_remembers_entries(mirror: Path, static: StaticLog, guilty: Judged) -> None:
     """What was logged before is held against what comes in later runs, however it is spelt, and not twice."""
-    static.grow(named_entry("A_b-1.whl", "", PUBLISHER))
-    assert monitor(static.web.url, tmp_path / "mirror").code == 0
-    static.grow(named_entry("a.B-2.whl", "", PUBLISHER), named_entry("quiet1-1.0.zip"))
-    assert monitor(static.web.url, tmp_path / "mirror").code == 0
-    static.grow(named_entry("A_b-1.whl", "other", PUBLISHER) if kind == "replaced" else named_entry("a-b-3.zip", "", ANOTHER))
-    seen = monitor(static.web.url, tmp_path / "mirror")
-    assert (seen.code, seen.kinds) == (1, [kind])
-    guilty(seen)
-    static.grow(named_entry("a-b-4.zip", "", ANOTHER if kind == "publisher" else PUBLISHER), named_entry("a-b-5.zip", "", PUBLISHER))
-    assert monitor(static.web.url, tmp_path / "mirror").code == 0
+    for new, kinds in [
+        ([named_entry("A_b-1.whl", "", PUBLISHER)], []),
+        ([named_entry("a.B-2.whl", "", PUBLISHER), named_entry("quiet1-1.0.zip")], []),
+        ([named_entry("A_b-1.whl", "other", PUBLISHER)], ["replaced"]),
+        ([named_entry("a-b-3.zip", "", PUBLISHER)], []),
+        ([named_entry("a-b-4.zip", "", ANOTHER)], ["publisher"]),
+        ([named_entry("a-b-5.zip", "", ANOTHER), named_entry("a-b-6.zip", "", PUBLISHER)], []),
+    ]:
+        static.grow(*new)
+        seen = monitor(static.web.url, mirror)
+        assert (seen.code, seen.kinds) == (len(kinds), kinds)
+        if kinds:
+            guilty(seen)
 
 
 def test_a_log_of_a_thousand_findings(
-    tmp_path: Path, static: StaticLog, guilty: Judged, monkeypatch: pytest.MonkeyPatch
+    mirror: Path, static: StaticLog, guilty: Judged, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A hostile log does not fill the disk with evidence: beyond a number, findings of a kind are counted."""
     monkeypatch.setattr(btlog, "MAX_FINDINGS", 3)
-    static.grow(*(b"no entry %d" % i for i in range(10)), *(quiet(i, "more") for i in range(290)))
-    seen = monitor(static.web.url, tmp_path / "mirror")
+    static.grow(*(b"no entry %d" % i for i in range(10)))
+    seen = monitor(static.web.url, mirror)
     assert (seen.code, seen.kinds) == (1, ["bad-entry"] * 4)
     assert "and 6 more like it" in seen.texts[-1]
     guilty(seen)
     monkeypatch.setattr(btlog, "MAX_BAD_TILES", 2)
-    static.grow_to(1900)
-    for index in 3, 4, 5, 6:
+    static.grow_to(1300)
+    for index in 2, 3, 4:
         static.spoil(f"tile/0/{index:03d}", flip(3))
-    seen = monitor(static.web.url, tmp_path / "mirror")
+    seen = monitor(static.web.url, mirror)
     assert (seen.code, seen.kinds) == (1, ["bad-tile"] * 2)
     guilty(seen)
 
@@ -6680,33 +6580,32 @@ def test_a_monitor_compares_with_an_index(
 ) -> None:
     """What is about an entry is told once; what is wrong on the index, for as long as it is."""
     with contextlib.closing(FakeIndex(tmp_path, index_of(static.entries))) as index:
-        args = ("--index-url", f"{index.url}/")
-        assert monitor(static.web.url, tmp_path / "good", *args).code == 0
+
+        def compare(name: str) -> Seen:
+            return monitor(static.web.url, tmp_path / name, "--index-url", f"{index.url}/")
+
+        assert compare("good").code == 0
         right = index.files
         index.files = {name: sum_ for name, sum_ in {**right, **change}.items() if sum_}
-        seen = monitor(static.web.url, tmp_path / "mirror", *args)
+        seen = compare("new")
         assert (seen.code, seen.kinds) == (1, [kind])
         guilty(seen)
-        assert monitor(static.web.url, tmp_path / "mirror", *args).kinds == ([kind] if lasts else [])
-        assert monitor(static.web.url, tmp_path / "good", *args).kinds == ([kind] if lasts else [])
+        assert [compare(name).kinds for name in ("new", "good")] == [[kind] if lasts else []] * 2
         index.files = right
-        assert monitor(static.web.url, tmp_path / "mirror", *args).code == 0
-        assert monitor(static.web.url, tmp_path / "good", *args).code == 0
+        assert [compare(name).code for name in ("new", "good")] == [0, 0]
 
 
-def test_a_log_of_garbage_takes_no_time_to_follow(tmp_path: Path, static: StaticLog) -> None:
+def test_a_log_of_garbage_takes_no_time_to_follow(mirror: Path, static: StaticLog) -> None:
     """Entries without a name have the same one, and each is compared with none of them more than once."""
-    garbage = [b"garbage %d" % i for i in range(40_000)]
-
-    append_anyway(static.store, garbage)
+    append_anyway(static.store, [b"garbage %d" % i for i in range(20_000)])
     static.export()
-    begun = time.monotonic()
-    seen = monitor(static.web.url, tmp_path / "mirror")
-    assert time.monotonic() - begun < 20
+    begun = time.process_time()
+    seen = monitor(static.web.url, mirror)
+    assert time.process_time() - begun < 10
     assert (seen.code, set(seen.kinds)) == (1, {"bad-entry"})
-    assert len(seen.kinds) == 303  # of three batches, each with its summary
-    assert sum("more like it" in text for text in seen.texts) == 3
-    assert monitor(static.web.url, tmp_path / "mirror").code == 0
+    assert len(seen.kinds) == 202  # of two batches, each with its summary
+    assert sum("more like it" in text for text in seen.texts) == 2
+    assert monitor(static.web.url, mirror).code == 0
 
 
 @pytest.mark.slow
@@ -6720,21 +6619,20 @@ def test_one_name_over_and_over_takes_no_time(tmp_path: Path) -> None:
         assert time.process_time() - begun < 8
 
 
-def test_what_was_logged_meanwhile_is_not_missing(tmp_path: Path, static: StaticLog) -> None:
+def test_what_was_logged_meanwhile_is_not_missing(mirror: Path, static: StaticLog) -> None:
     """An index that tells its log first is not accused by a monitor that has read the log before."""
     late = named_entry("late-1.0-py3-none-any.whl")
     static.grow(named_entry("late-0.9-py3-none-any.whl"))
-    with contextlib.closing(FakeIndex(tmp_path, index_of([*static.entries, late]))) as index:
-        asked = index.instead
+    with contextlib.closing(FakeIndex(mirror.parent, index_of([*static.entries, late]))) as index:
 
         def instead(path_: str) -> Answered | None:
             if "late" in path_ and len(static.entries) == 301:
                 static.grow(late)  # between the monitor's look at the log and that at the index
-            return asked(path_)
+            return index.page(path_)
 
         index.instead = instead
-        seen = monitor(static.web.url, tmp_path / "mirror", "--index-url", index.url)
-    assert (seen.code, seen.kinds) == (0, []), seen
+        seen = monitor(static.web.url, mirror, "--index-url", index.url)
+    assert (seen.code, seen.kinds, len(static.entries)) == (0, [], 302), seen
 
 
 @pytest.mark.parametrize(
@@ -6746,95 +6644,54 @@ def test_what_was_logged_meanwhile_is_not_missing(tmp_path: Path, static: Static
         ('<a href="/files/quiet7-9-py3-none-any.whl#sha256=EVIL">NAME</a><a href="/NAME#sha256=GOOD">x</a>', "not-logged"),
     ],
 )
-def test_an_index_that_is_broken_into(tmp_path: Path, static: StaticLog, page: str, kind: str) -> None:
+def test_an_index_that_is_broken_into(mirror: Path, static: StaticLog, page: str, kind: str) -> None:
     """What an installer would take from a page is what is compared, whatever else the page shows."""
-    mine = [entry_ for entry_ in static.entries if Entry.parse(entry_).filename.startswith("quiet7-")]
-    name, good = Entry.parse(mine[0]).filename, Entry.parse(mine[0]).checksum.removeprefix("sha256:")
-    others = "".join(
-        f'<a href="/{e.filename}#{e.checksum.replace(":", "=")}">x</a>' for e in map(Entry.parse, mine[1:])
-    )
-    text = page.replace("NAME", name).replace("GOOD", good).replace("EVIL", "0" * 64) + others
-    with contextlib.closing(FakeIndex(tmp_path, index_of(static.entries))) as index:
-        answer = index.instead
-        index.instead = lambda path_: (200, "text/html", text.encode()) if "quiet7" in path_ else answer(path_)
-        seen = monitor(static.web.url, tmp_path / "mirror", "--index-url", index.url)
+    mine, *others = [e for e in map(Entry.parse, static.entries) if e.filename.startswith("quiet7-")]
+    text = page.replace("NAME", mine.filename).replace("GOOD", mine.checksum[7:]).replace("EVIL", "0" * 64)
+    text += "".join(f'<a href="/{e.filename}#{e.checksum.replace(":", "=")}">x</a>' for e in others)
+    with contextlib.closing(FakeIndex(mirror.parent, index_of(static.entries))) as index:
+        index.instead = lambda path_: (200, "text/html", text.encode()) if "quiet7" in path_ else index.page(path_)
+        seen = monitor(static.web.url, mirror, "--index-url", index.url)
     assert (seen.code, seen.kinds) == (1, [kind])
 
 
-def test_one_page_of_an_index_does_not_hide_another(
-    tmp_path: Path, static: StaticLog, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    try_only(monkeypatch, 1)
-    files = {**index_of(static.entries), OF_7.filename: "sha256:" + SUM_OF_A}
-    with contextlib.closing(FakeIndex(tmp_path, files)) as index:
-        answer = index.instead
-        index.instead = lambda path_: (500, "text/plain", b"") if "quiet0" in path_ else answer(path_)
-        args = ("--index-url", index.url)
-        for _ in range(2):
-            seen = monitor(static.web.url, tmp_path / "mirror", *args)
-            assert (seen.code, seen.kinds) == (1, ["index-differs"])
-            assert "1 pages of the index were not read" in seen.error or "pages of the index" in seen.error
-        index.files = index_of(static.entries)
-        seen = monitor(static.web.url, tmp_path / "mirror", *args)
-        assert (seen.code, seen.kinds) == (3, [])
-        index.instead, gone = answer, index.files.pop("quiet0-0-py3-none-any.whl")
-        seen = monitor(static.web.url, tmp_path / "mirror", *args)
-        assert (seen.code, seen.kinds, bool(gone)) == (1, ["not-on-index"], True)  # what was due is made up for
-
-
-def test_old_names_are_found_on_an_index(tmp_path: Path, static: StaticLog) -> None:
+def test_old_names_are_found_on_an_index(mirror: Path, static: StaticLog) -> None:
     """Of which it can't be told where the project ends and the version begins."""
     old = [named_entry(f"demo-{rest}") for rest in ("1.0.win32-py2.7.exe", "1.0-beta1.tar.gz", "1.0.linux-x86_64.tar.gz")]
     static.grow(*old)
-    with contextlib.closing(FakeIndex(tmp_path, index_of(static.entries))) as index:
-        listed = [Entry.parse(data) for data in old]
-        page = {"files": [{"filename": e.filename, "url": e.filename, "hashes": {"sha256": e.checksum[7:]}} for e in listed]}
-        answer = index.instead
-        body = json.dumps(page).encode()
-        index.instead = lambda path_: (
-            (200, "application/json", body) if path_ == "/demo/" else (404, "text/plain", b"")
-            if path_.startswith("/demo") else answer(path_)
-        )  # fmt: skip
-        assert monitor(static.web.url, tmp_path / "mirror", "--index-url", index.url).code == 0
+    listed = [Entry.parse(data) for data in old]
+    files = [{"filename": e.filename, "url": e.filename, "hashes": {"sha256": e.checksum[7:]}} for e in listed]
+    pages = {"/demo/": (200, "application/json", json.dumps({"files": files}).encode())}
+    with contextlib.closing(FakeIndex(mirror.parent, index_of(static.entries[:300]))) as index:
+        index.instead = lambda path_: pages.get(path_) or index.page(path_)
+        assert monitor(static.web.url, mirror, "--index-url", index.url).code == 0
 
 
-def test_an_index_of_a_thousand_findings(tmp_path: Path, static: StaticLog) -> None:
-    files = {**index_of(static.entries), **{f"quiet7-x{i}-py3-none-any.whl": "sha256:" + SUM_OF_A for i in range(1000)}}
-    with contextlib.closing(FakeIndex(tmp_path, files)) as index:
-        answer = index.instead
-        index.instead = lambda path_: (402, "text/plain", b"") if "quiet0" in path_ else answer(path_)
-        seen = monitor(static.web.url, tmp_path / "mirror", "--index-url", index.url)
-    assert (seen.code, len(seen.kinds), set(seen.kinds)) == (1, btlog.MAX_FINDINGS + 1, {"not-logged"})
-    assert "900 in all that are not told one by one" in seen.texts[-1]
+def test_an_index_of_a_thousand_findings(mirror: Path, static: StaticLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(btlog, "MAX_FINDINGS", 3)
+    files = {**index_of(static.entries), **{f"quiet7-x{i}-py3-none-any.whl": "sha256:" + SUM_OF_A for i in range(10)}}
+    with contextlib.closing(FakeIndex(mirror.parent, files)) as index:
+        index.instead = lambda path_: (402, "text/plain", b"") if "quiet0" in path_ else index.page(path_)
+        seen = monitor(static.web.url, mirror, "--index-url", index.url)
+    assert (seen.code, seen.kinds) == (1, ["not-logged"] * 4)
+    assert "7 in all that are not told one by one" in seen.texts[-1]
     assert "answers 402" in seen.error  # one page that can't be read hides none of it
 
 
-def test_a_fork_whose_tiles_were_withheld_is_remembered(tmp_path: Path, static: StaticLog, guilty: Judged) -> None:
-    """A signed checkpoint is evidence, also when nothing but the checkpoint could be had of that history."""
-    mirror = tmp_path / "mirror"
-    assert monitor(static.web.url, mirror).code == 0
-    with contextlib.closing(StaticLog(tmp_path / "other", 310, tag="other")) as other:
-        note = other.notes[310]
+@pytest.mark.parametrize(("size", "later"), [(310, []), (400, [320])], ids=["smaller", "larger"])
+def test_a_fork_whose_tiles_were_withheld_is_remembered(
+    mirror: Path, static: StaticLog, guilty: Judged, size: int, later: list[int]
+) -> None:
+    """A signed checkpoint is evidence, also alone, once the log is as large; until then there is nothing to be told."""
+    with contextlib.closing(StaticLog(mirror.parent / "other", size, tag="other")) as other:
+        note = other.notes[size]
     static.web.instead = lambda path_: (200, "text/plain", note) if path_ == "/checkpoint" else (404, "text/plain", b"")
     assert monitor(static.web.url, mirror).code == 3
     static.web.instead = lambda path_: None
-    static.grow_to(320)
-    seen = monitor(static.web.url, mirror)
-    assert (seen.code, seen.kinds) == (1, ["fork"])
-    guilty(seen)
-
-
-def test_a_larger_fork_is_remembered_until_the_log_is_as_large(tmp_path: Path, static: StaticLog, guilty: Judged) -> None:
-    mirror = tmp_path / "mirror"
-    assert monitor(static.web.url, mirror).code == 0
-    with contextlib.closing(StaticLog(tmp_path / "other", 400, tag="other")) as other:
-        note = other.notes[400]
-    static.web.instead = lambda path_: (200, "text/plain", note) if path_ == "/checkpoint" else (404, "text/plain", b"")
-    assert monitor(static.web.url, mirror).code == 3
-    static.web.instead = lambda path_: None
-    static.grow_to(320)
-    assert monitor(static.web.url, mirror).code == 0
-    static.grow_to(410)
+    for smaller in later:
+        static.grow_to(smaller)
+        assert monitor(static.web.url, mirror).code == 0
+    static.grow_to(size + 10)
     seen = monitor(static.web.url, mirror)
     assert (seen.code, seen.kinds) == (1, ["fork"])
     guilty(seen)
@@ -6856,13 +6713,13 @@ def test_what_an_index_did_not_answer_stays_due(
     monkeypatch.setattr(btlog.MirrorStore, "compared", counted)
     static.grow(named_entry("demo-1.0-beta1.tar.gz"))
     with contextlib.closing(FakeIndex(tmp_path, index_of(static.entries[:-1]))) as index:
-        answer = index.instead
+        args = (static.web.url, tmp_path / "mirror", "--index-url", index.url)
         down = ["quiet0", "/demo/"]  # the second one is asked for a file that is not of its project
-        index.instead = lambda path_: (500, "text/plain", b"") if any(d in path_ for d in down) else answer(path_)
-        seen = monitor(static.web.url, tmp_path / "mirror", "--index-url", index.url)
+        index.instead = lambda path_: (500, "text/plain", b"") if any(d in path_ for d in down) else index.page(path_)
+        seen = monitor(*args)
         assert (seen.code, seen.kinds, set(sizes)) == (3, [], {0})
         down.clear()
-        seen = monitor(static.web.url, tmp_path / "mirror", "--index-url", index.url)
+        seen = monitor(*args)
         assert (seen.code, seen.kinds, max(sizes)) == (1, ["not-on-index"], 301)
 
 
@@ -6878,16 +6735,15 @@ def test_large_entries_are_stored_in_small_batches(
         follow(self, entries, *args)
 
     monkeypatch.setattr(btlog.MirrorStore, "follow", counted)
-    static.grow_to(2000)
+    static.grow_to(1200)
     assert monitor(static.web.url, tmp_path / "mirror").code == 0
-    assert sum(batches) == 2000
-    assert max(batches) <= 512
-    assert run_btlog("fsck", "--storage-dir", str(tmp_path / "mirror")).returncode == 0
+    assert (sum(batches), max(batches) <= 512) == (1200, True)
+    mirrored(tmp_path / "mirror", static.entries)
 
 
 def test_a_refused_batch_leaves_no_trace(tmp_path: Path, static: StaticLog) -> None:
     """The projects of a batch that was refused are stored with the one that is accepted."""
-    with contextlib.closing(btlog.MirrorStore(make_new(tmp_path / "mirror"))) as store:
+    with contextlib.closing(btlog.MirrorStore(make(tmp_path / "mirror"))) as store:
         store.create_log(LOG, None)
         target = (static.store.tree("signed"), static.notes[300])
 
@@ -6899,66 +6755,47 @@ def test_a_refused_batch_leaves_no_trace(tmp_path: Path, static: StaticLog) -> N
         assert len(store.query("SELECT name FROM project")) == 10
 
 
-def make_new(folder: Path) -> Path:
-    folder.mkdir()
-    return folder
-
-
-def test_matches_do_not_wait_for_the_rest(tmp_path: Path, static: StaticLog, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(btlog.Monitor, "BATCH", 256)
-    try_only(monkeypatch, 1)
-    static.grow_to(1000)
-    static.web.instead = lambda path_: (500, "text/plain", b"") if path_.startswith("/tile/entries/003") else None
-    seen = monitor(static.web.url, tmp_path / "mirror", "--filename-regex", "^quiet5-15-")
-    assert (seen.code, seen.kinds) == (1, ["match"])
-    static.web.instead = lambda path_: None
-    assert monitor(static.web.url, tmp_path / "mirror", "--filename-regex", "^quiet5-15-").code == 0
-
-
-def test_names_that_the_locale_has_not(tmp_path: Path, static: StaticLog) -> None:
+def test_names_that_the_locale_has_not(mirror: Path, static: StaticLog) -> None:
     static.grow(named_entry("snowman-\u2603-1.0.tar.gz"))
-    args = monitor_args(static.web.url, tmp_path / "mirror", "--filename-regex", "snowman")
-    done = run_btlog(*(word for word in args if word != "--json-logging"), env={**os.environ, "PYTHONIOENCODING": "ascii"})
-    assert (done.returncode, done.stderr) == (1, "")
-    assert "snowman-\\u2603-1.0.tar.gz" in done.stdout
+    args = monitor_args(static.web.url, mirror, "--filename-regex", "snowman")
+    with contextlib.redirect_stdout(io.TextIOWrapper(io.BytesIO(), encoding="ascii")) as out:
+        assert btlog.main([word for word in args if word != "--json-logging"]) == 1
+        out.flush()
+        assert b"snowman-\\u2603-1.0.tar.gz" in out.buffer.getvalue()
 
 
 def test_half_a_log_is_not_compared(tmp_path: Path, static: StaticLog, monkeypatch: pytest.MonkeyPatch) -> None:
     """While entries are missing here, it would look as if the index had files that are not logged."""
     monkeypatch.setattr(btlog.Monitor, "BATCH", 256)
+    try_only(monkeypatch, 1)
     static.grow_to(700)
     with contextlib.closing(FakeIndex(tmp_path, index_of(static.entries))) as index:
-        args = ("--index-url", index.url)
+        args = (static.web.url, tmp_path / "mirror", "--index-url", index.url)
         static.web.instead = lambda path_: (402, "text/plain", b"") if path_.startswith("/tile/entries/002") else None
-        seen = monitor(static.web.url, tmp_path / "mirror", *args)
-        assert (seen.code, seen.kinds) == (3, [])
-        assert "answers 402" in seen.error
+        seen = monitor(*args)
+        assert (seen.code, seen.kinds, "answers 402" in seen.error) == (3, [], True)
         static.spoil("tile/entries/002.p/188", flip(-1))
         static.web.instead = lambda path_: None
-        assert monitor(static.web.url, tmp_path / "mirror", *args).kinds == ["bad-bundle"]
+        assert monitor(*args).kinds == ["bad-bundle"]
         static.repent()
-        assert monitor(static.web.url, tmp_path / "mirror", *args).code == 0
+        assert monitor(*args).code == 0
         static.web.close()  # as well as when the log is away: files may have been logged since
         index.files = {**index.files, NEW.filename: NEW.checksum}
-        try_only(monkeypatch, 1)
-        seen = monitor(static.web.url, tmp_path / "mirror", *args)
+        seen = monitor(*args)
         assert (seen.code, seen.kinds) == (3, [])
 
 
-def test_an_index_that_is_away(tmp_path: Path, static: StaticLog, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_index_that_is_away(mirror: Path, static: StaticLog, monkeypatch: pytest.MonkeyPatch) -> None:
     try_only(monkeypatch, 1)
-    with contextlib.closing(FakeIndex(tmp_path, {})) as index:
-        args = ("--index-url", index.url)
-        for answer in (500, "text/plain", b""), (200, "application/json", b"["), (200, "application/json", b"[]"):
+    with contextlib.closing(FakeIndex(mirror.parent, {})) as index:
+        args = (static.web.url, mirror, "--index-url", index.url)
+        json_page = "application/json"
+        for answer in (500, "text/plain", b""), (200, json_page, b"["), (200, json_page, b"[]"), (200, "text/html", b"\xff"):
             index.instead = lambda path_, answer=answer: answer  # type: ignore[misc]
-            seen = monitor(static.web.url, tmp_path / "mirror", *args)
+            seen = monitor(*args)
             assert (seen.code, seen.kinds) == (3, [])
-        index.instead = lambda path_: (200, "text/html", b"\xff")
-        assert monitor(static.web.url, tmp_path / "mirror", *args).code == 3
         index.instead, index.files = index.page, index_of(static.entries)
-        assert monitor(static.web.url, tmp_path / "mirror", *args).code == 0  # nothing was skipped, and nothing made up
-        del index.files[OF_7.filename]
-        assert monitor(static.web.url, tmp_path / "other", *args).kinds == ["not-on-index"]
+        assert monitor(*args).code == 0  # nothing was skipped, and nothing made up
 
 
 # --- Monitors: what they keep ------------------------------------------------------------------------------------------------
@@ -6973,53 +6810,55 @@ def change_mirror(mirror: Path, sql: str, *values: Any) -> int:
 def damages(mirror: Path) -> Iterator[tuple[str, Callable[[Path], Any]]]:
     """Ways in which a mirror of 300 entries can be damaged, so that it can't be gone on from."""
     size = (mirror / "log.sqlite3").stat().st_size
-
-    def as_file(data: Callable[[bytes], bytes]) -> Callable[[Path], Any]:
-        return lambda copy: (copy / "log.sqlite3").write_bytes(data((copy / "log.sqlite3").read_bytes()))
-
-    yield "NULs", as_file(lambda data: bytes(size))
-    yield "half of it", as_file(lambda data: data[: size // 2])
-    yield "half of it, and NULs", as_file(lambda data: data[: size // 2] + bytes(size - size // 2))
-    yield "nothing of it", as_file(lambda data: b"")
-    yield "a page", as_file(lambda data: data[:4096])
-    yield "its beginning lost", as_file(lambda data: bytes(4096) + data[4096:])
-    yield "checkpoint of NULs", lambda copy: change_mirror(copy, "UPDATE checkpoint SET note = zeroblob(99)")
-    yield "half a checkpoint", lambda copy: change_mirror(copy, "UPDATE checkpoint SET note = substr(note, 1, 90)")
-    yield "no checkpoint", lambda copy: change_mirror(copy, "UPDATE checkpoint SET note = x''")
-    yield "an edge of NULs", lambda copy: change_mirror(copy, "UPDATE tile SET data = zeroblob(1408) WHERE key = 1")
-    yield "half an edge", lambda copy: change_mirror(copy, "UPDATE tile SET data = substr(data, 1, 640) WHERE key = 1")
-    yield "an upper edge", lambda copy: change_mirror(copy, "UPDATE tile SET data = zeroblob(32) WHERE key = 1 << 56")
-    yield "no tiles", lambda copy: change_mirror(copy, "DELETE FROM tile")
-    yield "a bundle of NULs", lambda copy: change_mirror(copy, "UPDATE bundle SET data = zeroblob(length(data)) WHERE n = 1")
-    yield "half a bundle", lambda copy: change_mirror(copy, "UPDATE bundle SET data = substr(data, 1, 1000) WHERE n = 1")
-    yield "no bundles", lambda copy: change_mirror(copy, "DELETE FROM bundle")
-    yield "look-up keys", lambda copy: change_mirror(copy, "DELETE FROM lookup WHERE key = (SELECT max(key) FROM lookup)")
-
-
-def test_T1_a_damaged_mirror_accuses_nobody(tmp_path: Path, static: StaticLog) -> None:
-    """Zeroed or truncated state: "local state is corrupt", exit 3, and no finding."""
-    assert monitor(static.web.url, tmp_path / "mirror").code == 0
-    static.grow_to(700)
-    count = 0
-    for count, (name, damage) in enumerate(damages(tmp_path / "mirror"), 1):
-        copy = tmp_path / f"copy{count}"
-        shutil.copytree(tmp_path / "mirror", copy)
-        assert damage(copy) != 0 or name == "nothing of it"
-        seen = monitor(static.web.url, copy)
-        assert (seen.code, seen.lines) == (3, []), name
-        assert "local state is corrupt" in seen.error, (name, seen.error)
-        assert not (copy / "evidence").exists()
-    assert count > 15
+    files: dict[str, Callable[[bytes], bytes]] = {
+        "NULs": lambda data: bytes(size),
+        "half of it": lambda data: data[: size // 2],
+        "half of it, and NULs": lambda data: data[: size // 2] + bytes(size - size // 2),
+        "nothing of it": lambda data: b"",
+        "a page": lambda data: data[:4096],
+        "its beginning lost": lambda data: bytes(4096) + data[4096:],
+    }
+    for name, change in files.items():
+        yield name, lambda copy, change=change: (copy / "log.sqlite3").write_bytes(  # type: ignore[misc]
+            change((copy / "log.sqlite3").read_bytes())
+        )
+    for name, sql in {
+        "a checkpoint of NULs": "UPDATE checkpoint SET note = zeroblob(99)",
+        "half a checkpoint": "UPDATE checkpoint SET note = substr(note, 1, 90)",
+        "no checkpoint": "UPDATE checkpoint SET note = x''",
+        "an edge of NULs": "UPDATE tile SET data = zeroblob(1408) WHERE key = 1",
+        "half an edge": "UPDATE tile SET data = substr(data, 1, 640) WHERE key = 1",
+        "an upper edge": "UPDATE tile SET data = zeroblob(32) WHERE key = 1 << 56",
+        "no tiles": "DELETE FROM tile",
+        "a bundle of NULs": "UPDATE bundle SET data = zeroblob(length(data)) WHERE n = 1",
+        "half a bundle": "UPDATE bundle SET data = substr(data, 1, 1000) WHERE n = 1",
+        "no bundles": "DELETE FROM bundle",
+        "look-up keys": "DELETE FROM lookup WHERE key = (SELECT max(key) FROM lookup)",
+    }.items():
+        yield name, lambda copy, sql=sql: change_mirror(copy, sql)  # type: ignore[misc]
 
 
-def test_T1_damage_that_a_smaller_tree_would_show(tmp_path: Path, static: StaticLog) -> None:
-    """The log goes back, and our own tiles, which should tell whether it forked, are damaged."""
-    assert monitor(static.web.url, tmp_path / "mirror").code == 0
-    static.put("checkpoint", static.notes[200])
-    assert change_mirror(tmp_path / "mirror", "UPDATE tile SET data = zeroblob(8192) WHERE key = 0") == 1
-    seen = monitor(static.web.url, tmp_path / "mirror")
+def accuses_nobody(url: str, mirror: Path) -> None:
+    seen = monitor(url, mirror)
     assert (seen.code, seen.lines) == (3, [])
     assert "local state is corrupt" in seen.error
+    assert not (mirror / "evidence").exists()
+
+
+def test_T1_a_damaged_mirror_accuses_nobody(tmp_path: Path, mirror: Path, static: StaticLog) -> None:
+    """Zeroed or truncated state: "local state is corrupt", exit 3, and no finding."""
+    static.grow_to(700)
+    ways = list(damages(mirror))
+    assert len(ways) == 17
+    for name, damage in ways:
+        copy = tmp_path / name
+        shutil.copytree(mirror, copy)
+        assert damage(copy) != 0 or name == "nothing of it"
+        accuses_nobody(static.web.url, copy)
+    # The log goes back, and our own tiles, which should tell whether it forked, are damaged.
+    static.put("checkpoint", static.notes[200])
+    assert change_mirror(mirror, "UPDATE tile SET data = zeroblob(8192) WHERE key = 0") == 1
+    accuses_nobody(static.web.url, mirror)
 
 
 def interrupted(static: StaticLog, mirror: Path, monkeypatch: pytest.MonkeyPatch, *sizes: int) -> None:
@@ -7039,21 +6878,20 @@ def interrupted(static: StaticLog, mirror: Path, monkeypatch: pytest.MonkeyPatch
 def test_an_interrupted_first_run_goes_on(tmp_path: Path, static: StaticLog, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is here already is not fetched again; nor served or verified from before all of it leads to a signed root."""
     mirror = tmp_path / "mirror"
+    where = ("--storage-dir", str(mirror))
     interrupted(static, mirror, monkeypatch, 700)
-    assert call_btlog("fsck", "--storage-dir", str(mirror))[0] == 0
-    code, _, error = call_btlog("serve", "--read-only", "--storage-dir", str(mirror), "--port", "0")
-    assert (code, error.count("\n")) == (3, 1)
-    assert "the mirror of a part of its log" in error
+    assert call_btlog("fsck", *where)[0] == 0
     (tmp_path / "log.skey").write_text(LOG_SKEY)
     (tmp_path / "log.skey").chmod(0o600)
-    key = ("--private-key", str(tmp_path / "log.skey"))
-    code, _, error = call_btlog("serve", "--storage-dir", str(mirror), "--port", "0", *key)
-    assert (code, "the mirror of a part of its log" in error) == (3, True)  # its next checkpoint would be a fork
-    file = wheel(tmp_path / "a-1.whl")
-    args = ("verify", str(file), "--storage-dir", str(mirror), "--public-key", key_file(tmp_path))
-    assert call_btlog(*args)[0] == 3
-    code, _, error = call_btlog("export", str(tmp_path / "out"), "--storage-dir", str(mirror))
-    assert (code, "no published checkpoint yet" in error) == (3, True)
+    for args, says in [
+        (("serve", "--read-only", "--port", "0"), "the mirror of a part of its log"),
+        # Its next checkpoint would be a fork.
+        (("serve", "--port", "0", "--private-key", str(tmp_path / "log.skey")), "the mirror of a part of its log"),
+        (("verify", str(wheel(tmp_path / "a-1.whl")), "--public-key", key_file(tmp_path)), ""),
+        (("export", str(tmp_path / "out")), "no published checkpoint yet"),
+    ]:
+        code, _, error = call_btlog(*args, *where)
+        assert (code, says in error) == (3, True)
     static.web.asked.clear()
     static.grow_to(900)
     assert monitor(static.web.url, mirror).code == 0
@@ -7078,45 +6916,35 @@ def test_lies_to_an_interrupted_first_run(
     lie: Callable[[StaticLog], None],
 ) -> None:  # fmt: skip
     interrupted(static, tmp_path / "mirror", monkeypatch, 600, 700)
-    lie(static)
-    for _ in range(2):
-        seen = monitor(static.web.url, tmp_path / "mirror")
-        assert (seen.code, seen.kinds) == (1, [kind])
-        guilty(seen)
-    static.repent()
-    assert monitor(static.web.url, tmp_path / "mirror").code == 0
-    mirrored(tmp_path / "mirror", static.entries)
+    told_while_it_holds(static, tmp_path / "mirror", guilty, kind, lie)
 
 
 def test_T1_a_damaged_part_of_a_mirror(tmp_path: Path, static: StaticLog, monkeypatch: pytest.MonkeyPatch) -> None:
     """No checkpoint was signed for what is here of an interrupted first run: it is the log that shows it damaged."""
     interrupted(static, tmp_path / "mirror", monkeypatch, 700)
-    for sql in (
+    for n, sql in enumerate([
         "UPDATE tile SET data = zeroblob(64) WHERE key = 1 << 56",
         "UPDATE tile SET data = x'00' || substr(data, 2) WHERE key = 1 << 56",
         "UPDATE setting SET value = 511 WHERE name = 'stored'",
         "UPDATE checkpoint SET note = zeroblob(90)",
-    ):
-        shutil.copytree(tmp_path / "mirror", tmp_path / "copy")
-        assert change_mirror(tmp_path / "copy", sql) == 1
-        seen = monitor(static.web.url, tmp_path / "copy")
-        assert (seen.code, seen.lines) == (3, []), sql
-        assert "local state is corrupt" in seen.error
-        shutil.rmtree(tmp_path / "copy")
+    ]):  # fmt: skip
+        copy = tmp_path / f"{n}"
+        shutil.copytree(tmp_path / "mirror", copy)
+        assert change_mirror(copy, sql) == 1
+        accuses_nobody(static.web.url, copy)
 
 
 def test_T22_a_partial_tile_that_is_gone(tmp_path: Path, static: StaticLog) -> None:
     """The full tile is taken in its place, and of that only what the checkpoint covers."""
-    note = static.notes[300]
     static.grow_to(600)
-    for partial in "tile/0/001.p", "tile/entries/001.p", "tile/1/000.p/1":
-        path_ = static.tree / partial
-        shutil.rmtree(path_) if path_.is_dir() else path_.unlink()
+    for partial in "tile/0/001.p", "tile/entries/001.p":
+        shutil.rmtree(static.tree / partial)
+    (static.tree / "tile/1/000.p/1").unlink()
     static.put("tile/1/000.p/2", b"")
     (static.tree / "tile/1/000").write_bytes(static.store.tile(1, 0, 2) * 128)  # whatever is behind it
     static.spoil("tile/0/001", lambda data: data[: 32 * 44] + bytes(8192 - 32 * 44))
     static.spoil("tile/entries/001", bundled(lambda entries: [*entries[:44], *(b"x%d" % i for i in range(212))]))
-    static.put("checkpoint", note)
+    static.put("checkpoint", static.notes[300])
     seen = monitor(static.web.url, tmp_path / "mirror")
     assert (seen.code, seen.kinds, seen.error) == (0, [], "")
     mirrored(tmp_path / "mirror", static.entries[:300])
@@ -7126,34 +6954,29 @@ def test_T22_a_partial_tile_that_is_gone(tmp_path: Path, static: StaticLog) -> N
     assert monitor(static.web.url, tmp_path / "third").kinds == ["bad-tile"]
 
 
-EDGES = [255, 256, 257, 511, 512, 513]
 
 
-def test_T24_from_every_size_to_every_other(tmp_path: Path) -> None:
-    with contextlib.closing(StaticLog(tmp_path / "static", *range(1, 13), *EDGES)) as log:
+def test_T24_from_every_size_to_every_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    small, edges = list(range(10)), [255, 256, 257, 511, 512, 513]
+    with contextlib.closing(StaticLog(tmp_path / "static", *small[1:], *edges)) as log:
         policy, watch, source = btlog.simple_policy([LOG]), btlog.WatchList(), btlog.LogReader(log.web.url)
 
-        def follow(store: btlog.MirrorStore, size: int) -> None:
+        def follow(mirror: Path, size: int) -> None:
             note = seal(Tree(0, btlog.EMPTY_ROOT)) if size == 0 else log.notes[size]
             log.web.instead = lambda path_: (200, "text/plain", note) if path_ == "/checkpoint" else None
-            btlog.Monitor(store, source, policy, watch).round(lambda done, total: None, lambda: 0.0)
+            with contextlib.closing(btlog.MirrorStore(mirror)) as store:
+                btlog.Monitor(store, source, policy, watch).round(lambda done, total: None, lambda: 0.0)
+                holds(store, log.entries[:size])
+                assert store.unreported(size) == []
 
-        pairs = 0
         with contextlib.closing(source):
-            for sizes in range(13), EDGES:
+            for sizes in small, edges:
                 for old in sizes:
-                    with contextlib.closing(btlog.MirrorStore(make(tmp_path / f"from{old}"))) as store:
-                        follow(store, old)
-                        holds(store, log.entries[:old])
+                    follow(make(tmp_path / f"from{old}"), old)
                     for new in sizes[sizes.index(old) :]:
-                        shutil.copytree(tmp_path / f"from{old}", tmp_path / "to")
-                        with contextlib.closing(btlog.MirrorStore(tmp_path / "to")) as store:
-                            follow(store, new)
-                            holds(store, log.entries[:new])
-                            assert store.unreported(new) == []
-                        shutil.rmtree(tmp_path / "to")
-                        pairs += 1
-        assert pairs == 13 * 14 // 2 + 6 * 7 // 2
+                        follow(Path(shutil.copytree(tmp_path / f"from{old}", tmp_path / f"{old}to{new}")), new)
+        assert len(list(tmp_path.glob("*to*"))) == 10 * 11 // 2 + 6 * 7 // 2
 
 
 def make(folder: Path) -> Path:
@@ -7161,7 +6984,7 @@ def make(folder: Path) -> Path:
     return folder
 
 
-def test_T52_every_file_that_is_fetched_corrupted(tmp_path: Path) -> None:
+def test_T52_every_file_that_is_fetched_corrupted(tmp_path: Path, guilty: Judged) -> None:
     """Each is found, one at a time, and nothing of it is kept."""
     with contextlib.closing(StaticLog(tmp_path / "static", 400, 1023)) as log:
         log.web.asked.clear()
@@ -7183,6 +7006,7 @@ def test_T52_every_file_that_is_fetched_corrupted(tmp_path: Path) -> None:
             seen = monitor(log.web.url, copy)
             assert (seen.code, seen.kinds) == (1, ["bad-bundle" if "entries" in path_ else "bad-tile"]), (path_, at)
             assert seen.evidence[0].joinpath(path_[1:]).read_bytes() == wrong
+            guilty(seen)
             with contextlib.closing(btlog.LogStore(copy)) as store:
                 size = store.tree("signed").size
                 assert size in (old, 1023)
@@ -7196,24 +7020,29 @@ class Crash(BaseException):
 
 
 STEPS = [  # of a monitor, where it may be interrupted before or behind each call
-    (btlog, "_extend"),
-    (btlog, "replace_file"),
-    (btlog.MirrorStore, "follow"),
-    (btlog.MirrorStore, "_accept"),
-    (btlog.MirrorStore, "reported"),
-    (btlog.MirrorStore, "compared"),
-    (btlog.Reporter, "__call__"),
-    (btlog.Reporter, "say"),
-    (btlog.Monitor, "_check_tiles"),
-    (btlog.Comparison, "_compare"),
-]
+    (btlog, "_extend"), (btlog, "replace_file"), (btlog.MirrorStore, "follow"), (btlog.MirrorStore, "_accept"),
+    (btlog.MirrorStore, "reported"), (btlog.MirrorStore, "compared"), (btlog.Reporter, "__call__"),
+    (btlog.Reporter, "say"), (btlog.Monitor, "_check_tiles"), (btlog.Comparison, "_compare"),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def suspicious(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[StaticLog, FakeIndex]]:
+    """A log in which there is one finding of each of five kinds, and the index beside it; tests only read them."""
+    with contextlib.ExitStack() as stack:
+        log = stack.enter_context(contextlib.closing(StaticLog(tmp_path_factory.mktemp("suspicious") / "static")))
+        log.grow(quiet(0), b"bad", *(quiet(i) for i in range(1, 290)), other_sum(quiet(5)))
+        log.grow(*(quiet(i) for i in range(300, 320)), named_entry("a-1.whl", "", PUBLISHER), named_entry("a-2.whl"))
+        files = index_of([data for data in log.entries if data not in (b"bad", other_sum(quiet(5)), quiet(310))])
+        yield log, stack.enter_context(contextlib.closing(FakeIndex(log.tree.parent, files)))
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize(("where", "name"), STEPS, ids=[name for _, name in STEPS])
 def test_T58_interrupted_between_any_two_steps(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: Any, name: str, after: bool
-) -> None:
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suspicious: tuple[StaticLog, FakeIndex], where: Any, name: str,
+    after: bool,
+) -> None:  # fmt: skip
     """Nothing is skipped: all entries are there, and every finding is reported once at least."""
     monkeypatch.setattr(btlog.Monitor, "BATCH", 256)
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # it is a crash of the program, not of the machine
@@ -7229,36 +7058,27 @@ def test_T58_interrupted_between_any_two_steps(
             raise Crash
         return value
 
-    with contextlib.ExitStack() as stack:
-        log = stack.enter_context(contextlib.closing(StaticLog(tmp_path / "static")))
-        log.grow(quiet(0), b"bad", *(quiet(i) for i in range(1, 290)), other_sum(quiet(5)))
-        log.grow(*(quiet(i) for i in range(300, 320)), named_entry("a-1.whl", "", PUBLISHER), named_entry("a-2.whl"))
-        files = index_of([data for data in log.entries if data not in (b"bad", other_sum(quiet(5)), quiet(310))])
-        index = stack.enter_context(contextlib.closing(FakeIndex(tmp_path, files)))
-        args = ("--filename-regex", "^quiet5-315-", "--index-url", index.url)
-        monkeypatch.setattr(where, name, staticmethod(step) if name == "_accept" else step)
-        for nth in itertools.count(1):
-            mirror, left, told = tmp_path / "mirror", nth, set[str]()
-            out = io.StringIO()
-            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(io.StringIO()), contextlib.suppress(Crash):
-                btlog.main(monitor_args(log.web.url, mirror, *args))
-            crashed, left = left == 0, 0
-            told |= {json.loads(line)["msg"] for line in out.getvalue().splitlines() if "kind" in json.loads(line)}
-            seen = monitor(log.web.url, mirror, *args)
-            told |= set(seen.texts)
-            kinds = ["bad-entry", "match", "not-on-index", "publisher", "replaced"]
-            assert sorted(text.split(" ")[0] for text in told) == sorted(
-                ["what", "quiet5-5-py3-none-any.whl", "a-2.whl", "quiet5-315-py3-none-any.whl", "quiet0-310-py3-none-any.whl"]
-            )
-            assert sorted({p.name[:-17] for p in (mirror / "evidence").iterdir()}) == kinds
-            if nth == 1:
-                assert crashed
-                mirrored(mirror, log.entries)
-            seen = monitor(log.web.url, mirror, *args)
-            assert (seen.code, seen.kinds) == (0, [])
-            shutil.rmtree(mirror)
-            if not crashed or after or nth == 2:
-                break
+    log, index = suspicious
+    monkeypatch.setattr(where, name, staticmethod(step) if name == "_accept" else step)
+    for nth in (1,) if after else (1, 2):
+        mirror, left = tmp_path / f"mirror{nth}", nth
+        args = (log.web.url, mirror, "--filename-regex", "^quiet5-315-", "--index-url", index.url)
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(io.StringIO()), contextlib.suppress(Crash):
+            btlog.main(monitor_args(*args))
+        assert left == 0 or nth == 2
+        left = 0
+        told = {line["msg"] for line in map(json.loads, out.getvalue().splitlines()) if "kind" in line}
+        told |= set(monitor(*args).texts)
+        assert sorted(text.split(" ")[0] for text in told) == sorted(
+            ["what", "quiet5-5-py3-none-any.whl", "a-2.whl", "quiet5-315-py3-none-any.whl", "quiet0-310-py3-none-any.whl"]
+        )
+        kinds = ["bad-entry", "match", "not-on-index", "publisher", "replaced"]
+        assert sorted({p.name[:-17] for p in (mirror / "evidence").iterdir()}) == kinds
+        if nth == 1:
+            mirrored(mirror, log.entries)
+        seen = monitor(*args)
+        assert (seen.code, seen.kinds) == (0, [])
 
 
 # --- Static trees ---------------------------------------------------------------------------------------------------------------
@@ -7290,7 +7110,7 @@ def whole(tree: Path, entries: list[bytes]) -> set[str]:
     return set(right)
 
 
-@pytest.mark.parametrize("sizes", [(0,), (1,), (129,), (256,), (300,), (600,), (1, 255, 256, 257), (300, 300, 812, 1025)])
+@pytest.mark.parametrize("sizes", [(0, 1), (129,), (600,), (1, 255, 256, 257), (300, 300, 812, 1025)])
 def test_T21_an_exported_tree_is_whole(tmp_path: Path, sizes: tuple[int, ...]) -> None:
     """Each partial tile that a checkpoint implies is there, and a second export writes only what has changed."""
     out, before = make(tmp_path / "out"), 0
@@ -7342,23 +7162,21 @@ def test_T2_what_is_exported_is_on_disk_before_its_checkpoint(tmp_path: Path, mo
 
 
 def test_T21_a_reader_races_the_exporter(tmp_path: Path) -> None:
-    """Whatever checkpoint a reader sees, its tiles are there: over forty sizes of a tree that grows."""
+    """Whatever checkpoint a reader sees, its tiles are there: over twenty sizes of a tree that grows."""
     out, over = make(tmp_path / "out"), threading.Event()
-    choose, seen, failed = random.Random(2), set[int](), list[BaseException]()
+    seen, failed = set[int](), list[BaseException]()
 
     def read() -> None:
         try:
             while not over.is_set():
-                with contextlib.suppress(FileNotFoundError):  # before the first export
-                    note = (out / "checkpoint").read_bytes()
-                    tree = open_checkpoint(note, UNWITNESSED).tree
-                    seen.add(tree.size)
-                    for level, size in (None, tree.size), (0, tree.size), (1, tree.size >> 8):
-                        if size:
-                            index = (size - 1) // 256
-                            data = (out / btlog.tile_path(level, index, size - 256 * index)).read_bytes()
-                            assert data, (level, size)
-                    btlog.AuthenticTiles(tree, lambda *place: (out / btlog.tile_path(*place)).read_bytes())
+                tree = open_checkpoint((out / "checkpoint").read_bytes(), UNWITNESSED).tree
+                seen.add(tree.size)
+                for level, size in (None, tree.size), (0, tree.size), (1, tree.size >> 8):
+                    if size:
+                        index = (size - 1) // 256
+                        data = (out / btlog.tile_path(level, index, size - 256 * index)).read_bytes()
+                        assert data, (level, size)
+                btlog.AuthenticTiles(tree, lambda *place: (out / btlog.tile_path(*place)).read_bytes())
         except BaseException as error:
             failed.append(error)
 
@@ -7367,38 +7185,36 @@ def test_T21_a_reader_races_the_exporter(tmp_path: Path) -> None:
         export(store, out)
         reader = threading.Thread(target=read)
         reader.start()
-        for _ in range(40):
-            entries = fill(store, choose.randint(1, 99))
+        for i in range(20):
+            entries = fill(store, 1 + 37 * i % 99)
             export(store, out)
         over.set()
         reader.join()
         assert failed == []
-        assert len(seen) > 10
+        assert len(seen) > 5
         whole(out, entries)
 
 
 def test_T22_partial_tiles_stay_for_an_hour(tmp_path: Path) -> None:
     """A reader may still have the checkpoint that implies them."""
     out = make(tmp_path / "out")
+    partials = {"tile/0/000.p/100", "tile/0/000.p/200", "tile/entries/000.p/100", "tile/entries/000.p/200"}
     with contextlib.closing(found(tmp_path / "log")) as store:
-        for count in 100, 100, 100:
+        for count in 100, 100, 100, 1:
             fill(store, count)
             export(store, out)
-        partials = {"tile/0/000.p/100", "tile/0/000.p/200", "tile/entries/000.p/100", "tile/entries/000.p/200"}
-        fill(store, 1)
-        export(store, out)
         assert partials <= files_of(out).keys()
         for name in "tile/0/000", "tile/entries/000":
             long_ago = time.time() - btlog.StaticTree.KEPT - 5
             os.utime(out / name, (long_ago, long_ago))
         entries = fill(store, 1)
         export(store, out)
-        whole(out, entries)
-        left = files_of(out).keys()
-        assert left & partials == set()
-        assert not (out / "tile/0/000.p").exists()
-        assert {"tile/0/001.p/44", "tile/0/001.p/45", "tile/0/001.p/46", "tile/1/000.p/1"} <= left  # not full yet
-        assert "tile/0/000.p" not in (out / ".partials").read_text().split("\n")
+    whole(out, entries)
+    left = files_of(out).keys()
+    assert left & partials == set()
+    assert not (out / "tile/0/000.p").exists()
+    assert {"tile/0/001.p/44", "tile/0/001.p/45", "tile/0/001.p/46", "tile/1/000.p/1"} <= left  # not full yet
+    assert "tile/0/000.p" not in (out / ".partials").read_text().split("\n")
 
 
 def test_export_takes_only_a_folder_of_its_own(tmp_path: Path) -> None:
@@ -7406,48 +7222,42 @@ def test_export_takes_only_a_folder_of_its_own(tmp_path: Path) -> None:
         fill(store, 10)
         shutil.copytree(tmp_path / "log", tmp_path / "early")
         fill(store, 300)
-    with contextlib.closing(found(tmp_path / "alien", new_key("log.example/alien"))):
-        pass
+    found(tmp_path / "alien", new_key("log.example/alien")).close()
     shutil.copytree(tmp_path / "log", tmp_path / "twin")
     with contextlib.closing(found(tmp_path / "fork")) as store:
         store.append([entry(i, "fork") for i in range(20)], seal, True)
 
-    def exports(log: str, out: str, *args: str) -> tuple[int, str, str]:
-        return call_btlog("export", str(tmp_path / out), "--storage-dir", str(tmp_path / log), *args)
+    def exports(log: str, out: str) -> tuple[int, str, str]:
+        return call_btlog("export", str(tmp_path / out), "--storage-dir", str(tmp_path / log))
 
-    code, text, error = exports("log", "out")
-    assert (code, error) == (0, "")
-    assert text == f"{tmp_path / 'out'} has the tree of size 310, 310 entries of it new\n"
-    assert exports("log", "out")[1].endswith("size 310, 0 entries of it new\n")
+    said = f"{tmp_path / 'out'} has the tree of size 310"
+    assert exports("log", "out") == (0, f"{said}, 310 entries of it new\n", "")
+    assert exports("log", "out") == (0, f"{said}, 0 entries of it new\n", "")
     assert exports("twin", "out")[0] == 0  # the same log, from elsewhere
     before = files_of(tmp_path / "out")
-    for log, says in (
-        ("early", "of a tree of size 310 that this log, of size 10, does not have"),
-        ("fork", "of a tree of size 310 that this log, of size 20, does not have"),
-        ("alien", "is not a checkpoint of log.example/alien"),
-    ):
-        code, text, error = exports(log, "out")
-        assert (code, text, error.count("\n")) == (2, "", 1), log
-        assert says in error
-    exports("fork", "forked")
-    code, text, error = exports("log", "forked")
-    assert (code, "of a tree of size 20 that this log, of size 310, does not have" in error) == (2, True)
-    assert files_of(tmp_path / "out") == before
+    assert exports("fork", "forked")[0] == 0
     make(tmp_path / "other").joinpath("thesis.tex").write_text("x")
-    code, text, error = exports("log", "other")
-    assert (code, os.listdir(tmp_path / "other")) == (2, ["thesis.tex"])
-    assert "holds other things than a static tree (thesis.tex)" in error
-    assert exports("nothing", "new")[0] == 3
+    (tmp_path / "file").write_text("x")
+    for log, out, code, says in (
+        ("early", "out", 2, "of a tree of size 310 that this log, of size 10, does not have"),
+        ("fork", "out", 2, "of a tree of size 310 that this log, of size 20, does not have"),
+        ("log", "forked", 2, "of a tree of size 20 that this log, of size 310, does not have"),
+        ("alien", "out", 2, "is not a checkpoint of log.example/alien"),
+        ("log", "other", 2, "holds other things than a static tree (thesis.tex)"),
+        ("nothing", "new", 3, ""),
+        ("log", "file", 3, ""),
+    ):
+        got, text, error = exports(log, out)
+        assert (got, text, error.count("\n"), says in error) == (code, "", 1, True), log
+    assert os.listdir(tmp_path / "other") == ["thesis.tex"]
+    assert files_of(tmp_path / "out") == before
     with contextlib.closing(btlog.LogStore(tmp_path / "twin")):  # which locks the folder, as another export does
         assert "in use by another btlog" in exports("log", "twin")[2]
-    (tmp_path / "file").write_text("x")
-    assert exports("log", "file")[0] == 3
     shutil.rmtree(tmp_path / "out" / "tile")
     (tmp_path / "out" / "checkpoint").unlink()
     (tmp_path / "out" / "tile").write_text("x")  # nothing can be written below it
-    code, text, error = exports("log", "out")
-    assert (code, error.count("\n")) == (3, 1)
-    assert "can't" in error
+    code, _, error = exports("log", "out")
+    assert (code, error.count("\n"), "can't" in error) == (3, 1, True)
     assert not (tmp_path / "out" / ".draft").exists()
 
 
@@ -7455,12 +7265,12 @@ def test_export_to_a_folder_that_cant_be_written(tmp_path: Path, monkeypatch: py
     """T18: an error at once, and nothing is left behind; also where the disk fails later, and then the rest is tried again."""
     with contextlib.closing(found(tmp_path / "log")) as store:
         entries = fill(store, 300)
-    args = ("export", str(tmp_path / "out"), "--storage-dir", str(tmp_path / "log"))
+    out = tmp_path / "out"
+    args = ("export", str(out), "--storage-dir", str(tmp_path / "log"))
     with monkeypatch.context() as patch:
         patch.setattr(os, "access", lambda path_, mode: False)
         code, _, error = call_btlog(*args)
-        assert (code, os.listdir(tmp_path / "out")) == (3, [])
-        assert "is not writable" in error
+        assert (code, os.listdir(out), "is not writable" in error) == (3, [], True)
     real, left = os.fsync, 0
 
     def full(descriptor: int) -> None:
@@ -7470,16 +7280,14 @@ def test_export_to_a_folder_that_cant_be_written(tmp_path: Path, monkeypatch: py
             raise OSError(28, "No space left on device")
         real(descriptor)
 
-    for nth in 1, 3, 5:
-        left = nth
+    for left in 1, 3, 5:  # noqa: B007
         with monkeypatch.context() as patch:
             patch.setattr(os, "fsync", full)
             code, _, error = call_btlog(*args)
         assert (code, "No space left on device" in error) == (3, True)
-        assert not (tmp_path / "out" / "checkpoint").exists()
-        assert not (tmp_path / "out" / ".draft").exists()
+        assert not {"checkpoint", ".draft"} & set(os.listdir(out))
     assert call_btlog(*args)[0] == 0
-    whole(tmp_path / "out", entries)
+    whole(out, entries)
 
 
 class Process:
@@ -7520,11 +7328,7 @@ class Process:
         finally:
             self.process.kill()
             self._reader.join()
-            error = self.process.stderr.read() if self.process.stderr else ""
-            for stream in self.process.stdout, self.process.stderr:
-                if stream:
-                    stream.close()
-            self.process.wait()
+            error = self.process.communicate()[1]
         return self.process.returncode, error
 
 
@@ -7543,44 +7347,39 @@ def test_export_follows(tmp_path: Path) -> None:
     out, mirror, file = tmp_path / "out", tmp_path / "mirror", wheel(tmp_path / "signed-1.0.whl")
     other = wheel(tmp_path / "pkg-3-py3-none-any.whl", "other")  # its name is logged, with another checksum
     with contextlib.closing(LocalLog(tmp_path / "log")) as log, contextlib.closing(Web(out, "/some/prefix")) as web:
-        for i in range(5):
-            add(log.url, quiet(i))
+        entries = [quiet(i) for i in range(5)]
+        assert bulk(log.url, b"".join(map(as_line, entries)))[0] == 200
+        key = ("--public-key", key_file(tmp_path), "--log-url", web.url)
         with process("export", str(out), "--storage-dir", str(tmp_path / "log"), "--follow", "--frequency", "0.02") as exporter:
             exporter.printed("the tree of size 5, 5 entries")
             assert add(log.url, entry(3))[0] == 200
             exporter.printed("the tree of size 6, 1 entries")
-            args = (str(other), str(file), "--public-key", key_file(tmp_path), "--log-url", web.url)
-            code, text, error = call_btlog("verify", *args)
+            code, text, error = call_btlog("verify", str(other), str(file), *key)
             assert (code, text) == (1, "")
             assert "not logged, but with another checksum at index 5" in error
             assert "signed-1.0.whl: not logged\n" in error
-            data = Entry(file.name, btlog.checksum_of(file), PUBLISHER).encode()
-            assert bulk(log.url, b"".join(as_line(quiet(i)) for i in range(10, 610)) + as_line(data))[0] == 200
+            more = [*(quiet(i) for i in range(10, 610)), Entry(file.name, btlog.checksum_of(file), PUBLISHER).encode()]
+            assert bulk(log.url, b"".join(map(as_line, more)))[0] == 200
             exporter.printed("the tree of size 607")
-            code, text, error = call_btlog("verify", *args[1:])
+            code, text, error = call_btlog("verify", str(file), *key)
             assert (code, error) == (0, "")
             assert f"logged at index 606 of {LOG.name}, tree size 607, published by https://example.com/a b" in text
             assert monitor(web.url, mirror).code == 0
             assert exporter.stop() == (0, "")
-        assert {name for name in os.listdir(out) if name.startswith(".")} == {".partials"}
         assert set(os.listdir(out)) == {".partials", "checkpoint", "tile"}
-        entries = [*(quiet(i) for i in range(5)), entry(3), *(quiet(i) for i in range(10, 610)), data]
-        whole(out, entries)
+        whole(out, entries := [*entries, entry(3), *more])
         assert all(path_.startswith("/some/prefix/") for path_ in web.asked)
         (out / "tile/entries/002.p/95").write_bytes(b"")  # what can't be read, can't be said not to be logged
-        assert call_btlog("verify", *args[1:])[0] == 3
+        assert call_btlog("verify", str(file), *key)[0] == 3
     mirrored(mirror, entries)
 
 
 # --- Monitors that go on ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_monitor_follows(tmp_path: Path, static: StaticLog) -> None:
+def test_a_monitor_follows(mirror: Path, static: StaticLog) -> None:
     """A finding is told once while it lasts, and again when it is back; every line is JSON; SIGTERM ends it, with 1."""
-    args = monitor_args(static.web.url, tmp_path / "mirror", "--follow", "--frequency", "0.02")
-    with process(*args) as follower:
-        assert "300 of them new" in follower.printed("INFO")
-        static.put("checkpoint", static.notes[200])
+    with process(*monitor_args(static.web.url, mirror, "--follow", "--frequency", "0.02")) as follower:
 
         def rounds(count: int = 3) -> None:
             """Some rounds begin, and all but the last end."""
@@ -7590,15 +7389,14 @@ def test_a_monitor_follows(tmp_path: Path, static: StaticLog) -> None:
         def told() -> int:
             return sum('"rollback"' in line for line in follower.lines)
 
-        follower.printed("rollback")
         rounds()
-        assert told() == 1
-        static.repent()
-        rounds()
-        static.put("checkpoint", static.notes[200])
-        eventually(lambda: told() == 2)
-        rounds()
-        static.repent()
+        for times in 1, 2:
+            static.put("checkpoint", static.notes[200])
+            eventually(lambda: told() == times)  # noqa: B023
+            rounds()
+            assert told() == times
+            static.repent()
+            rounds()
         static.grow_to(400)
         assert "100 of them new" in follower.printed("400 entries")
         refused: list[str] = []
@@ -7616,32 +7414,28 @@ def test_a_monitor_follows(tmp_path: Path, static: StaticLog) -> None:
         assert (code, error, told()) == (1, "", 2)
         lines = [json.loads(line) for line in follower.lines]
         assert all({"time", "level", "msg"} <= line.keys() for line in lines)
-        assert [line["level"] for line in lines] == ["INFO", "ERROR", "ERROR", "INFO", "INFO"]
+        assert [line["level"] for line in lines] == ["ERROR", "ERROR", "INFO", "INFO"]
 
 
-@pytest.mark.parametrize("flag", [("--follow",), ("--once=false",), ("--once", "false")])
-def test_T67_a_monitor_ends(tmp_path: Path, static: StaticLog, flag: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("flag", [("--once=false",), ("--once", "false")])
+def test_T67_a_monitor_ends(mirror: Path, static: StaticLog, flag: tuple[str, ...]) -> None:
     """Without findings with 0, also while the log does not answer; within ten seconds."""
-    silent, hanging, ended = threading.Event(), threading.Event(), threading.Event()
+    silent, ended = threading.Event(), threading.Event()
 
     def hang(path_: str) -> None:
-        if hanging.is_set():
-            silent.set()
-            ended.wait(30)
+        silent.set()
+        ended.wait(30)
 
     static.web.instead = hang
-    with process(*monitor_args(static.web.url, tmp_path / "mirror", "--frequency", "0.02", *flag)) as follower:
-        follower.printed("300 of them new")
-        hanging.set()
-        static.grow_to(700)
+    with process(*monitor_args(static.web.url, mirror, "--frequency", "0.02", *flag)) as follower:
         assert silent.wait(20)
-        result = follower.stop(signal.SIGINT if flag == ("--follow",) else signal.SIGTERM)
+        result = follower.stop(signal.SIGINT if flag == ("--once=false",) else signal.SIGTERM)
         ended.set()
         assert result == (0, "")
 
 
 @pytest.mark.slow
-def test_T67_a_monitor_ends_while_nobody_answers(tmp_path: Path, static: StaticLog) -> None:
+def test_T67_a_monitor_ends_while_nobody_answers(mirror: Path, static: StaticLog) -> None:
     """Also while its connections are on the way to where nothing accepts them, as to an address that is filtered."""
     with contextlib.ExitStack() as stack:
         full = stack.enter_context(socket.socket())
@@ -7652,32 +7446,10 @@ def test_T67_a_monitor_ends_while_nobody_answers(tmp_path: Path, static: StaticL
             waiting.setblocking(False)
             waiting.connect_ex(full.getsockname())
         url = f"http://127.0.0.1:{full.getsockname()[1]}"
-        args = monitor_args(static.web.url, tmp_path / "mirror", "--follow", "--index-url", url)
-        with process(*args) as follower:
+        with process(*monitor_args(static.web.url, mirror, "--follow", "--index-url", url)) as follower:
             on_the_way = f":{full.getsockname()[1]:04X} 02 "  # SYN_SENT, of ours and of the index's readers
-            tcp = Path("/proc/net/tcp")
-            eventually(lambda: stored_size(tmp_path / "mirror") == 300 and tcp.read_text().count(on_the_way) > 4)
+            eventually(lambda: Path("/proc/net/tcp").read_text().count(on_the_way) > 4)
             assert follower.stop() == (0, "")
-
-
-def test_a_finding_counts_once_it_is_told(tmp_path: Path, static: StaticLog) -> None:
-    """A monitor that is ended in the round in which it told something still ends with 1."""
-    asked, over = threading.Event(), threading.Event()
-
-    def hang(path_: str) -> Answered:
-        asked.set()
-        over.wait(20)
-        return 404, "text/plain", b""
-
-    with contextlib.closing(FakeIndex(tmp_path, {})) as index:
-        index.instead = hang
-        static.grow(b"bad")
-        args = monitor_args(static.web.url, tmp_path / "mirror", "--follow", "--index-url", index.url)
-        with process(*args) as follower:
-            follower.printed("bad-entry")
-            assert asked.wait(20)
-            assert follower.stop() == (1, "")
-        over.set()
 
 
 def test_a_monitor_tries_again(tmp_path: Path, static: StaticLog, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -7696,45 +7468,36 @@ def test_a_monitor_tries_again(tmp_path: Path, static: StaticLog, monkeypatch: p
     assert monitor(static.web.url, tmp_path / "mirror").code == 0
     mirrored(tmp_path / "mirror", static.entries)
     try_only(monkeypatch, 2)
-    static.web.instead = lambda path_: (429, "text/plain", b"\x1b[2Jlater")
-    seen = monitor(static.web.url, tmp_path / "mirror")
-    assert (seen.code, seen.lines) == (3, [])
-    assert f"{static.web.url}/checkpoint answers 429: ?[2Jlater" in seen.error
-    static.web.instead = lambda path_: (404, "text/plain", b"")
-    assert monitor(static.web.url, tmp_path / "mirror").code == 3
-    static.web.instead = lambda path_: (302, "text/plain", b"")
-    assert monitor(static.web.url, tmp_path / "mirror").code == 3  # a redirect is not followed
-    static.web.close()
-    seen = monitor(static.web.url, tmp_path / "mirror")
-    assert (seen.code, seen.lines) == (3, [])
-    assert "is not reached" in seen.error
+    for status, says in (429, "answers 429: ?[2Jlater"), (404, "is not there"), (302, "answers 302"), (0, "is not reached"):
+        static.web.instead = lambda path_, status=status: (status, "text/plain", b"\x1b[2Jlater")  # type: ignore[misc]
+        if not status:
+            static.web.close()
+        seen = monitor(static.web.url, tmp_path / "mirror")
+        assert (seen.code, seen.lines, says in seen.error) == (3, [], True), seen.error  # a redirect is not followed
 
 
-def test_a_mirror_is_served(tmp_path: Path, static: StaticLog) -> None:
+def test_a_mirror_is_served(tmp_path: Path, mirror: Path, static: StaticLog) -> None:
     """With all that a log answers, also where an entry is none; `fsck` and `verify` take it as well."""
-    file, mirror = wheel(tmp_path / "some-1.0.whl"), tmp_path / "mirror"
+    file = wheel(tmp_path / "some-1.0.whl")
     static.grow(b"no entry", Entry(file.name, btlog.checksum_of(file)).encode(), *(quiet(i) for i in range(300, 700)))
     assert monitor(static.web.url, mirror).kinds == ["bad-entry"]
     code, text, error = call_btlog("fsck", "--storage-dir", str(mirror))
     assert (code, error) == (0, "")
     assert f"all 702 entries of {LOG.name} are as they should be" in text
     key = ("--public-key", key_file(tmp_path))
-    assert call_btlog("verify", str(file), "--storage-dir", str(mirror), *key)[0] == 0
     missing = wheel(tmp_path / "some-1.1.whl")
-    assert call_btlog("verify", str(missing), "--storage-dir", str(mirror), *key)[0] == 1
+    assert [call_btlog("verify", str(f), "--storage-dir", str(mirror), *key)[0] for f in (file, missing)] == [0, 1]
     with running("serve", "--read-only", "--storage-dir", str(mirror)) as server:
         assert walk(server.url) == static.entries
         assert ask(server.url, "/checkpoint")[2] == static.notes[702]
         for i in 0, 300, 301, 701:
-            status, _, proof = ask(server.url, f"/entry/{i}/proof")
-            assert status == 200
+            proof = ask(server.url, f"/entry/{i}/proof")[2]
             check_logged(static.entries[i], proof, UNWITNESSED)
             assert (Proof.parse(proof).extra == static.entries[i]) is (i == 300)
         assert json.loads(ask(server.url, "/entry/301")[2])["filename"] == file.name
         assert json.loads(ask(server.url, f"/entries?filename={file.name}")[2])["entries"][0]["index"] == 301
         status, _, body = ask(server.url, "/entry/300")
-        assert status < 500
-        assert "error" in json.loads(body)
+        assert (status < 500, "error" in json.loads(body)) == (True, True)
         assert ask(server.url, "/add", "POST", b"{}")[0] == 405
         assert call_btlog("verify", str(file), "--log-url", server.url, *key)[0] == 0
         assert monitor(server.url, tmp_path / "mirror2").kinds == ["bad-entry"]  # a mirror of the mirror
@@ -7745,35 +7508,31 @@ def test_a_mirror_is_served(tmp_path: Path, static: StaticLog) -> None:
     mirrored(mirror, static.entries)
 
 
-def test_a_mirror_has_one_monitor_and_one_log(tmp_path: Path, static: StaticLog) -> None:
-    mirror = tmp_path / "mirror"
-    assert monitor(static.web.url, mirror).code == 0
+def test_a_mirror_has_one_monitor_and_one_log(tmp_path: Path, mirror: Path, static: StaticLog) -> None:
     with contextlib.closing(btlog.MirrorStore(mirror)):
         seen = monitor(static.web.url, mirror)
         assert (seen.code, "is in use by another btlog" in seen.error) == (3, True)
-    other = new_key("log.example/other")
-    args = ["monitor", "--log-url", static.web.url, "--storage-dir", str(mirror)]
-    code, text, error = call_btlog(*args, "--public-key", key_file(tmp_path, btlog.encode_vkey(other.key)))
-    assert (code, text, error.count("\n")) == (2, "", 1)
-    assert f"mirrors the log {LOG_VKEY}, not {btlog.encode_vkey(other.key)}" in error
+    other, key = btlog.encode_vkey(new_key("log.example/other").key), ("--public-key", key_file(tmp_path))
+    url, where = ("--log-url", static.web.url), ("--storage-dir", str(mirror))
     for more, says in (
-        ((), "give --policy F, or --public-key F"),
-        (("--public-key", key_file(tmp_path), "--filename-regex", "("), "not a regular expression"),
-        (("--public-key", key_file(tmp_path), "--frequency", "x"), "no number of seconds"),
-        (("--public-key", key_file(tmp_path), "--once=maybe"), "invalid choice"),
+        ((*url, "--public-key", key_file(tmp_path, other)), f"mirrors the log {LOG_VKEY}, not {other}"),
+        (url, "give --policy F, or --public-key F"),
+        ((*url, *key, "--filename-regex", "("), "not a regular expression"),
+        ((*url, *key, "--frequency", "x"), "no number of seconds"),
+        ((*url, *key, "--once=maybe"), "invalid choice"),
+        (key, "give --log-url"),
     ):
-        code, text, error = call_btlog(*args, *more)
-        assert (code, text, error.count("\n")) == (2, "", 1), more
-        assert says in error
-    code, text, error = call_btlog("monitor", "--public-key", key_file(tmp_path), "--storage-dir", str(mirror))
-    assert (code, "give --log-url" in error) == (2, True)
+        code, text, error = call_btlog("monitor", *where, *more)
+        assert (code, text, error.count("\n"), says in error) == (2, "", 1, True), more
     make(tmp_path / "home").joinpath("thesis.tex").write_text("x")
     assert monitor(static.web.url, tmp_path / "home").code == 3
     (tmp_path / "policy").write_text(f"log {LOG_VKEY} {static.web.url}\nquorum none\n")
-    code, text, error = call_btlog("monitor", "--policy", str(tmp_path / "policy"), "--storage-dir", str(tmp_path / "by-policy"))
-    assert (code, text) == (0, f"{tmp_path / 'by-policy'} has all 300 entries of the log, 300 of them new: nothing found\n")
+    new = tmp_path / "by-policy"
+    by_policy = ("monitor", "--policy", str(tmp_path / "policy"), "--storage-dir", str(new))
+    code, text, error = call_btlog(*by_policy)
+    assert (code, text) == (0, f"{new} has all 300 entries of the log, 300 of them new: nothing found\n")
     static.grow(b"bad \x1b[2J")
-    code, text, error = call_btlog("monitor", "--policy", str(tmp_path / "policy"), "--storage-dir", str(tmp_path / "by-policy"))
+    code, text, error = call_btlog(*by_policy)
     assert (code, error) == (1, "")
     assert re.fullmatch(r"FOUND bad-entry: what is logged at index 300 .*\(evidence: .*/bad-entry-[0-9a-f]{16}\)\n", text)
 
@@ -7799,39 +7558,39 @@ def stored_size(mirror: Path) -> int:
     return 0
 
 
+IN_SMALL_BATCHES = "import sys, btlog; btlog.Monitor.BATCH = 256; sys.exit(btlog.main())"
+
+
 @pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
 def test_T58_killed_in_a_first_run(tmp_path: Path, kills: int) -> None:
     """SIGKILL at random moments, and as soon as there is progress: it is kept, and the end is always the same."""
-    choose, count = random.Random(kills), 50_000
-    with contextlib.closing(found(tmp_path / "log")) as store:
-        store.append([quiet(i) for i in range(count)], seal, True)
-    key = ("--public-key", key_file(tmp_path))
-    with running("serve", "--read-only", "--storage-dir", str(tmp_path / "log")) as server:
+    choose, count, mirror = random.Random(kills), 8000, tmp_path / "mirror"
+    with contextlib.closing(StaticLog(tmp_path / "static", count)) as log:
         begun = time.monotonic()
-        assert run_btlog("monitor", "--log-url", server.url, *key, "--storage-dir", str(tmp_path / "whole")).returncode == 0
+        assert monitor(log.web.url, tmp_path / "whole").code == 0
         took, right = time.monotonic() - begun, rows_of(tmp_path / "whole")
+        command = [sys.executable, "-c", IN_SMALL_BATCHES, *monitor_args(log.web.url, mirror)]
         size, parts = 0, 0
         for turn in range(kills):
-            with process("monitor", "--log-url", server.url, *key, "--storage-dir", str(tmp_path / "mirror")) as run:
+            with subprocess.Popen(command, cwd=HERE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as run:
                 if turn % 3 == 2:  # a random moment, not a wait for something
-                    time.sleep(choose.uniform(0, took))
+                    time.sleep(choose.uniform(0.3, 0.3 + took))
                 else:
-                    while run.process.poll() is None and stored_size(tmp_path / "mirror") <= size:
+                    while run.poll() is None and stored_size(mirror) <= size:
                         time.sleep(0.005)
-                run.stop(signal.SIGKILL)
-            assert stored_size(tmp_path / "mirror") >= size  # nothing that was there is lost
-            size = stored_size(tmp_path / "mirror")
+                run.kill()
+            assert stored_size(mirror) >= size  # nothing that was there is lost
+            size = stored_size(mirror)
             parts += 0 < size < count
             if size == count:
-                assert rows_of(tmp_path / "mirror") == right
-                shutil.rmtree(tmp_path / "mirror")
+                assert rows_of(mirror) == right
+                shutil.rmtree(mirror)
                 size = 0
         assert parts > kills // 3
-        done = run_btlog("monitor", "--log-url", server.url, *key, "--storage-dir", str(tmp_path / "mirror"))
-        assert (done.returncode, done.stderr) == (0, "")
-        server.stop()
-    assert rows_of(tmp_path / "mirror") == right
-    assert call_btlog("fsck", "--storage-dir", str(tmp_path / "mirror"))[0] == 0
+        seen = monitor(log.web.url, mirror)
+        assert (seen.code, seen.error) == (0, "")
+    assert rows_of(mirror) == right
+    assert call_btlog("fsck", "--storage-dir", str(mirror))[0] == 0
 
 
 # --- Logging what an index has -----------------------------------------------------------------------------------------------------
@@ -7842,60 +7601,54 @@ def ingest(url: str, index: Web, folder: Path, *args: str) -> tuple[int, str, st
     return call_btlog("ingest", "--index-url", index.url, "--log-url", url, *key, *args)
 
 
+def told_by_ingest(projects: int, logged: int, already: int, conflicts: int, failed: int) -> str:
+    counts = f"{logged} files logged, {already} were logged already, {conflicts} conflicts, {failed} failed"
+    return f"{projects} projects: {counts}\n"
+
+
 def test_ingest_of_json(tmp_path: Path, log: LocalLog, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the index lists is logged, once; and a file that it has replaced is a conflict."""
     files = index_of([quiet(i) for i in range(50)])
     with contextlib.closing(FakeIndex(make(tmp_path / "index"), files)) as index:
-        code, text, error = ingest(log.url, index, tmp_path, "quiet3", "Quiet_4")
-        assert (code, error) == (3, "btlog: the index has no project Quiet_4\n")
-        assert text == "2 projects: 5 files logged, 0 were logged already, 0 conflicts, 1 failed\n"
-        code, text, error = ingest(log.url, index, tmp_path)
-        assert (code, error) == (0, "")
-        assert text == "10 projects: 45 files logged, 5 were logged already, 0 conflicts, 0 failed\n"
+        said = ingest(log.url, index, tmp_path, "quiet3", "Quiet_4")
+        assert said == (3, told_by_ingest(2, 5, 0, 0, 1), "btlog: the index has no project Quiet_4\n")
+        assert ingest(log.url, index, tmp_path) == (0, told_by_ingest(10, 45, 5, 0, 0), "")
         assert index_of(walk(log.url)) == files
-        code, text, error = ingest(log.url, index, tmp_path)
-        assert (code, error) == (0, "")
-        assert text == "10 projects: 0 files logged, 50 were logged already, 0 conflicts, 0 failed\n"
+        assert ingest(log.url, index, tmp_path) == (0, told_by_ingest(10, 0, 50, 0, 0), "")
         assert len(walk(log.url)) == 50
         index.files = {**files, OF_7.filename: "sha256:" + SUM_OF_A, NEW.filename: NEW.checksum}
         code, text, error = ingest(log.url, index, tmp_path)
-        assert (code, error.count("\n")) == (1, 1)
+        assert (code, text, error.count("\n")) == (1, told_by_ingest(10, 1, 49, 1, 0), 1)
         assert f"{OF_7.filename} is logged with another checksum, at index" in error
-        assert text == "10 projects: 1 files logged, 50 were logged already, 1 conflicts, 0 failed\n".replace("50", "49")
         assert len(walk(log.url)) == 51
         assert call_btlog("ingest", "--index-url", index.url, "--log-url", log.url)[0] == 1  # by the key that the log tells
         try_only(monkeypatch, 1)
-        index.instead = lambda path_: (200, "application/json", b"<garbage>")
-        code, text, error = ingest(log.url, index, tmp_path)
-        assert (code, text) == (3, "")
-        assert "is no page of a package index" in error
-        index.instead = lambda path_: (200, "application/json", b'{"projects": [{"name": "q"}], "files": [7]}')
-        code, text, error = ingest(log.url, index, tmp_path)
-        assert (code, text) == (3, "1 projects: 0 files logged, 0 were logged already, 0 conflicts, 1 failed\n")
-        index.instead = lambda path_: (404, "text/plain", b"")
-        assert ingest(log.url, index, tmp_path)[:2] == (3, "")
+        for answer, expected in [
+            ((200, "application/json", b"<garbage>"), ""),
+            ((200, "application/json", b'{"projects": [{"name": "q"}], "files": [7]}'), told_by_ingest(1, 0, 0, 0, 1)),
+            ((404, "text/plain", b""), ""),
+        ]:
+            index.instead = lambda path_, answer=answer: answer  # type: ignore[misc]
+            code, text, error = ingest(log.url, index, tmp_path)
+            assert (code, text) == (3, expected)
+            assert ("is no page of a package index" in error) is (answer[0] == 200)
     assert ingest(log.url, index, tmp_path)[0] == 3
 
 
 def test_ingest_of_html(tmp_path: Path, log: LocalLog) -> None:
     """PEP 503: names are in the text, the hash in the fragment. What has no SHA-256 is said, and the rest is logged."""
     good = hashlib.sha256(b"good").hexdigest()
-    files = {
-        "some-1.0.tar.gz": f"#sha256={good}",
-        "some-1.1.tar.gz": f"?x=1#sha256={good.upper()}",
-        "some-1.2.tar.gz": "",
-        "some-1.3.tar.gz": "#md5=d41d8cd98f00b204e9800998ecf8427e",
-        "some-1.4.tar.gz": f"#sha256={good[1:]}",
-        "some-1&#x2B;local.tar.gz": f"#sha256={good}&egg=x",
-        "some-2&#43;local.tar.gz": f"#sha256={good}",
-    }
+    links = [
+        f"some-1.0.tar.gz #sha256={good}", f"some-1.1.tar.gz ?x=1#sha256={good.upper()}", "some-1.2.tar.gz ",
+        "some-1.3.tar.gz #md5=d41d8cd98f00b204e9800998ecf8427e", f"some-1.4.tar.gz #sha256={good[1:]}",
+        f"some-1&#x2B;local.tar.gz #sha256={good}&egg=x", f"some-2&#43;local.tar.gz #sha256={good}",
+    ]  # fmt: skip
+    files = {name: fragment for name, _, fragment in (link.partition(" ") for link in links)}
     with contextlib.closing(FakeIndex(make(tmp_path / "index"), files, html=True)) as index:
         code, text, error = ingest(log.url, index, tmp_path, "some")
-        assert code == 3
-        assert text == "1 projects: 4 files logged, 0 were logged already, 0 conflicts, 3 failed\n"
-        assert re.findall(r"^btlog: (\S+): the index does not give its SHA-256$", error, re.MULTILINE) == [
-            "some-1.2.tar.gz", "some-1.3.tar.gz", "some-1.4.tar.gz"
-        ]  # fmt: skip
+        assert (code, text) == (3, told_by_ingest(1, 4, 0, 0, 3))
+        lacking = re.findall(r"^btlog: some-1.(\d).tar.gz: the index does not give its SHA-256$", error, re.MULTILINE)
+        assert lacking == ["2", "3", "4"]
         names = ["some-1.0.tar.gz", "some-1.1.tar.gz", "some-1+local.tar.gz", "some-2+local.tar.gz"]
         assert index_of(walk(log.url)) == dict.fromkeys(names, f"sha256:{good}")
         link = f'<a href="../files/some-4.zip#sha256={good}"><b>\n </b></a><a name="x">y</a><a href="z">'.encode()
@@ -7912,6 +7665,16 @@ def with_result(n: int, **more: Any) -> Callable[[list[dict[str, Any]]], list[di
         return [*lines[: n + 1], {**lines[n + 1], "result": result}, *lines[n + 2 :]]
 
     return change
+
+
+BATCH_OF_THREE = [quiet(i) for i in (0, 10, 20)]
+
+
+@pytest.fixture(scope="module")
+def answered(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, list[dict[str, Any]]]:
+    """The first checkpoint of a log, and its answer to a bulk of three entries."""
+    with contextlib.closing(LocalLog(tmp_path_factory.mktemp("answered") / "log")) as log:
+        return ask(log.url, "/checkpoint")[2], bulk(log.url, b"".join(map(as_line, BATCH_OF_THREE)))[1]
 
 
 @pytest.mark.parametrize(
@@ -7940,20 +7703,20 @@ def with_result(n: int, **more: Any) -> Callable[[list[dict[str, Any]]], list[di
         (lambda lines: [lines[0], {"result": None}, *lines[2:]], 1),
     ],
 )
-def test_ingest_believes_nothing(tmp_path: Path, change: Callable[[list[Any]], list[Any]], code: int) -> None:
+def test_ingest_believes_nothing(
+    tmp_path: Path, answered: tuple[bytes, list[Any]], change: Callable[[list[Any]], list[Any]], code: int
+) -> None:
     """T53, T55, T56: an answer that does not prove that each of the files is logged is refused."""
-    files = index_of([quiet(i) for i in (0, 10, 20)])
-    with contextlib.closing(LocalLog(tmp_path / "log")) as log:
-        note = ask(log.url, "/checkpoint")[2]
-        honest = bulk(log.url, b"".join(as_line(quiet(i)) for i in (0, 10, 20)))[1]
+    note, honest = answered
     answer = b"".join(json.dumps(line).encode() + b"\n" for line in change(honest))
     liar = Liar(checkpoint=note, admin_bulk_append=answer)
-    with contextlib.closing(Local(liar.answer)) as log_, contextlib.closing(FakeIndex(tmp_path, files)) as index:
+    with (
+        contextlib.closing(Local(liar.answer)) as log_,
+        contextlib.closing(FakeIndex(tmp_path, index_of(BATCH_OF_THREE))) as index,
+    ):
         got, text, error = ingest(log_.url, index, tmp_path)
-        assert got == code, error
-        assert ("3 files logged" in text) is (code == 0)
-        assert error.count("\n") == (code != 0)
-        assert "\x1b" not in error
+    assert got == code, error
+    assert ("3 files logged" in text, error.count("\n"), "\x1b" in error) == (code == 0, code != 0, False)
 
 
 def test_ingest_asks_for_the_token(tmp_path: Path) -> None:
@@ -7969,17 +7732,6 @@ def test_ingest_asks_for_the_token(tmp_path: Path) -> None:
 
 
 # --- The whole of it, with a real index and a real web server ---------------------------------------------------------------------
-
-
-def tiny_wheel(folder: Path, name: str, text: str) -> Path:
-    path_ = folder / f"{name}-1.0-py3-none-any.whl"
-    metadata = {"METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n", "RECORD": ""}
-    metadata["WHEEL"] = "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-    with zipfile.ZipFile(path_, "w") as archive:
-        archive.writestr(f"{name}.py", f"TEXT = {text!r}\n")
-        for file, data in metadata.items():
-            archive.writestr(f"{name}-1.0.dist-info/{file}", data)
-    return path_
 
 
 def free_port() -> int:
@@ -8013,20 +7765,13 @@ def program(port: int, *command: str, cwd: Path) -> Iterator[str]:
 
 
 NGINX = """
-daemon off;
-master_process off;
-pid nginx.pid;
-error_log stderr;
+daemon off; master_process off; pid nginx.pid; error_log stderr;
 events { }
 http {
     access_log off;
     default_type application/octet-stream;
     client_body_temp_path t1; proxy_temp_path t2; fastcgi_temp_path t3; uwsgi_temp_path t4; scgi_temp_path t5;
-    server {
-        listen 127.0.0.1:%d;
-        root %s;
-        location = / { return 204; }
-    }
+    server { listen 127.0.0.1:%d; root %s; location = / { return 204; } }
 }
 """
 
@@ -8037,14 +7782,16 @@ def test_an_index_a_log_two_witnesses_a_web_server_and_a_monitor(tmp_path: Path)
     nginx = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
     assert nginx, "this test needs nginx (Debian's package of that name)"
     assert importlib.util.find_spec("pypiserver"), "this test needs pypiserver (pip install pypiserver)"
-    wheels, out = make(tmp_path / "wheels"), make(tmp_path / "out")
+    wheels, out, home, port = make(tmp_path / "wheels"), tmp_path / "out", make(tmp_path / "nginx"), free_port()
     for name in "one", "two", "three":
         tiny_wheel(wheels, name, "hello")
+
+    def btlog_says(code: int, command: str, *args: str) -> str:
+        done = run_btlog(command, *args, "--policy", "policy", cwd=tmp_path)
+        assert (done.returncode, done.stderr == "" or code > 0) == (code, True), done
+        return done.stdout + done.stderr
+
     assert run_btlog("keygen", "--origin", "log.example/loop", cwd=tmp_path).returncode == 0
-    port = free_port()
-    index_command = [
-        sys.executable, "-m", "pypiserver", "run", "--disable-fallback", "--hash-algo", "sha256", "-i", "127.0.0.1",
-    ]  # fmt: skip
     with contextlib.ExitStack() as stack:
         lines = [f"log {(tmp_path / 'public.key').read_text().strip()}"]
         for i in range(2):
@@ -8057,50 +7804,39 @@ def test_an_index_a_log_two_witnesses_a_web_server_and_a_monitor(tmp_path: Path)
         (tmp_path / "policy").write_text("\n".join([*lines, "group both 2 w0 w1", "quorum both", ""]))
         args = ("--private-key", "private.key", "--public-key", "public.key", "--policy", "policy")
         log = stack.enter_context(running("serve", "--storage-dir", "log", *args, cwd=tmp_path))
-        index = make(tmp_path / "index")
-        with program(port, *index_command, "-p", str(port), str(wheels), cwd=index) as url:
-            done = run_btlog(
-                "ingest", "--index-url", f"{url}/simple/", "--log-url", log.url, "--policy", "policy", cwd=tmp_path
-            )
-            assert (done.returncode, done.stderr) == (0, "")
-            assert done.stdout == "3 projects: 3 files logged, 0 were logged already, 0 conflicts, 0 failed\n"
+        index_command = (
+            sys.executable, "-m", "pypiserver", "run", "--disable-fallback", "--hash-algo", "sha256",
+            "-i", "127.0.0.1", "-p", str(port), str(wheels),
+        )  # fmt: skip
+        index = ("--index-url", f"http://127.0.0.1:{port}/simple/")
+        ingest_all = ("ingest", *index, "--log-url", log.url)
+        with program(port, *index_command, cwd=make(tmp_path / "index")):
+            assert btlog_says(0, *ingest_all) == told_by_ingest(3, 3, 0, 0, 0)
             exporter = stack.enter_context(
                 process("export", str(out), "--storage-dir", str(tmp_path / "log"), "--follow", "--frequency", "0.05")
             )
             exporter.printed("the tree of size 3")
-            web_port, home = free_port(), make(tmp_path / "nginx")
+            web_port = free_port()
             (home / "nginx.conf").write_text(NGINX % (web_port, out))
             command = (nginx, "-p", str(home), "-e", "stderr", "-c", str(home / "nginx.conf"))
-            web = stack.enter_context(program(web_port, *command, cwd=home))
-            watch = (
-                "monitor", "--log-url", web, "--policy", "policy", "--storage-dir", "mirror", "--max-age", "600",
-                "--index-url", f"{url}/simple/",
-            )  # fmt: skip
-            done = run_btlog(*watch, cwd=tmp_path)
-            assert (done.returncode, done.stderr) == (0, ""), done.stdout
-            assert "has all 3 entries of the log, 3 of them new: nothing found" in done.stdout
+            web = ("--log-url", stack.enter_context(program(web_port, *command, cwd=home)))
+            watch = ("monitor", *web, *index, "--storage-dir", "mirror", "--max-age", "600")
+            assert "has all 3 entries of the log, 3 of them new: nothing found" in btlog_says(0, *watch)
             file = str(wheels / "one-1.0-py3-none-any.whl")
-            done = run_btlog("verify", file, "--policy", "policy", "--log-url", web, cwd=tmp_path)
-            assert (done.returncode, done.stderr) == (0, "")
-            assert "cosigned by 2 witnesses" in done.stdout
+            assert "cosigned by 2 witnesses" in btlog_says(0, "verify", file, *web)
             tiny_wheel(wheels, "four", "hello")
-        with program(port, *index_command, "-p", str(port), str(wheels), cwd=index):  # which keeps hashes for a while
-            done = run_btlog(*watch, cwd=tmp_path)
-            assert done.returncode == 0  # it asks about projects of which something is logged
-            again = ("ingest", "--index-url", f"{url}/simple/", "--log-url", log.url, "--policy", "policy")
-            assert "4 projects: 1 files logged, 3 were" in run_btlog(*again, cwd=tmp_path).stdout
+        with program(port, *index_command, cwd=tmp_path / "index"):  # anew, as it keeps hashes for a while
+            btlog_says(0, *watch)  # it asks about projects of which something is logged
+            assert "4 projects: 1 files logged, 3 were" in btlog_says(0, *ingest_all)
             exporter.printed("the tree of size 4, 1 entries")
-            assert run_btlog(*watch, cwd=tmp_path).returncode == 0
-            tiny_wheel(wheels, "two", "tampered")
-        with program(port, *index_command, "-p", str(port), str(wheels), cwd=index):
-            done = run_btlog(*watch, cwd=tmp_path)
-            assert done.returncode == 1
-            assert done.stdout.count("FOUND") == 1
-            assert "FOUND index-differs: the index has two-1.0-py3-none-any.whl with sha256:" in done.stdout
-            done = run_btlog(*again, cwd=tmp_path)
-            assert (done.returncode, "1 conflicts" in done.stdout) == (1, True)
-            done = run_btlog("verify", str(wheels / "two-1.0-py3-none-any.whl"), *watch[1:5], cwd=tmp_path)
-            assert (done.returncode, "not logged, but with another checksum" in done.stderr) == (1, True)
+            btlog_says(0, *watch)
+            two = tiny_wheel(wheels, "two", "tampered")
+        with program(port, *index_command, cwd=tmp_path / "index"):
+            said = btlog_says(1, *watch)
+            assert said.count("FOUND") == 1
+            assert "FOUND index-differs: the index has two-1.0-py3-none-any.whl with sha256:" in said
+            assert "1 conflicts" in btlog_says(1, *ingest_all)
+            assert "not logged, but with another checksum" in btlog_says(1, "verify", str(two), *web)
         assert exporter.stop() == (0, "")
         assert run_btlog("fsck", "--storage-dir", "mirror", cwd=tmp_path).returncode == 0
 
@@ -8109,6 +7845,7 @@ def test_an_index_a_log_two_witnesses_a_web_server_and_a_monitor(tmp_path: Path)
 
 TEXT = SOURCE.read_text()
 TREE = ast.parse(TEXT)
+NODES = list(ast.walk(TREE))
 PARTS = {m[1]: TEXT[: m.start()].count("\n") + 1 for m in re.finditer(r"^# === (Part \w+): .*$", TEXT, re.MULTILINE)}
 
 
@@ -8116,43 +7853,21 @@ def test_part_one_is_small_and_pure() -> None:
     assert list(PARTS) == ["Part I", "Part II", "Part III", "Part IV", "Part V"]
     first, end = PARTS["Part I"], PARTS["Part II"]
     assert end - first <= 570
-    imported = {
-        a.asname or a.name.partition(".")[0] for node in TREE.body if isinstance(node, ast.Import) for a in node.names
-    }
-    imported |= {a.asname or a.name for node in TREE.body if isinstance(node, ast.ImportFrom) for a in node.names}
-    used = {node.id for node in ast.walk(TREE) if isinstance(node, ast.Name) and first <= node.lineno < end}
+    imports = [node for node in TREE.body if isinstance(node, (ast.Import, ast.ImportFrom))]
+    imported = {a.asname or a.name.partition(".")[0] for node in imports for a in node.names}
+    nodes = [node for node in NODES if first <= getattr(node, "lineno", 0) < end]
+    used = {node.id for node in nodes if isinstance(node, ast.Name)}
     assert used & imported <= {
-        "base64",
-        "dataclass",
-        "dataclasses",
-        "field",
-        "functools",
-        "hashlib",
-        "re",
+        "base64", "dataclass", "dataclasses", "field", "functools", "hashlib", "re", "exceptions", "signing",
         "Path",
-        "exceptions",
-        "signing",
-        "Collection",
-        "Iterable",
-        "Sequence",
-        "NamedTuple",
-    }
-    calls = {
-        node.func.id
-        for node in ast.walk(TREE)
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and first <= node.lineno < end
-    }
+        "Collection", "Iterable", "Sequence", "NamedTuple",
+    }  # fmt: skip
+    calls = [node.func for node in nodes if isinstance(node, ast.Call)]
+    called = [(func.id, func.lineno) for func in calls if isinstance(func, ast.Name)]
+    assert not {name for name, _ in called} & {"print", "input", "exec", "eval", "__import__", "globals"}
     assert TEXT[: TEXT.index("# === Part II:")].count(" open(") == 1  # of verify_file
-    assert not calls & {"print", "input", "exec", "eval", "__import__", "globals"}
-    ints = [
-        node.lineno
-        for node in ast.walk(TREE)
-        if isinstance(node, ast.Call)
-        and isinstance(node.func, ast.Name)
-        and node.func.id == "int"
-        and first <= node.lineno < end
-    ]
     [decimal] = [node for node in TREE.body if isinstance(node, ast.FunctionDef) and node.name == "parse_decimal"]
+    ints = [line for name, line in called if name == "int"]
     assert len(ints) == 2
     assert all(decimal.lineno < line <= (decimal.end_lineno or 0) for line in ints)  # nothing else calls int()
 
@@ -8168,33 +7883,21 @@ def test_sections_stand_in_dependency_order() -> None:
     def part(line: int) -> int:
         return max((start for start in PARTS.values() if start <= line), default=0)
 
-    annotations = {
-        id(n)
-        for node in ast.walk(TREE)
-        for a in (getattr(node, "annotation", None), getattr(node, "returns", None))
-        if a
-        for n in ast.walk(a)
-    }
-    wrong = [
-        f"line {node.lineno} uses {node.id} of line {defined[node.id]}"
-        for node in ast.walk(TREE)
-        if isinstance(node, ast.Name)
-        and node.id in defined
-        and id(node) not in annotations
-        and part(defined[node.id]) > part(node.lineno)
-    ]
+    annotated = [getattr(node, field, None) for node in NODES for field in ("annotation", "returns")]
+    annotations = {id(inner) for node in annotated if node for inner in ast.walk(node)}
+    uses = [node for node in NODES if isinstance(node, ast.Name) and node.id in defined and id(node) not in annotations]
+    wrong = [f"line {node.lineno} uses {node.id}" for node in uses if part(defined[node.id]) > part(node.lineno)]
     assert wrong == []
 
 
 def test_functions_are_small_and_documented() -> None:
-    for node in ast.walk(TREE):
+    for node in NODES:
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             doc = ast.get_docstring(node, clean=False)
             length = (node.end_lineno or 0) - node.lineno + 1 - (len(doc.splitlines()) if doc else 0)
             assert length <= 50, f"{node.name} has {length} lines"
         assert not isinstance(node, ast.Assert)
-        if isinstance(node, ast.ExceptHandler):
-            assert node.type is not None
+        assert not isinstance(node, ast.ExceptHandler) or node.type is not None
     for name in btlog.__all__:
         assert getattr(btlog, name).__doc__, name
 
@@ -8230,7 +7933,11 @@ class Observer:
                 self.trees.add(tree)
         return tree
 
-    def _keep(self, index: int, data: bytes) -> None:
+    def _take(self, checkpoint: str, data: bytes, result: dict[str, Any]) -> None:
+        """Verifies an acknowledgement, and keeps it."""
+        tree, index = self.see(base64.b64decode(checkpoint, validate=True)), result["index"]
+        hashes = [base64.b64decode(text, validate=True) for text in result["inclusionProof"]]
+        check_inclusion(leaf_hash(data), index, tree, hashes)
         with self._lock:
             if self.entries.setdefault(index, data) != data:
                 self.contradictions.append(f"index {index} was given twice")
@@ -8242,32 +7949,22 @@ class Observer:
             self.see(note)
 
     def add(self, url: str, data: bytes) -> int:
-        """The status. An acknowledgement is verified before it is kept."""
         status, answer = add(url, data)
         if status == 200:
-            tree = self.see(base64.b64decode(answer["checkpoint"], validate=True))
-            hashes = [base64.b64decode(text, validate=True) for text in answer["inclusionProof"]]
-            check_inclusion(leaf_hash(data), answer["index"], tree, hashes)
-            self._keep(answer["index"], data)
+            self._take(answer["checkpoint"], data, answer)
         return status
 
     def bulk(self, url: str, batch: list[bytes]) -> int:
         """The same for many; what came of an answer that is cut off counts as well. 0 if there was no whole one."""
-        parts = urllib.parse.urlsplit(url)
         body = b"".join(map(as_line, batch))
-        head = b"POST /admin/bulk/append HTTP/1.0\r\nContent-Type: application/x-ndjson\r\nContent-Length: %d\r\n\r\n"
-        answer = raw(parts.port or 0, head % len(body) + body)
+        answer = raw(urllib.parse.urlsplit(url).port or 0, BULK_HEAD % len(body) + body)
         head, _, rest = answer.partition(b"\r\n\r\n")
         if not head.startswith(b"HTTP/1.1 200 "):
             return int(head[9:12] or b"0")
         lines = [json.loads(line) for line in rest.split(b"\n")[:-1]]  # the last one may be cut off
-        if lines:
-            tree = self.see(base64.b64decode(lines[0]["checkpoint"], validate=True))
         for data, line in zip(batch, lines[1:], strict=False):
             if line["type"] == "result" and line["result"]["status"] == "logged":
-                hashes = [base64.b64decode(text, validate=True) for text in line["result"]["inclusionProof"]]
-                check_inclusion(leaf_hash(data), line["result"]["index"], tree, hashes)
-                self._keep(line["result"]["index"], data)
+                self._take(lines[0]["checkpoint"], data, line["result"])
         return 200 if lines and lines[-1] == {"type": "complete", "count": len(batch)} else 0
 
     def hold(self, url: str) -> list[bytes]:
@@ -8299,9 +7996,6 @@ class Failing(Faulty):
         self.left = 1 if self.lasting and self.left <= 1 else self.left
         self.committing |= self.left == 1 and args[0] == "COMMIT"
         return super()._run(run, *args)
-
-
-FAULTS = ["not persisted", "persisted", "lasting"]
 WHERE = ["log", "log with a witness", "its witness"]
 
 
@@ -8333,13 +8027,12 @@ def write_a_little(url: str, observer: Observer) -> list[int]:
 
 def faults_in_turn(tmp_path: Path, fault: str, where: str, every: int) -> int:
     """Fails each `every`-th statement in turn, and walks over HTTP all that is there then, and after a restart."""
-    whole, copy = tmp_path / "whole", tmp_path / "copy"
-    whole.mkdir()
+    whole = make(tmp_path / "whole")
     with log_in(whole, where) as (log, _):
         assert Observer(log.log._policy).bulk(log.url, [entry(i) for i in range(250)]) == 200
         eventually(lambda: log.log.published.tree.size == 250)
     for n in itertools.count(1, every):
-        shutil.copytree(whole, copy)
+        copy = Path(shutil.copytree(whole, tmp_path / f"{n}"))
         with log_in(copy, where, 0.3 if fault == "lasting" else 3) as (log, database):
             observer = Observer(log.log._policy)
             database._writer = faulty = Failing(database._writer, n, fault)  # type: ignore[assignment]
@@ -8361,7 +8054,7 @@ def faults_in_turn(tmp_path: Path, fault: str, where: str, every: int) -> int:
 
 
 @pytest.mark.parametrize("where", WHERE)
-@pytest.mark.parametrize("fault", FAULTS[:2])
+@pytest.mark.parametrize("fault", ["not persisted", "persisted"])
 def test_T4_T6_some_statements_fail(tmp_path: Path, fault: str, where: str) -> None:
     """One in 25 of them; all of them in the next test."""
     assert faults_in_turn(tmp_path, fault, where, 25) > 0
@@ -8369,7 +8062,7 @@ def test_T4_T6_some_statements_fail(tmp_path: Path, fault: str, where: str) -> N
 
 @pytest.mark.slow
 @pytest.mark.parametrize("where", WHERE)
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("fault", ["not persisted", "persisted", "lasting"])
 def test_T4_T6_every_statement_fails(tmp_path: Path, fault: str, where: str) -> None:
     """Statements, and commits, of the log and of its witness: "failed, not persisted", "failed, but persisted", for good."""
     count = faults_in_turn(tmp_path, fault, where, 1)
@@ -8383,6 +8076,7 @@ class FaultyDisk:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, n: int, persist: bool) -> None:
         self.calls, self._n, self._persist = 0, n, persist
         connect = sqlite3.connect
+        monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # the machine itself does not fail
         for name in "link", "fsync", "replace", "open":
             monkeypatch.setattr(os, name, functools.partial(self.call, getattr(os, name), OSError(28, "No space")))
         monkeypatch.setattr(sqlite3, "connect", lambda *args, **more: FaultyConnection(connect(*args, **more), self))
@@ -8415,30 +8109,30 @@ def test_T7_each_step_of_a_first_start_fails_in_turn(
     """Whatever it was, the next start makes it whole: one log or witness, of the key that the folder holds."""
     monkeypatch.setattr(btlog, "Server", lambda *args, **more: contextlib.ExitStack())
     monkeypatch.setattr(btlog, "run_server", lambda *args, **more: 0)
+    args = btlog.parser().parse_args([command, "--port", "0", "--origin", "log.example/first"])
+    prefix = "" if command == "serve" else "witness-"
     codes: list[int] = []
-    said: list[str] = []
 
     def start(folder: Path) -> int:
-        where = ["--storage-dir", str(folder)] if command == "serve" else ["--database-path", str(folder / "w.db")]
-        args = btlog.parser().parse_args([command, *where, "--port", "0", "--origin", "log.example/first"])
+        if command == "serve":
+            args.storage_dir = type(args.storage_dir)(folder)
+        else:
+            args.database_path = type(args.database_path)(folder / "w.db")
         try:
             return int(args.run(args))
         except Error as error:
-            said.append(str(error))
             return error.exit_code
 
     for n in itertools.count(1):
-        folder = tmp_path / str(n)
-        folder.mkdir()
+        folder = make(tmp_path / str(n))
         with monkeypatch.context() as context:
             disk = FaultyDisk(context, n, persist)
             codes.append(start(folder))
         if disk.calls < n:
             break
-        prefix = "" if command == "serve" else "witness-"
         private, public = folder / f"{prefix}private.key", folder / f"{prefix}public.key"
         kept = {path_: path_.read_text() for path_ in (private, public) if path_.exists()}
-        assert start(folder) == 0, (n, said[-2:], os.listdir(folder))
+        assert start(folder) == 0, (n, os.listdir(folder))
         assert all(path_.read_text() == text for path_, text in kept.items())
         signer = btlog.Signer.parse(private.read_text().removesuffix("\n"))
         assert VerifierKey.parse(public.read_text().removesuffix("\n")) == signer.key
@@ -8451,43 +8145,6 @@ def test_T7_each_step_of_a_first_start_fails_in_turn(
     assert codes[-1] == 0
 
 
-@pytest.mark.slow
-def test_T3_T4_a_disk_that_is_full_at_any_byte(tmp_path: Path) -> None:
-    """The log says so and waits (L3); nothing that it acknowledged is gone, and with room again it goes on."""
-    observer = Observer()
-    said = 0
-    numbers = itertools.count()
-    choose = random.Random(2)
-    with running("serve", "--storage-dir", "log", "--origin", LOG.name, "--add-timeout", "0.5", cwd=tmp_path) as server:
-        observer.policy = btlog.simple_policy([VerifierKey.parse(server.line.split()[4])])
-        for turn in range(6):
-            resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
-            eventually(lambda: observer.bulk(server.url, [entry(next(numbers)) for _ in range(300)]) == 200)
-            wal = (tmp_path / "log" / "log.sqlite3-wal").stat().st_size
-            # A file may have so many bytes, and not one more: as on a full disk, what is written of a page is a part.
-            limit = choose.choice([wal - choose.randrange(4096), wal + choose.randrange(400_000), 32_768, 0])
-            resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (max(limit, 0), resource.RLIM_INFINITY))
-            status = 200
-            for _ in range(40):
-                status = observer.add(server.url, entry(next(numbers)))
-                if status == 200:
-                    status = observer.bulk(server.url, [entry(next(numbers)) for _ in range(200)])
-                if status != 200:
-                    break
-            assert status == 503, turn
-            said += ask(server.url, "/healthz")[0] == 503  # unless there is room for a little
-            observer.hold(server.url)
-            assert server.process.poll() is None
-        resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
-        eventually(lambda: ask(server.url, "/healthz")[0] == 200)
-        eventually(lambda: observer.add(server.url, entry(next(numbers))) == 200)
-        entries = observer.hold(server.url)
-        assert len(entries) > 6 * 300
-        assert said > 1
-        assert server.stop()[0] == 0
-    assert run_btlog("fsck", "--storage-dir", "log", cwd=tmp_path).returncode == 0
-
-
 # --- Nothing lost, nothing forked: killed --------------------------------------------------------------------------------
 
 
@@ -8498,37 +8155,32 @@ class Target:
         self._folder = folder
         assert run_btlog("keygen", "--origin", "log.example/killed", cwd=folder).returncode == 0
         keys = [VerifierKey.parse((folder / "public.key").read_text().strip())]
-        self._more: tuple[str, ...] = ()
-        self.names = ["log"]
+        self.names = ["log", "witness"][: 1 + witnessed]
         self.processes: dict[str, Running] = {}
         self._ports = {"log": "0", "witness": "0"}
+        log_args = ["serve", "--storage-dir", "log", "--private-key", "private.key", "--checkpoint-interval", "0.02"]
+        log_args += ["--witness-timeout", "2", "--add-timeout", "10"]
+        self._args = {"witness": ["witness", "--log-public-key", "public.key"], "log": log_args}
         if witnessed:
-            self.names.append("witness")
             self.start("witness")
             keys.append(VerifierKey.parse((folder / "witness-public.key").read_text().strip()))
-            self._more = ("--witness-url", self.processes["witness"].url, "--witness-public-key", "witness-public.key")
+            url = self.processes["witness"].url
+            log_args += ["--witness-url", url, "--witness-public-key", "witness-public.key"]
         self.policy = btlog.simple_policy(keys[:1], keys[1:])
         self.start("log")
 
     def start(self, name: str) -> None:
-        process = Running(*self._args(name), cwd=self._folder, port=self._ports[name])
+        process = Running(*self._args[name], cwd=self._folder, port=self._ports[name])
         self.processes[name], self._ports[name] = process, process.url.rpartition(":")[2]
 
     def start_in_vain(self, name: str, seconds: float) -> None:
         """It is killed before it answers."""
-        command = [sys.executable, str(SOURCE), *self._args(name), "--port", self._ports[name]]
+        command = [sys.executable, str(SOURCE), *self._args[name], "--port", self._ports[name]]
         with subprocess.Popen(command, cwd=self._folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as start:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 start.wait(seconds)
             start.kill()
             assert b"Traceback" not in start.communicate()[1]
-
-    def _args(self, name: str) -> list[str]:
-        args = ["witness", "--log-public-key", "public.key"]
-        if name == "log":
-            args = ["serve", "--storage-dir", "log", "--private-key", "private.key", "--checkpoint-interval", "0.02"]
-            args += [*self._more, "--witness-timeout", "2", "--add-timeout", "10"]
-        return args
 
     @property
     def url(self) -> str:
@@ -8538,8 +8190,8 @@ class Target:
         self.processes[name].stop(signal.SIGKILL)
 
     def close(self) -> None:
-        for process in self.processes.values():
-            process.stop(signal.SIGKILL)
+        for name in self.processes:
+            self.kill(name)
 
 
 class Crowd:
@@ -8549,7 +8201,7 @@ class Crowd:
         self._url, self._observer = url, observer
         self.up, self.over = threading.Event(), threading.Event()
         self.up.set()
-        self.counts = {200: 0, 503: 0, 0: 0}  # of answers; 0: none, or none that was whole
+        self.counts: dict[int, int] = {}  # of answers; 0: none, or none that was whole
         self.trouble: list[BaseException] = []
         self._numbers = itertools.count()
         self._lock = threading.Lock()
@@ -8558,19 +8210,18 @@ class Crowd:
         for thread in self._threads:
             thread.start()
 
-    def _run(self, work: Callable[[], int | None]) -> None:
+    def _run(self, work: Callable[[], int]) -> None:
         while not self.over.is_set():
             self.up.wait(0.2)
+            status = 0
             try:
-                status = work()
-            except (OSError, http.client.HTTPException):  # it was killed
-                status = 0
+                with contextlib.suppress(OSError, http.client.HTTPException):  # it was killed
+                    status = work()
             except BaseException as error:
                 self.trouble.append(error)
                 return
-            if status is not None:
-                with self._lock:
-                    self.counts[status] = self.counts.get(status, 0) + 1
+            with self._lock:
+                self.counts[status] = self.counts.get(status, 0) + 1
 
     def _add(self) -> int:
         data = entry(next(self._numbers))
@@ -8584,9 +8235,10 @@ class Crowd:
     def _bulk(self) -> int:
         return self._observer.bulk(self._url, [entry(next(self._numbers), "bulk-") for _ in range(400)])
 
-    def _look(self) -> None:
+    def _look(self) -> int:
         self._observer.look(self._url)
         self.over.wait(0.01)  # somebody who looks now and then
+        return 200
 
     def end(self) -> None:
         self.over.set()
@@ -8597,12 +8249,16 @@ class Crowd:
             raise self.trouble[0]
 
 
-def kill_again_and_again(folder: Path, witnessed: bool, rounds: int) -> None:
-    """SIGKILL at random moments, of log and witness in turn and of both at once; an observer holds them to all they said."""
+@pytest.mark.parametrize("rounds", [3, pytest.param(60, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("witnessed", [False, True], ids=["log", "log and witness"])
+def test_T3_T4_T5_killed_again_and_again(tmp_path: Path, witnessed: bool, rounds: int) -> None:
+    """SIGKILL at random moments, of log and witness in turn and of both at once, under 32 clients and bulks.
+
+    What was acknowledged is there, and no two checkpoints contradict each other.
+    """
     choose = random.Random(rounds + witnessed)
-    target = Target(folder, witnessed)
+    target = Target(tmp_path, witnessed)
     observer = Observer(target.policy)
-    killed = dict.fromkeys(target.names, 0)
     with contextlib.closing(target):
         crowd = Crowd(target.url, observer)
         try:
@@ -8615,7 +8271,6 @@ def kill_again_and_again(folder: Path, witnessed: bool, rounds: int) -> None:
                 crowd.up.clear()
                 for name in victims:
                     target.kill(name)
-                    killed[name] += 1
                 for name in reversed(victims):
                     if turn % 4 == 0:
                         target.start_in_vain(name, choose.uniform(0.1, 0.3))
@@ -8629,26 +8284,13 @@ def kill_again_and_again(folder: Path, witnessed: bool, rounds: int) -> None:
         for process in target.processes.values():
             code, error = process.stop()
             assert (code, "Traceback" in error) == (0, False), error
-    assert run_btlog("fsck", "--storage-dir", "log", cwd=folder).returncode == 0
+    assert run_btlog("fsck", "--storage-dir", "log", cwd=tmp_path).returncode == 0
     print(
-        f"{rounds} rounds of SIGKILL ({', '.join(f'{name} {count}' for name, count in killed.items())}): "
-        f"{len(observer.entries)} acknowledged entries of {len(entries)} at their index, "
-        f"{len(observer.trees)} checkpoints seen, each of them a beginning of the last; answers {crowd.counts}"
+        f"{rounds} kills: {len(observer.entries)} acknowledged of {len(entries)} entries at their index, "
+        f"{len(observer.trees)} checkpoints, each a beginning of the last; answers {crowd.counts}"
     )
     assert len(observer.entries) > 20 * rounds
     assert len(observer.trees) > rounds
-
-
-@pytest.mark.parametrize("witnessed", [False, True], ids=["log", "log and witness"])
-def test_T3_T4_T5_killed_5_times(tmp_path: Path, witnessed: bool) -> None:
-    """Under 32 clients and bulks; what was acknowledged is there, and no two checkpoints contradict each other."""
-    kill_again_and_again(tmp_path, witnessed, 5)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("witnessed", [False, True], ids=["log", "log and witness"])
-def test_T3_T4_T5_killed_200_times(tmp_path: Path, witnessed: bool) -> None:
-    kill_again_and_again(tmp_path, witnessed, 200)
 
 
 # --- Nothing lost, nothing forked: copies, clocks, second writers ------------------------------------------------------------
@@ -8659,11 +8301,10 @@ def test_T8_a_second_writer_by_another_path_is_refused(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("log")
     with running("serve", "--storage-dir", "log", "--origin", LOG.name, cwd=tmp_path) as writer:
         policy = btlog.simple_policy([VerifierKey.parse(writer.line.split()[4])])
+        assert add(writer.url, entry(0))[0] == 200
         for path_ in "link", "./log/../log":
             done = run_btlog("serve", "--storage-dir", path_, "--port", "0", cwd=tmp_path)
-            assert (done.returncode, done.stdout) == (3, "")
-            assert "one writer" in done.stderr
-            assert add(writer.url, entry(0))[0] == 200
+            assert (done.returncode, done.stdout, "one writer" in done.stderr) == (3, "", True)
         with running("serve", "--storage-dir", "link", "--read-only", cwd=tmp_path) as reader:
             assert walk(reader.url, policy) == [entry(0)]
             reader.stop(signal.SIGKILL)
@@ -8685,13 +8326,12 @@ def copy_files(source: Path, target: Path) -> None:
 
 def test_T9_a_folder_that_is_copied_while_it_runs(tmp_path: Path) -> None:
     """A copy that starts may be cut in two, which it says, or whole, and old; under the witness it makes no second history."""
+    options = {"checkpoint_interval": 0.01}
+    numbers, over = itertools.count(), threading.Event()
     with contextlib.closing(LocalWitness(tmp_path / "w.db")) as witness_:
         policy = witnessed_policy(witness_)
-        options = {"checkpoint_interval": 0.01}
         observer = Observer(policy)
         with contextlib.closing(LocalLog(tmp_path / "log", policy=policy, options=options)) as log:
-            over = threading.Event()
-            numbers = itertools.count()
 
             def client() -> None:
                 while not over.is_set():
@@ -8699,31 +8339,28 @@ def test_T9_a_folder_that_is_copied_while_it_runs(tmp_path: Path) -> None:
 
             thread = threading.Thread(target=client)
             thread.start()
+            copies = [tmp_path / name for name in ("a0", "z1", "a2", "z3")]
             try:
-                for i in range(6):
+                for copied in copies:
                     before = len(observer.entries)
                     eventually(lambda: len(observer.entries) > before)  # noqa: B023
-                    copy_files(tmp_path / "log", tmp_path / f"{'a' if i % 2 else 'z'}{i}")
+                    copy_files(tmp_path / "log", copied)
             finally:
                 over.set()
                 thread.join()
             assert observer.add(log.url, entry(next(numbers))) == 200  # which no copy has
             entries = observer.hold(log.url)
-            outcomes: dict[str, int] = {}
-            for path_ in sorted([*tmp_path.glob("a*"), *tmp_path.glob("z*")]):
+            for copied in copies:
                 try:
-                    copy = LocalLog(path_, policy=policy, options=options, timeout=2)  # while the first one goes on
-                except (Corrupt, Unavailable) as error:
-                    outcomes[type(error).__name__] = outcomes.get(type(error).__name__, 0) + 1
+                    copy = LocalLog(copied, policy=policy, options=options, timeout=2)  # while the first one goes on
+                except (Corrupt, Unavailable):
                     continue
                 with contextlib.closing(copy):
                     size = copy.store.tree("signed").size
                     assert size < len(entries)
                     eventually(lambda: copy.log.trouble)  # noqa: B023
-                    assert observer.add(copy.url, entry(0, f"copy-{path_.name}-")) == 503
+                    assert observer.add(copy.url, entry(0, f"copy-{copied.name}-")) == 503
                     assert copy.store.tree("signed").size == size  # nothing was signed
-                    outcomes["refuses"] = outcomes.get("refuses", 0) + 1
-            assert sum(outcomes.values()) == 6
             assert observer.add(log.url, entry(next(numbers))) == 200
             assert observer.hold(log.url)[: len(entries)] == entries
 
@@ -8753,56 +8390,44 @@ def test_T8_T9_two_that_run_from_one_copy_make_no_two_histories(tmp_path: Path) 
 
 def test_T12_the_clock_of_a_log_jumps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Adds, rounds of witnesses and restarts go on, and what is cosigned keeps its order."""
-    offset = 0.0
-    clock = time.time
+    offset, clock = 0.0, time.time
     monkeypatch.setattr(time, "time", lambda: clock() + offset)
     times: list[int] = []
     with contextlib.closing(LocalWitness(tmp_path / "w.db")) as witness_:
         witness_.witness._clock = time.time
         policy = witnessed_policy(witness_)
         observer, options = Observer(policy), {"checkpoint_interval": 0.01}
-        for turn, offset in enumerate([0.0, 1e8, -1e8, 3600.0, -clock() + 5, 0.0]):  # noqa: B007
+        for turn, offset in enumerate([0.0, 1e8, -1e8, -clock() + 5, 0.0]):  # noqa: B007
             with contextlib.closing(LocalLog(tmp_path / "log", policy=policy, options=options)) as log:
-                for i in range(3):
+                for i in range(2):
                     assert observer.add(log.url, entry(i, f"{turn}-")) == 200
-                note = ask(log.url, "/checkpoint")[2]
-                times.append(open_checkpoint(note, policy).cosigned[0][1])
+                times.append(open_checkpoint(ask(log.url, "/checkpoint")[2], policy).cosigned[0][1])
                 assert ask(log.url, "/healthz")[0] == ask(log.url, "/status.json")[0] == 200
-                assert len(observer.hold(log.url)) == 3 * turn + 3
+                assert len(observer.hold(log.url)) == 2 * turn + 2
     assert times == sorted(times)
     assert times[-1] > times[0] + 9e7
 
 
 def test_T25_an_error_is_not_kept_as_content(log: LocalLog) -> None:
     """Neither by what is between, which is told nothing of the kind, nor by the server, once there is an answer."""
-    asked = [
-        "/tile/0/000.p/1",
-        "/tile/entries/000.p/1",
-        "/entry/0",
-        "/entry/0/proof",
-        "/tile/0/000",
-        "/nothing",
-        "/entries",
-    ]
-    for path_ in asked:
+    there = ["/tile/0/000.p/1", "/tile/entries/000.p/1", "/entry/0", "/entry/0/proof"]
+    for path_ in [*there, "/tile/0/000", "/nothing", "/entries"]:
         for method in "GET", "HEAD":
             status, headers, _ = ask(log.url, path_, method, Accept_Encoding="gzip")
             assert status in (400, 404)
             assert "cache-control" not in headers
     assert add(log.url, entry(0))[0] == 200
-    for path_ in asked[:4]:
-        assert ask(log.url, path_, Accept_Encoding="gzip")[0] == 200
-    assert ask(log.url, "/checkpoint")[1]["cache-control"] == "no-cache"
+    assert [ask(log.url, path_, Accept_Encoding="gzip")[0] for path_ in there] == [200] * 4
     with contextlib.closing(sqlite3.connect(log.store.database.path)) as db, db:
         db.execute("UPDATE tile SET key = key + 1000")
     assert add(log.url, entry(1))[0] == 503  # it ends on what it finds
     log.routes.cache = btlog.Cache(1 << 20, lambda response: len(response.body))
     for _ in range(2):
-        status, headers, _ = ask(log.url, "/tile/0/000.p/1")
+        status, headers, _ = ask(log.url, there[0])
         assert (status, "cache-control" in headers) == (500, False)
     with contextlib.closing(sqlite3.connect(log.store.database.path)) as db, db:
         db.execute("UPDATE tile SET key = key - 1000")
-    assert ask(log.url, "/tile/0/000.p/1")[0] == 200
+    assert ask(log.url, there[0])[0] == 200
 
 
 # --- All at once: hostile clients, and an honest one -------------------------------------------------------------------------
@@ -8822,12 +8447,9 @@ class Attack:
         self.statuses: dict[int, int] = {}
         self.odd: list[bytes] = []
         self.rounds = 0  # of the bad requests
-        self._path = path_.encode()
-        self._lock = threading.Lock()
-        self._threads = [
-            threading.Thread(target=self._again, args=(work,))
-            for work in (self._requests, self._slow_senders, self._half_open, self._never_reads)
-        ]
+        self._post = b"POST " + path_.encode() + b" HTTP/1.1\r\n"
+        works = self._requests, self._slow_senders, self._half_open, self._never_reads
+        self._threads = [threading.Thread(target=self._again, args=(work,)) for work in works]
 
     def start(self) -> None:
         for thread in self._threads:
@@ -8843,75 +8465,55 @@ class Attack:
             with contextlib.suppress(OSError):  # a server may well cut them off
                 work()
 
-    def take(self, answer: bytes) -> None:
+    def bad_requests(self) -> Iterator[bytes]:
+        """Those which the tests of HTTP have, and large ones."""
+        yield from (data for data, statuses in REQUESTS if all(400 <= status < 500 for status in statuses))
+        yield self._post + b"Content-Length: 500000\r\n\r\n{}"  # more than what comes
+        note = request_for(0, 0)
+        yield self._post + b"Content-Length: 2\r\n\r\n{}" + note  # less, so that the rest is no request
+        bomb = gzip.compress(bytes(1 << 24))
+        yield self._post + b"Content-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(bomb) + bomb
+        lines = b"".join(f"— x{i} YWJjZGVmZ2g=\n".encode() for i in range(1000))
+        for body in (
+            b"[" * 60_000, b'{"a":' * 10_000, b'"' + b"\\u0000" * 10_000, b"9" * 60_000, b"\xff" * 60_000,
+            note + lines, note + lines * 2, b"old 0\n" + (b64(bytes(32)).encode() + b"\n") * 1000 + b"\n",
+        ):  # fmt: skip
+            yield self._post + b"Content-Length: %d\r\n\r\n" % len(body) + body
+        for path_ in (
+            b"/../etc/passwd", b"//", b"/%2e%2e/private.key", b"/tile/0/%30%30%30", b"/tile/0/..%2f000", b"/tile/64/000",
+            b"/tile/0/x999/x999/x999/x999/x999/x999/999", b"/private.key", b"/entry/-1", b"/entry/9223372036854775807",
+            b"/entries?filename=%ff", b"/entries?checksum=a&checksum=b", b"http://evil.example/",
+        ):  # fmt: skip
+            yield b"GET " + path_ + b" HTTP/1.1\r\n\r\n"
+
+    def _requests(self) -> None:
         """Counts what the server says, and keeps what it should not say."""
-        with self._lock:
+        for request in self.bad_requests():
+            if self.over.is_set():
+                return
+            answer = raw(self.port, request, end=True)
             for status in map(int, re.findall(rb"HTTP/1\.1 (\d{3}) [A-Z]", answer)):
                 self.statuses[status] = self.statuses.get(status, 0) + 1
             if answer and not re.match(rb'HTTP/1\.1 4\d\d [ -~]*\r\n(?:[ -~]+\r\n)*\r\n\{"error": "', answer):
                 self.odd.append(answer[:500])
-
-    def bad_requests(self) -> Iterator[bytes]:
-        post = b"POST " + self._path + b" HTTP/1.1\r\n"
-        bomb = gzip.compress(bytes(1 << 24))
-        note = request_for(0, 0)
-        for length in b"10000000000", b"99999999999999999999", b"-5", b"5, 5", b"0x5":
-            yield post + b"Content-Length: " + length + b"\r\n\r\n{}"
-        yield post + b"Content-Length: 500000\r\n\r\n{}"  # more than what comes
-        yield post + b"Content-Length: 2\r\n\r\n{}" + note  # less, so that the rest is no request
-        yield post + b"Transfer-Encoding: chunked\r\n\r\nffffffff\r\n"
-        yield post + b"Content-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(bomb) + bomb
-        for body in (b"[" * 60_000, b'{"a":' * 10_000, b'"' + b"\\u0000" * 10_000, b"9" * 60_000, b"\xff" * 60_000):
-            yield post + b"Content-Length: %d\r\n\r\n" % len(body) + body
-        lines = b"".join(f"— x{i} YWJjZGVmZ2g=\n".encode() for i in range(1000))
-        for body in note + lines, note + lines * 2, b"old 0\n" + (b64(bytes(32)).encode() + b"\n") * 1000 + b"\n":
-            yield post + b"Content-Length: %d\r\n\r\n" % len(body) + body
-        for path_ in (
-            b"/../etc/passwd",
-            b"//",
-            b"/%2e%2e/private.key",
-            b"/tile/0/%30%30%30",
-            b"/tile/0/..%2f000",
-            b"/tile/64/000",
-            b"/tile/0/x999/x999/x999/x999/x999/x999/999",
-            b"/private.key",
-            b"/entry/-1",
-            b"/entry/9223372036854775807",
-            b"/entries?filename=%ff",
-            b"/entries?checksum=a&checksum=b",
-            b"/" + b"a" * 70_000,
-            b"http://evil.example/",
-        ):
-            yield b"GET " + path_ + b" HTTP/1.1\r\n\r\n"
-        yield b"GET / HTTP/1.1\r\n" + b"A: b\r\n" * 5_000 + b"\r\n"
-        yield b"GET / HTTP/1.1\r\nA:" + b" " * 60_000 + b"\x7f\r\n\r\n"
-        yield b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" * 100 + b"\r\n\r\n"
-
-    def _requests(self) -> None:
-        for request in self.bad_requests():
-            if self.over.is_set():
-                return
-            self.take(raw(self.port, request, end=True))
         self.rounds += 1
 
-    def _many(self, count: int, start: bytes, then: bytes) -> None:
-        """Many connections, each with a beginning, and now and then some more of it."""
-        with contextlib.ExitStack() as stack:
-            connections = [
-                stack.enter_context(socket.create_connection(("127.0.0.1", self.port), 10)) for _ in range(count)
-            ]
-            for connection in connections:
-                connection.sendall(start)
-            while not self.over.wait(0.05):
-                for connection in connections:
-                    connection.sendall(then)
+    def _connected(self) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", self.port), 10)
 
     def _slow_senders(self) -> None:
-        self._many(100, b"POST " + self._path + b" HTTP/1.1\r\nContent-Length: 400000\r\n\r\n", b"{")
+        """Many connections, each with a beginning, and now and then some more of it."""
+        with contextlib.ExitStack() as stack:
+            connections = [stack.enter_context(self._connected()) for _ in range(100)]
+            for connection in connections:
+                connection.sendall(self._post + b"Content-Length: 400000\r\n\r\n")
+            while not self.over.wait(0.05):
+                for connection in connections:
+                    connection.sendall(b"{")
 
     def _half_open(self) -> None:
-        for cut in (b"", b"GET /che", b"POST " + self._path + b" HTTP/1.1\r\nContent-Length: 50\r\n\r\n{"):
-            with socket.create_connection(("127.0.0.1", self.port), 10) as connection:
+        for cut in b"", b"GET /che", self._post + b"Content-Length: 50\r\n\r\n{":
+            with self._connected() as connection:
                 connection.sendall(cut)
                 connection.shutdown(socket.SHUT_WR)
                 self.over.wait(0.01)
@@ -8927,55 +8529,48 @@ class Attack:
             self.over.wait(1)
 
 
-def idle_connections(stack: contextlib.ExitStack, url: str, count: int) -> None:
-    for _ in range(count):
-        connection = stack.enter_context(socket.socket())
-        connection.connect(("127.0.0.1", int(url.rpartition(":")[2])))
-
-
 def test_T61_T62_hostile_clients_all_at_once(tmp_path: Path) -> None:
     """Against log and witness together; an honest client's adds, which need both, go on, each within a second."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     assert hard == resource.RLIM_INFINITY or hard > 5000, "4,000 idle connections need as many open files"
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 5000), hard))
     over = threading.Event()
-    slowest, added = 0.0, 0
-    with contextlib.closing(Target(tmp_path, witnessed=True)) as target:
+    took: list[float] = []
+    with contextlib.closing(Target(tmp_path, witnessed=True)) as target, contextlib.ExitStack() as stack:
         observer = Observer(target.policy)
         assert observer.add(target.url, entry(0)) == 200
-        urls = {name: process.url for name, process in target.processes.items()}
-        attacks = {name: Attack(urls[name], "/add" if name == "log" else "/add-checkpoint", over) for name in urls}
-        with contextlib.ExitStack() as stack:
-            for url in urls.values():
-                idle_connections(stack, url, 2000)
+        paths = {"log": "/add", "witness": "/add-checkpoint"}
+        attacks = {name: Attack(process.url, paths[name], over) for name, process in target.processes.items()}
+        for attack in attacks.values():
+            for _ in range(2000):
+                stack.enter_context(socket.socket()).connect(("127.0.0.1", attack.port))
+            attack.start()
+        try:
+            until = time.monotonic() + 2
+            while time.monotonic() < until or len(took) < 11 or not all(attack.rounds for attack in attacks.values()):
+                assert time.monotonic() < until + 40
+                begun = time.monotonic()
+                assert observer.add(target.url, entry(1 + len(took))) == 200
+                took.append(time.monotonic() - begun)
+        finally:
+            over.set()
             for attack in attacks.values():
-                attack.start()
-            try:
-                until = time.monotonic() + 3
-                while time.monotonic() < until or not all(attack.rounds for attack in attacks.values()):
-                    assert time.monotonic() < until + 40
-                    begun = time.monotonic()
-                    assert observer.add(target.url, entry(1 + added)) == 200
-                    slowest, added = max(slowest, time.monotonic() - begun), added + 1
-            finally:
-                over.set()
-                for attack in attacks.values():
-                    attack.join()
-            memory_ = {name: peak_memory(process.process.pid) for name, process in target.processes.items()}
-        assert len(observer.hold(target.url)) == 1 + added
+                attack.join()
+        memory_ = {name: peak_memory(process.process.pid) for name, process in target.processes.items()}
+        stack.close()
+        assert len(observer.hold(target.url)) == 1 + len(took)
         for name, attack in attacks.items():
-            print(
-                f"{name}: {attack.rounds} rounds, {dict(sorted(attack.statuses.items()))}, {memory_[name]:.0f} MiB at most"
-            )
+            statuses = dict(sorted(attack.statuses.items()))
+            print(f"{name}: {attack.rounds} rounds, {statuses}, {memory_[name]:.0f} MiB at most")
             assert attack.odd == []
-            assert {400, 404, 411, 413, 414, 431} <= set(attack.statuses)
-            assert not [status for status in attack.statuses if not 400 <= status < 500]
+            assert {400, 404, 411, 413, 414, 431} <= set(statuses)
+            assert all(400 <= status < 500 for status in statuses)
             code, error = target.processes[name].stop()
             wrong = [word for word in ("Traceback", "internal error", "network:", "quorum") if word in error]
             assert (code, wrong, error.count("\n") < 10) == (0, [], True), error[:2000]
-    assert added > 10
-    print(f"{added} adds meanwhile, {slowest * 1000:.0f} ms at most")
-    assert slowest < 1
+    print(f"{len(took)} adds meanwhile, {max(took) * 1000:.0f} ms at most")
+    assert len(took) > 10
+    assert max(took) < 1
     assert max(memory_.values()) < 200
 
 
@@ -8983,13 +8578,13 @@ def test_T61_T62_hostile_clients_all_at_once(tmp_path: Path) -> None:
 def test_T61_a_bulk_of_lines_that_are_none_stops_nobody(log: LocalLog, line: bytes) -> None:
     """More lines than a bulk may have, each of which is refused by itself, which takes longer than being logged."""
     over = threading.Event()
-    slowest, added = 0.0, 0
+    took: list[float] = []
     statuses: list[int] = []
+    body = (line + b"\n") * 400_000
 
     def post() -> None:
         while not over.is_set():
             with contextlib.suppress(OSError):  # the server may answer, and close, before it has read all of it
-                body = (line + b"\n") * 400_000
                 statuses.append(ask(log.url, "/admin/bulk/append", "POST", body, Content_Type=btlog.NDJSON)[0])
 
     thread = threading.Thread(target=post)
@@ -8998,13 +8593,13 @@ def test_T61_a_bulk_of_lines_that_are_none_stops_nobody(log: LocalLog, line: byt
         until = time.monotonic() + 0.5
         while time.monotonic() < until or not statuses:
             begun = time.monotonic()
-            assert add(log.url, entry(added))[0] == 200
-            slowest, added = max(slowest, time.monotonic() - begun), added + 1
+            assert add(log.url, entry(len(took)))[0] == 200
+            took.append(time.monotonic() - begun)
     finally:
         over.set()
         thread.join(30)
     assert set(statuses) == {413}
-    assert slowest < 3  # also while other processes have the processor; without turns it is as long as all the lines take
+    assert max(took) < 3  # also while other processes have the processor; without turns it is as long as all lines take
 
 
 # --- Part I: every guard is missed by some test, and every branch is taken ---------------------------------------------
@@ -9012,17 +8607,11 @@ def test_T61_a_bulk_of_lines_that_are_none_stops_nobody(log: LocalLog, line: byt
 
 def test_errors_and_their_codes() -> None:
     """One table of what each error means to a client over HTTP and to the caller of a command."""
-    codes = {kind.__name__: (kind.status, kind.exit_code) for kind in (Error, Malformed, BadSignature, BadProof)}
-    codes |= {kind.__name__: (kind.status, kind.exit_code) for kind in (Conflict, Unavailable, Corrupt)}
-    assert codes == {
-        "Error": (500, 3),
-        "Malformed": (400, 2),
-        "BadSignature": (403, 1),
-        "BadProof": (422, 1),
-        "Conflict": (409, 1),
-        "Unavailable": (503, 3),
-        "Corrupt": (500, 3),
-    }
+    kinds = (Error, Malformed, BadSignature, BadProof, Conflict, Unavailable, Corrupt)
+    assert {kind.__name__: (kind.status, kind.exit_code) for kind in kinds} == {
+        "Error": (500, 3), "Malformed": (400, 2), "BadSignature": (403, 1), "BadProof": (422, 1), "Conflict": (409, 1),
+        "Unavailable": (503, 3), "Corrupt": (500, 3),
+    }  # fmt: skip
     conflict = Conflict("it is logged already", 7)
     assert (conflict.index, str(conflict)) == (7, "it is logged already")
 
@@ -9038,13 +8627,8 @@ def test_T56_a_proof_has_the_shape_of_its_tree_even_if_it_leads_to_the_root() ->
     """A log may sign any root: one for which a proof that is too long, or of other lengths than hashes have, works out."""
     leaf, more, short = leaf_hash(b"a"), bytes(32), bytes(31)
     for elements, size in (
-        ([more], 1),
-        ([more, more], 1),
-        ([more, more], 2),
-        ([short], 2),
-        ([short + more], 2),
-        ([b""], 2),
-    ):
+        ([more], 1), ([more, more], 1), ([more, more], 2), ([short], 2), ([short + more], 2), ([b""], 2),
+    ):  # fmt: skip
         root = leaf
         for i, element in enumerate(elements):  # as a checker that does not look would hash them
             root = node_hash(element, root) if i >= size.bit_length() - 1 else node_hash(root, element)
@@ -9084,15 +8668,9 @@ def test_T57_a_witness_of_the_origin_s_name_is_no_log() -> None:
 
 
 CORE = (  # the sections whose tests need Part I, the parser of policies and some signing, and no more
-    "Strict scalars",
-    "Merkle trees",
-    "Keys and notes",
-    "Policies",
-    "Entries",
-    "Offline proofs",
-    "One byte changed",
+    "Strict scalars", "Merkle trees", "Keys and notes", "Policies", "Entries", "Offline proofs", "One byte changed",
     "Part I: every guard",
-)
+)  # fmt: skip
 # What costs more than it finds, where each of a hundred mutants is to take a second.
 DEAR = {
     "test_every_byte_of_a_proof_counts",
@@ -9104,12 +8682,7 @@ DEAR = {
     "test_every_branch_of_part_one_is_taken",
 }
 # Guards without which Part I does the same: the line, what stands there instead, and why nothing can show it.
-EQUIVALENT = {
-    (
-        "len(data) > MAX_FILENAME",
-        "True",
-    ): "it saves the two checks behind it for entries that are too short to fail them"
-}
+EQUIVALENT = {("len(data) > MAX_FILENAME", "True")}  # saves two checks for entries that are too short to fail them
 
 
 def core_tests(but: set[str]) -> list[str]:
@@ -9165,45 +8738,32 @@ def run_core(folder: Path, names: list[str], write: bool = False) -> int:
 
 @pytest.mark.slow
 def test_every_guard_of_part_one_is_needed(tmp_path: Path) -> None:
-    """Each `raise` made `pass`, and each comparison True and False: some test of the core fails, or it says here why none can."""
+    """Each `raise` made `pass`, and each comparison True and False: some test of the core fails, or none can."""
     names = core_tests(DEAR)
     places = [a_place_for_mutants(tmp_path / f"{i}") for i in range(2)]
     assert [run_core(place, names) for place in places] == [0, 0]
     todo = list(mutants())
     assert sum(there == "pass" for _, there, _ in todo) > 25
     assert len(todo) > 120
-    lock = threading.Lock()
-    survivors: list[tuple[str, str]] = []
-    queue = iter(todo)
 
-    def work(place: Path) -> None:
-        while True:
-            with lock:
-                mutant = next(queue, None)
-            if mutant is None:
-                return
-            (place / "btlog.py").write_text(mutant[2])
+    def survivors(place: Path, share: list[tuple[str, str, str]]) -> list[tuple[str, str]]:
+        alive = []
+        for was, there, text in share:
+            (place / "btlog.py").write_text(text)
             if run_core(place, names) == 0:
-                with lock:
-                    survivors.append(mutant[:2])
+                alive.append((was, there))
+        return alive
 
-    begun = time.monotonic()
-    threads = [threading.Thread(target=work, args=(place,)) for place in places]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    print(f"{len(todo)} mutants of Part I in {time.monotonic() - begun:.0f} s: {len(survivors)} survive", *survivors)
-    assert sorted(survivors) == sorted(EQUIVALENT)
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        alive = [*itertools.chain(*pool.map(survivors, places, (todo[::2], todo[1::2])))]
+    assert sorted(alive) == sorted(EQUIVALENT)
 
 
 @pytest.mark.slow
 def test_every_branch_of_part_one_is_taken(tmp_path: Path) -> None:
     """By the tests of the core alone; it needs the package coverage, which .ci/run installs."""
-    coverage = [sys.executable, "-m", "coverage"]
-    have = subprocess.run([*coverage, "--version"], capture_output=True, check=False)
-    assert have.returncode == 0, "this test needs the package coverage: pip install coverage"
-    place = a_place_for_mutants(tmp_path / "place")
+    assert importlib.util.find_spec("coverage"), "this test needs the package coverage: pip install coverage"
+    place, coverage = a_place_for_mutants(tmp_path / "place"), [sys.executable, "-m", "coverage"]
     run = [*coverage, "run", "--branch", "--include=btlog.py", "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     done = subprocess.run(
         [*run, *core_tests(DEAR)], cwd=place, capture_output=True, text=True, timeout=120, check=False
@@ -9212,11 +8772,8 @@ def test_every_branch_of_part_one_is_taken(tmp_path: Path) -> None:
     done = subprocess.run([*coverage, "json", "-q", "-o", "-"], cwd=place, capture_output=True, text=True, check=True)
     report = json.loads(done.stdout)["files"]["btlog.py"]
     part = range(PARTS["Part I"], PARTS["Part II"])
-    ran = [line for line in report["executed_lines"] if line in part]
-    taken = [branch for branch in report["executed_branches"] if branch[0] in part]
-    print(f"{len(ran)} lines and {len(taken)} branches of Part I are run")
-    assert len(ran) > 150
-    assert len(taken) > 50
+    assert len([line for line in report["executed_lines"] if line in part]) > 150
+    assert len([branch for branch in report["executed_branches"] if branch[0] in part]) > 50
     assert [line for line in report["missing_lines"] if line in part] == []
     assert [branch for branch in report["missing_branches"] if branch[0] in part] == []
 
@@ -9244,25 +8801,23 @@ def note_again(parts: tuple[str, list[tuple[str, bytes, bytes]]]) -> bytes:
 def json_entry(data: bytes) -> bytes:
     """What is taken as an entry says what Python's own reading of the JSON says."""
     encoded = btlog.entry_from_json(btlog.parse_json(data))
-    value, parsed = json.loads(data), Entry.parse(encoded)
+    parsed = Entry.parse(encoded)
     publisher = parsed.publisher._asdict() if parsed.publisher else None
-    assert {"publisher": None, **value} == {
-        "filename": parsed.filename,
-        "checksum": parsed.checksum,
-        "publisher": publisher,
-    }
+    read = {"filename": parsed.filename, "checksum": parsed.checksum, "publisher": publisher}
+    assert {"publisher": None, **json.loads(data)} == read
     return encoded
 
 
 def lines_one_by_one(block: bytes) -> list[bytes | btlog.Refused]:
     """Many lines, read at once, are what they are one by one."""
+
+    def plain(results: Iterable[bytes | btlog.Refused]) -> list[Any]:
+        return [r if isinstance(r, bytes) else (r.filename, str(r.error)) for r in results]
+
     at_once = btlog.parse_lines(block)
-    if block.count(b"\n") > 1000:
-        return at_once
-    each = [result for line in block.split(b"\n") for result in btlog.parse_lines(line)]
-    assert [r if isinstance(r, bytes) else (r.filename, str(r.error)) for r in at_once] == [
-        r if isinstance(r, bytes) else (r.filename, str(r.error)) for r in each
-    ]
+    if block.count(b"\n") <= 1000:
+        each = (result for line in block.split(b"\n") for result in btlog.parse_lines(line))
+        assert plain(at_once) == plain(each)
     return at_once
 
 
@@ -9305,14 +8860,13 @@ def unzipped(data: bytes) -> None:
 def indexed(kind: str) -> Callable[[bytes], Any]:
     """The pages of a package index, which are of somebody else."""
 
+    @dataclasses.dataclass
     class Page:
+        data: bytes
         url, location = "http://index.example", None
 
         def fetch(self, path_: str, headers: dict[str, str], *more: Any) -> tuple[str, bytes]:
             return kind, self.data
-
-        def __init__(self, data: bytes) -> None:
-            self.data = data
 
     def parse(data: bytes) -> None:
         index = btlog.Index.__new__(btlog.Index)
@@ -9341,113 +8895,51 @@ def parsers() -> dict[str, Parser]:
     policy = policy_file("group X 2 W0 W1 W2\ngroup Y any W3 W4 W5\ngroup both all X Y\nquorum both\n")
     lines = [as_line(entry(i)) for i in range(9)]
     bodies = [request_for(5, 9), request_for(0, 9), request_for(0, 0), request_for(9, 9)]
-    keys = [LOG_VKEY, WITNESS_VKEY_4, PQ_VKEY, BT_LOG_VKEY]
+    keys = [key.encode() for key in (LOG_VKEY, WITNESS_VKEY_4, PQ_VKEY, BT_LOG_VKEY)]
     zipped = [gzip.compress(data, mtime=0) for data in (b"", b"abc", bytes(1000), bytes(100_000))]
     file_ = f'{{"filename": "{NAME}", "url": "u", "hashes": {{"sha256": "{SUM[7:]}"}}}}'
-    pages = [
-        f'{{"name": "a", "files": [{file_}, {file_}], "projects": [{{"name": "a"}}, {{"name": "\\ud800"}}]}}'.encode()
-    ]
-    links = [f'<html><a href="/a/{NAME}#{SUM.replace(":", "=")}">{NAME}</a><a href="//[::1]/b">b</a></html>'.encode()]
+    page = f'{{"name": "a", "files": [{file_}, {file_}], "projects": [{{"name": "a"}}, {{"name": "\\ud800"}}]}}'.encode()
+    links = f'<html><a href="/a/{NAME}#{SUM.replace(":", "=")}">{NAME}</a><a href="//[::1]/b">b</a></html>'.encode()
     errors = [b'{"error": "no"}', b'{"error": 1}', b"\xff\x1b[0m", b"[" * 1000]
-    return {
-        "parse_decimal": Parser(as_text(btlog.parse_decimal), [b"0", b"70000", b"%d" % 2**63], lambda n: b"%d" % n),
-        "parse_base64": Parser(as_text(btlog.parse_base64), [b"", b"YQ==", LINE.split()[2].encode()], btlog.b64),
-        "parse_text": Parser(btlog.parse_text, [text, SIGNED.encode()], str.encode),
-        "VerifierKey.parse": Parser(
-            as_text(VerifierKey.parse), [k.encode() for k in keys], lambda k: btlog.encode_vkey(k).encode()
-        ),
-        "Signer.parse": Parser(
-            as_text(btlog.Signer.parse), [LOG_SKEY.encode(), BT_LOG_SKEY.encode()], lambda k: k.encode().encode()
-        ),
-        "split_note": Parser(btlog.split_note, [SIGNED.encode(), COSIGNED.encode()], note_again),
-        "open_checkpoint": Parser(lambda data: open_checkpoint(data, POLICY), [COSIGNED.encode(), SIGNED.encode()]),
-        "Checkpoint.parse": Parser(
-            as_text(Checkpoint.parse), [text, text + b"more\n"], lambda c: raw_text(btlog.encode_checkpoint(c))
-        ),
-        "Entry.parse": Parser(Entry.parse, [plain.encode(), signed.encode()], Entry.encode),
-        "Proof.parse": Parser(Proof.parse, proofs, btlog.encode_proof),
-        "check_logged": Parser(judged, proofs[:1]),
-        "parse_policy": Parser(parse_policy, [policy, b"quorum none\n"]),
-        "parse_tile_path": Parser(
-            as_text(btlog.parse_tile_path), [p.encode() for p in PATHS.values()], lambda p: btlog.tile_path(*p).encode()
-        ),
-        "split_bundle": Parser(
-            btlog.split_bundle, [btlog.encode_bundle([b"", b"a", b"bc" * 200]), b""], btlog.encode_bundle
-        ),
-        "entry_from_json": Parser(json_entry, [*lines, b'{"filename":"\\ud800","checksum":1e999}']),
-        "parse_lines": Parser(lines_one_by_one, [b"".join(lines), b"".join(lines[:2]), b"{}\n[]\n1\n"]),
-        "AddCheckpoint.parse": Parser(btlog.AddCheckpoint.parse, bodies, btlog.AddCheckpoint.encode),
-        "witness_step": Parser(one_step, bodies),
-        "take_cosignature": Parser(taken, [COSIGNATURE.encode(), SIGNED.rpartition("\n\n")[2].encode()]),
-        "Index, JSON": Parser(indexed("application/vnd.pypi.simple.v1+json"), pages),
-        "Index, HTML": Parser(indexed("text/html"), links),
-        "parse_head": Parser(requested, HEADS),
-        "error_message": Parser(shown, errors),
-        "_unzip": Parser(unzipped, zipped),
+    cosignatures = [COSIGNATURE.encode(), SIGNED.rpartition("\n\n")[2].encode()]
+    paths = [path_.encode() for path_ in PATHS.values()]
+    table: dict[str, tuple[Callable[..., Any], list[bytes]] | tuple[Callable[..., Any], list[bytes], Callable[..., bytes]]] = {
+        "parse_decimal": (as_text(btlog.parse_decimal), [b"0", b"70000", b"%d" % 2**63], lambda n: b"%d" % n),
+        "parse_base64": (as_text(btlog.parse_base64), [b"", b"YQ==", LINE.split()[2].encode()], btlog.b64),
+        "parse_text": (btlog.parse_text, [text, SIGNED.encode()], str.encode),
+        "VerifierKey.parse": (as_text(VerifierKey.parse), keys, lambda key: encode_vkey(key).encode()),
+        "Signer.parse": (as_text(btlog.Signer.parse), [LOG_SKEY.encode(), BT_LOG_SKEY.encode()], lambda k: k.encode().encode()),
+        "split_note": (btlog.split_note, [SIGNED.encode(), COSIGNED.encode()], note_again),
+        "open_checkpoint": (lambda data: open_checkpoint(data, POLICY), [COSIGNED.encode(), SIGNED.encode()]),
+        "Checkpoint.parse": (as_text(Checkpoint.parse), [text, text + b"more\n"], lambda c: raw_text(btlog.encode_checkpoint(c))),
+        "Entry.parse": (Entry.parse, [plain.encode(), signed.encode()], Entry.encode),
+        "Proof.parse": (Proof.parse, proofs, btlog.encode_proof),
+        "check_logged": (judged, proofs[:1]),
+        "parse_policy": (parse_policy, [policy, b"quorum none\n"]),
+        "parse_tile_path": (as_text(btlog.parse_tile_path), paths, lambda place: btlog.tile_path(*place).encode()),
+        "split_bundle": (btlog.split_bundle, [btlog.encode_bundle([b"", b"a", b"bc" * 200]), b""], btlog.encode_bundle),
+        "entry_from_json": (json_entry, [*lines, b'{"filename":"\\ud800","checksum":1e999}']),
+        "parse_lines": (lines_one_by_one, [b"".join(lines), b"".join(lines[:2]), b"{}\n[]\n1\n"]),
+        "AddCheckpoint.parse": (btlog.AddCheckpoint.parse, bodies, btlog.AddCheckpoint.encode),
+        "witness_step": (one_step, bodies),
+        "take_cosignature": (taken, cosignatures),
+        "Index, JSON": (indexed("application/vnd.pypi.simple.v1+json"), [page]),
+        "Index, HTML": (indexed("text/html"), [links]),
+        "parse_head": (requested, HEADS),
+        "error_message": (shown, errors),
+        "_unzip": (unzipped, zipped),
     }
+    return {name: Parser(*row) for name, row in table.items()}
 
 
 TOKENS = [
-    *(
-        b"\n",
-        b"\n\n",
-        b"\r\n",
-        b"\r\n\r\n",
-        b" ",
-        b"\t",
-        b"\0",
-        b"\x7f",
-        b"\x85",
-        b"\xff",
-        b"\xed\xa0\x80",
-        b"\xc0\x80",
-    ),
+    *(b"\n", b"\n\n", b"\r\n", b"\r\n\r\n", b" ", b"\t", b"\0", b"\x7f", b"\x85", b"\xff", b"\xed\xa0\x80", b"\xc0\x80"),
     *("—".encode(), "\u2028".encode(), "\u00a0".encode(), "é".encode(), "٧".encode(), "²".encode(), "\ufeff".encode()),
     *(b"+", b"=", b"==", b"/", b"-", b"_", b".", b"..", b":", b",", b";q=0", b"%00", b"%2e%2e", b"?", b"&", b"#"),
-    *(
-        b"0",
-        b"-0",
-        b"-1",
-        b"00",
-        b"007",
-        b"1_0",
-        b"255",
-        b"256",
-        b"65535",
-        b"9223372036854775807",
-        b"9223372036854775808",
-    ),
-    *(
-        b"{",
-        b"}",
-        b"[",
-        b"]",
-        b"{}",
-        b"[]",
-        b'"',
-        b"\\",
-        b"\\u0000",
-        b"\\ud800",
-        b"null",
-        b"true",
-        b"NaN",
-        b"1e999",
-        b"}\n{",
-    ),
+    *(b"0", b"-0", b"-1", b"00", b"007", b"1_0", b"255", b"256", b"65535", b"9223372036854775807", b"9223372036854775808"),
+    *(b"{", b"}", b"[", b"]", b"{}", b"[]", b'"', b"\\", b"\\u0000", b"\\ud800", b"null", b"true", b"NaN", b"1e999", b"}\n{"),
     *(b'"filename":', b'"checksum":', b'"publisher":', b'"index":', b"publisher a b", b"sha256:", b"old 0", b"index 0"),
-    *(
-        b"extra YQ==",
-        b"x001/",
-        b".p/1",
-        b"tile/",
-        b"none",
-        b"any",
-        b"all",
-        b"group g 1 W0\n",
-        b"quorum g\n",
-        b"log ",
-        b"witness ",
-    ),
+    *(b"extra YQ==", b"x001/", b".p/1", b"tile/", b"none", b"any", b"all", b"group g 1 W0\n", b"quorum g\n", b"log ", b"witness "),
     *(b"<", b"<!", b"<![", b"<!--", b"<?", b"<a ", b"href=", b"'", b"</a>", b"</", b"&#", b"//[", b"#sha256="),
     *(b"HTTP/1.1", b"HTTP/1.0", b"GET / ", b"Content-Length: 5\r\n", b"Transfer-Encoding: chunked\r\n", b"Host: a\r\n"),
 ]
@@ -9511,35 +9003,25 @@ def fuzz(name: str, parser: Parser, count: int, seed: int) -> tuple[int, int, fl
 
 
 def fuzz_all(count: int, seed: int) -> int:
-    total = 0
+    """How many inputs there were."""
     for name, parser in parsers().items():
-        begun = time.monotonic()
         accepted, ways, slowest = fuzz(name, parser, count, seed)
-        total += count
-        seconds = time.monotonic() - begun
-        print(
-            f"{name}: {count} inputs in {seconds:.0f} s, {accepted} taken, {ways} ways, {slowest * 1000:.0f} ms at most"
-        )
+        print(f"{name}: {count} inputs, {accepted} taken, {ways} ways, {slowest * 1000:.0f} ms at most")
         assert ways > 1 or name in ("parse_lines", "error_message"), name  # those two refuse nothing as a whole
-    return total
+    return count * len(parsers())
 
 
 def fuzz_http(url: str, count: int, seed: int) -> dict[int, int]:
     """Sends mutants of whole requests, each on a connection of its own; how often each status came."""
-    choose = random.Random(seed)
-    port = int(url.rpartition(":")[2])
-    body = as_line(entry(0))
-    note = request_for(0, 0)
-    seeds = [data for data, _ in REQUESTS if len(data) < 10_000] + [
+    choose, port = random.Random(seed), int(url.rpartition(":")[2])
+    body, note = as_line(entry(0)), request_for(0, 0)
+    gets = [*(path_.encode() for path_ in PATHS.values()), b"entries?filename=a", b"entry/0", b"entry/0/proof", b"status.json"]
+    seeds = [
+        *(data for data, _ in REQUESTS if len(data) < 10_000),
         b"POST /add HTTP/1.1\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body),
-        b"POST /admin/bulk/append HTTP/1.1\r\nContent-Type: application/x-ndjson\r\nContent-Length: %d\r\n\r\n%b"
-        % (3 * len(body), 3 * body),
+        BULK_HEAD % (3 * len(body)) + 3 * body,
         b"POST /add-checkpoint HTTP/1.1\r\nContent-Length: %d\r\n\r\n%b" % (len(note), note),
-        *(b"GET /%b HTTP/1.1\r\n\r\n" % path_.encode() for path_ in PATHS.values()),
-        *(
-            b"GET /%b HTTP/1.0\r\n\r\n" % path_
-            for path_ in (b"entries?filename=a", b"entry/0", b"entry/0/proof", b"status.json")
-        ),
+        *(b"GET /%b HTTP/1.1\r\n\r\n" % path_ for path_ in gets),
     ]
     statuses: dict[int, int] = {}
     for _ in range(count):
@@ -9554,37 +9036,30 @@ def fuzz_http(url: str, count: int, seed: int) -> dict[int, int]:
     return statuses
 
 
-def fuzz_servers(tmp_path: Path, count: int, seed: int) -> None:
-    with running("serve", "--storage-dir", "log", "--origin", LOG.name, cwd=tmp_path) as log:
-        public = "log/public.key"
-        with running("witness", "--log-public-key", public, cwd=tmp_path) as witness:
-            assert add(log.url, entry(0))[0] == 200
-            for server in log, witness:
-                statuses = fuzz_http(server.url, count, seed)
-                print(f"{count} requests to {server.line.split()[3]}: {dict(sorted(statuses.items()))}")
-                assert {200, 400, 404} <= set(statuses)
-                code, error = server.stop()
-                assert code == 0
-                assert "Traceback" not in error
-                assert "internal error" not in error
+def fuzz_servers(tmp_path: Path, count: int, seed: int) -> int:
+    """How many requests there were."""
+    with (
+        running("serve", "--storage-dir", "log", "--origin", LOG.name, cwd=tmp_path) as log,
+        running("witness", "--log-public-key", "log/public.key", cwd=tmp_path) as witness,
+    ):
+        assert add(log.url, entry(0))[0] == 200
+        for server in log, witness:
+            statuses = fuzz_http(server.url, count, seed)
+            print(f"{count} requests to {server.line.split()[3]}: {dict(sorted(statuses.items()))}")
+            assert {200, 400, 404} <= set(statuses)
+            code, error = server.stop()
+            assert (code, "Traceback" in error, "internal error" in error) == (0, False, False)
+    return 2 * count
 
 
-FUZZ_SEED = 20260701
-
-
-def test_T64_parsers_are_fuzzed(tmp_path: Path) -> None:
-    """A little; the next test takes a million."""
-    fuzz_all(1_500, FUZZ_SEED)
-    fuzz_servers(tmp_path, 400, FUZZ_SEED)
-
-
-@pytest.mark.slow
-def test_T64_a_million_inputs(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("count", "requests", "seed"), [(600, 200, 20260701), pytest.param(42_000, 6_000, 20260702, marks=pytest.mark.slow)]
+)
+def test_T64_parsers_are_fuzzed(tmp_path: Path, count: int, requests: int, seed: int) -> None:
     """An Error or what encodes to just these bytes, within a second; HTTP answers with 4xx; nothing is a traceback."""
-    total = fuzz_all(100_000, FUZZ_SEED + 1)
-    fuzz_servers(tmp_path, 15_000, FUZZ_SEED + 1)
-    print(f"{total + 30_000} inputs, seed {FUZZ_SEED + 1}")
-    assert total + 30_000 > 1_000_000
+    total = fuzz_all(count, seed) + fuzz_servers(tmp_path, requests, seed)
+    print(f"{total} inputs, seed {seed}")
+    assert total > (1_000_000 if count > 600 else 14_000)
 
 
 def test_T64_a_request_without_the_empty_line_is_refused() -> None:
@@ -9603,23 +9078,18 @@ def silent_server() -> Iterator[str]:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
-def never_reads(stack: contextlib.ExitStack, url: str, body: bytes) -> socket.socket:
+def never_reads(stack: contextlib.ExitStack, url: str, body: bytes) -> None:
     """A client that asks for a large answer, and takes none of it."""
     connection = stack.enter_context(socket.socket())
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     connection.connect(("127.0.0.1", int(url.rpartition(":")[2])))
-    head = b"POST /admin/bulk/append HTTP/1.1\r\nContent-Type: application/x-ndjson\r\nContent-Length: %d\r\n\r\n"
-    connection.sendall(head % len(body) + body)
-    return connection
+    connection.sendall(BULK_HEAD % len(body) + body)
 
 
-STATES = ["idle", "adds", "a bulk", "half a body", "clients that never read", "a witness that hangs"]
-
-
-@pytest.mark.parametrize(("state", "number"), [(state, signal.SIGTERM) for state in STATES] + [("idle", signal.SIGINT)])
-def test_T67_a_log_ends_in_every_state(tmp_path: Path, state: str, number: int) -> None:
+@pytest.mark.parametrize("state", ["adds", "a bulk", "half a body", "clients that never read", "a witness that hangs"])
+def test_T67_a_log_ends_in_every_state(tmp_path: Path, state: str) -> None:
     """Within 10 s and with exit code 0, and what it has acknowledged is there at the next start."""
-    observer = Observer()
+    observer, over = Observer(), threading.Event()
     threads: list[threading.Thread] = []
 
     def work(do: Callable[[], Any]) -> None:
@@ -9630,26 +9100,24 @@ def test_T67_a_log_ends_in_every_state(tmp_path: Path, state: str, number: int) 
         threads.append(threading.Thread(target=run))
         threads[-1].start()
 
+    with contextlib.closing(LocalLog(tmp_path / "log")) as log:
+        assert observer.bulk(log.url, [entry(i) for i in range(300)]) == 200
+    (tmp_path / "key").write_text(LOG_SKEY)
+    (tmp_path / "key").chmod(0o600)
+    (tmp_path / "w").write_text(WITNESS_VKEY)
     with contextlib.ExitStack() as stack:
-        server = stack.enter_context(running("serve", "--storage-dir", "log", "--origin", LOG.name, cwd=tmp_path))
-        observer.policy = btlog.simple_policy([VerifierKey.parse(server.line.split()[4])])
-        assert observer.bulk(server.url, [entry(i) for i in range(300)]) == 200
+        args = ["serve", "--storage-dir", "log", "--private-key", "key"]
         if state == "a witness that hangs":
-            assert server.stop()[0] == 0
-            (tmp_path / "w").write_text(WITNESS_VKEY)
-            hangs = ("--witness-url", stack.enter_context(silent_server()), "--witness-public-key", "w")
-            server = stack.enter_context(running("serve", "--storage-dir", "log", *hangs, cwd=tmp_path))
+            args += ["--witness-url", stack.enter_context(silent_server()), "--witness-public-key", "w"]
+        server = stack.enter_context(running(*args, cwd=tmp_path))
         url = server.url
         if state == "adds":
-            over = threading.Event()
             numbers = itertools.count()
             for _ in range(16):
-                work(
-                    lambda: all(observer.add(url, entry(next(numbers), "add-")) == 200 for _ in iter(over.is_set, True))
-                )
+                work(lambda: all(observer.add(url, entry(next(numbers), "add-")) == 200 for _ in iter(over.is_set, True)))
             eventually(lambda: len(observer.entries) > 350)
         elif state == "a bulk":
-            work(lambda: observer.bulk(url, [entry(i, "bulk-") for i in range(15_000)]))
+            work(lambda: observer.bulk(url, [entry(i, "bulk-") for i in range(8_000)]))
             eventually(lambda: ask(url, "/checkpoint")[2].split(b"\n")[1] != b"300")  # its answer is being made
         elif state == "half a body":
             for _ in range(20):
@@ -9657,39 +9125,34 @@ def test_T67_a_log_ends_in_every_state(tmp_path: Path, state: str, number: int) 
                 connection.sendall(b"POST /add HTTP/1.1\r\nContent-Length: 1000\r\n\r\n{")
         elif state == "clients that never read":
             for i in range(2):
-                never_reads(stack, url, b"".join(as_line(entry(j, f"{i}-")) for j in range(10_000)))
-            eventually(lambda: ask(url, "/checkpoint")[2].split(b"\n")[1] == b"20300")
-        elif state == "a witness that hangs":
+                never_reads(stack, url, b"".join(as_line(entry(j, f"{i}-")) for j in range(8_000)))
+            eventually(lambda: ask(url, "/checkpoint")[2].split(b"\n")[1] == b"16300")
+        else:
             for i in range(8):
                 work(lambda i=i: observer.add(url, entry(i, "add-")))  # type: ignore[misc]
             eventually(lambda: ask(url, "/healthz")[0] == 503)
         begun = time.monotonic()
-        code, error = server.stop(number)
+        code, error = server.stop()
         took = time.monotonic() - begun
-        if state == "adds":
-            over.set()
+        over.set()
         for thread in threads:
             thread.join(20)
         assert (code, "Traceback" in error) == (0, False), error
         assert took < 10
-    with running("serve", "--storage-dir", "log", cwd=tmp_path) as server:
-        entries = observer.hold(server.url)
-        assert len(entries) >= 300
-        assert state != "clients that never read" or len(entries) == 20_300
-        server.stop()
+    with contextlib.closing(LocalLog(tmp_path / "log")) as log:
+        size = len(observer.hold(log.url))
+    assert size == 16_300 if state == "clients that never read" else size >= 300
 
 
 def test_T67_a_witness_ends_in_every_state(tmp_path: Path) -> None:
     (tmp_path / "log.key").write_text(LOG_VKEY)
-    request = request_for(0, 0)
     for number in signal.SIGTERM, signal.SIGINT:
         with contextlib.ExitStack() as stack:
             server = stack.enter_context(running("witness", "--log-public-key", "log.key", cwd=tmp_path))
-            assert ask(server.url, "/add-checkpoint", "POST", request)[0] == 200
-            for start in b"", b"GET /", b"POST /add-checkpoint HTTP/1.1\r\nContent-Length: 60000\r\n\r\nold":
-                for _ in range(20):
-                    port = int(server.url.rpartition(":")[2])
-                    stack.enter_context(socket.create_connection(("127.0.0.1", port))).sendall(start)
+            assert ask(server.url, "/add-checkpoint", "POST", request_for(0, 0))[0] == 200
+            port = int(server.url.rpartition(":")[2])
+            for start in (b"", b"GET /", b"POST /add-checkpoint HTTP/1.1\r\nContent-Length: 60000\r\n\r\nold") * 20:
+                stack.enter_context(socket.create_connection(("127.0.0.1", port))).sendall(start)
             begun = time.monotonic()
             code, error = server.stop(number)
             assert time.monotonic() - begun < 10
