@@ -66,29 +66,9 @@ from hypothesis import strategies as st
 
 import btlog
 from btlog import (
-    BadProof,
-    BadSignature,
-    Checkpoint,
-    Conflict,
-    Corrupt,
-    Entry,
-    Error,
-    Malformed,
-    Policy,
-    Proof,
-    Publisher,
-    Quorum,
-    Tree,
-    Unavailable,
-    VerifierKey,
-    check_consistency,
-    check_inclusion,
-    check_logged,
-    encode_vkey,
-    leaf_hash,
-    node_hash,
-    open_checkpoint,
-    parse_policy,
+    BadProof, BadSignature, Checkpoint, Conflict, Corrupt, Entry, Error, Malformed, Policy, Proof, Publisher, Quorum,
+    Tree, Unavailable, VerifierKey, check_consistency, check_inclusion, check_logged, encode_vkey, leaf_hash, node_hash,
+    open_checkpoint, parse_policy,
 )
 
 HERE = Path(__file__).resolve().parent
@@ -168,46 +148,12 @@ ROOTS = {  # of the first n of the entries "entry 0", "entry 1", …
     70000: "o5IPun8jmgcam9EHIfE0Gt3vuu3ttBx+JEN6nRa98Ao=",
 }
 INCLUSION = [
-    (0, 1),
-    (0, 2),
-    (1, 2),
-    (2, 3),
-    (0, 7),
-    (3, 7),
-    (6, 7),
-    (5, 8),
-    (99, 256),
-    (255, 257),
-    (256, 257),
-    (511, 513),
-    (512, 513),
-    (12345, 65536),
-    (65535, 65537),
-    (65536, 65537),
-    (0, 70000),
-    (69999, 70000),
-    (65791, 70000),
+    (0, 1), (0, 2), (1, 2), (2, 3), (0, 7), (3, 7), (6, 7), (5, 8), (99, 256), (255, 257), (256, 257), (511, 513),
+    (512, 513), (12345, 65536), (65535, 65537), (65536, 65537), (0, 70000), (69999, 70000), (65791, 70000),
 ]
 CONSISTENCY = [
-    (1, 1),
-    (1, 2),
-    (1, 3),
-    (2, 3),
-    (3, 7),
-    (4, 7),
-    (6, 7),
-    (6, 8),
-    (7, 8),
-    (8, 8),
-    (255, 256),
-    (255, 257),
-    (256, 257),
-    (257, 512),
-    (4096, 65537),
-    (65535, 65536),
-    (65536, 70000),
-    (65537, 70000),
-    (69999, 70000),
+    (1, 1), (1, 2), (1, 3), (2, 3), (3, 7), (4, 7), (6, 7), (6, 8), (7, 8), (8, 8), (255, 256), (255, 257), (256, 257),
+    (257, 512), (4096, 65537), (65535, 65536), (65536, 70000), (65537, 70000), (69999, 70000),
 ]
 PROOFS_DIGEST = "f84c9d333d17b3eb60bc9b219ac07b0be8b1ece2387a57793999fa3a4887b282"  # of those proofs as JSON
 TILE_DIGESTS = {  # level, index, width: SHA-256 of the tile of the tree of 70,000
@@ -222,21 +168,12 @@ PROOF_DIGESTS = {  # of the .tlog-proof of entry 12345 under COSIGNED, without a
     b"extra data": "d09d9fc2597e0309bc280c4822a4e41083aa17124b21af78f3f98c65c9dc8f65",
 }
 PATHS = {
-    (None, 0, 256): "tile/entries/000",
-    (None, 0, 5): "tile/entries/000.p/5",
-    (None, 1234067, 256): "tile/entries/x001/x234/067",
-    (None, 273, 112): "tile/entries/273.p/112",
-    (0, 0, 256): "tile/0/000",
-    (0, 0, 1): "tile/0/000.p/1",
-    (0, 1000, 256): "tile/0/x001/000",
-    (0, 1234067, 256): "tile/0/x001/x234/067",
-    (0, 1234067, 8): "tile/0/x001/x234/067.p/8",
-    (0, 273, 112): "tile/0/273.p/112",
-    (1, 0, 256): "tile/1/000",
-    (1, 1, 17): "tile/1/001.p/17",
-    (2, 0, 1): "tile/2/000.p/1",
-    (5, 1000000, 3): "tile/5/x001/x000/000.p/3",
-    (7, 999, 255): "tile/7/999.p/255",
+    (None, 0, 256): "tile/entries/000", (None, 0, 5): "tile/entries/000.p/5",
+    (None, 1234067, 256): "tile/entries/x001/x234/067", (None, 273, 112): "tile/entries/273.p/112",
+    (0, 0, 256): "tile/0/000", (0, 0, 1): "tile/0/000.p/1", (0, 1000, 256): "tile/0/x001/000",
+    (0, 1234067, 256): "tile/0/x001/x234/067", (0, 1234067, 8): "tile/0/x001/x234/067.p/8",
+    (0, 273, 112): "tile/0/273.p/112", (1, 0, 256): "tile/1/000", (1, 1, 17): "tile/1/001.p/17",
+    (2, 0, 1): "tile/2/000.p/1", (5, 1000000, 3): "tile/5/x001/x000/000.p/3", (7, 999, 255): "tile/7/999.p/255",
 }
 # The key pair in the README of trailofbits/bt-log.
 BT_LOG_SKEY = "PRIVATE+KEY+binarytransparency.log/example+5de0f997+AXNNv9racVtMynH7oHIogZ4xS5sAIHBl47hlrcf6vsfu"
@@ -344,24 +281,8 @@ def test_decimal(text: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "",
-        "+7",
-        "-0",
-        "-1",
-        " 7",
-        "7 ",
-        "7\n",
-        "1_000",
-        "٧",
-        "²",
-        "00",
-        "007",
-        "0x1",
-        "1e3",
-        "1.0",
-        str(2**63),
-        "9" * 19,
-        "9" * 5000,
+        "", "+7", "-0", "-1", " 7", "7 ", "7\n", "1_000", "٧", "²", "00", "007", "0x1", "1e3", "1.0", str(2**63),
+        "9" * 19, "9" * 5000,
     ],
 )
 def test_T42_decimals_have_one_form(text: str) -> None:
@@ -478,9 +399,7 @@ def test_T31_the_empty_tree() -> None:
     check_consistency(empty, empty, [])
     check_consistency(empty, Tree(5, MTH[5]), [])
     for old, new in (
-        (Tree(0, bytes(32)), Tree(5, MTH[5])),
-        (empty, Tree(0, bytes(32))),
-        (Tree(0, bytes(32)), Tree(0, bytes(32))),
+        (Tree(0, bytes(32)), Tree(5, MTH[5])), (empty, Tree(0, bytes(32))), (Tree(0, bytes(32)), Tree(0, bytes(32))),
     ):
         refuses(BadProof, check_consistency, old, new, [])
     refuses(BadProof, check_consistency, empty, Tree(5, MTH[5]), [MTH[5]])
@@ -586,9 +505,7 @@ def new_key(name: str) -> btlog.Signer:
 
 def test_T46_keys_of_go() -> None:
     assert [btlog.encode_vkey(VerifierKey.parse(k)) for k in (LOG_VKEY, WITNESS_VKEY_4, PQ_VKEY)] == [
-        LOG_VKEY,
-        WITNESS_VKEY_4,
-        PQ_VKEY,
+        LOG_VKEY, WITNESS_VKEY_4, PQ_VKEY,
     ]
     assert (
         btlog.as_witness(WITNESS)
@@ -612,24 +529,11 @@ def test_T46_base64_of_a_key_may_hold_plus_signs() -> None:
 @pytest.mark.parametrize(
     "vkey",
     [
-        "",
-        "a",
-        "a+b",
-        "a+b+c",
-        "+" + LOG_VKEY.partition("+")[2],
-        LOG_VKEY + "\n",
-        " " + LOG_VKEY,
-        LOG_VKEY + "+",
-        LOG_VKEY.upper(),
-        LOG_VKEY.replace("fdabb4f8", "FDABB4F8"),
-        LOG_VKEY.replace("fdabb4f8", "fdabb4f9"),
-        LOG_VKEY.replace("fdabb4f8", "0fdabb4f8"),
-        LOG_VKEY.replace("log.example", "log example"),
-        LOG_VKEY.replace("log.example", "log\u00a0example"),
-        LOG_VKEY[:-4],
-        "x+" + hashlib.sha256(b"x\n").hexdigest()[:8] + "+",
-        LOG_SKEY,
-        LOG_VKEY.replace("log.example", "log\udc80"),
+        "", "a", "a+b", "a+b+c", "+" + LOG_VKEY.partition("+")[2], LOG_VKEY + "\n", " " + LOG_VKEY, LOG_VKEY + "+",
+        LOG_VKEY.upper(), LOG_VKEY.replace("fdabb4f8", "FDABB4F8"), LOG_VKEY.replace("fdabb4f8", "fdabb4f9"),
+        LOG_VKEY.replace("fdabb4f8", "0fdabb4f8"), LOG_VKEY.replace("log.example", "log example"),
+        LOG_VKEY.replace("log.example", "log\u00a0example"), LOG_VKEY[:-4],
+        "x+" + hashlib.sha256(b"x\n").hexdigest()[:8] + "+", LOG_SKEY, LOG_VKEY.replace("log.example", "log\udc80"),
     ],
 )
 def test_T46_what_is_no_vkey(vkey: str) -> None:
@@ -660,15 +564,8 @@ def test_T38_names_of_at_most_255_bytes() -> None:
 @pytest.mark.parametrize(
     "skey",
     [
-        "",
-        LOG_VKEY,
-        LOG_SKEY + "\n",
-        LOG_SKEY.replace("fdabb4f8", "fdabb4f9"),
-        LOG_SKEY.replace("PRIVATE", "PUBLIC"),
-        LOG_SKEY[:-4],
-        LOG_SKEY.replace("+AY", "+BI"),
-        LOG_SKEY.replace("log.example", "log example"),
-        "PRIVATE+KEY+x",
+        "", LOG_VKEY, LOG_SKEY + "\n", LOG_SKEY.replace("fdabb4f8", "fdabb4f9"), LOG_SKEY.replace("PRIVATE", "PUBLIC"),
+        LOG_SKEY[:-4], LOG_SKEY.replace("+AY", "+BI"), LOG_SKEY.replace("log.example", "log example"), "PRIVATE+KEY+x",
     ],
 )
 def test_what_is_no_private_key_is_not_quoted(skey: str) -> None:
@@ -710,11 +607,7 @@ def test_T45_signatures_in_any_order_and_number() -> None:
     later = signature_line(COSIGNER, text, 9)
     unknown = [signature_line(new_key(f"unknown{i}.example"), text) for i in range(97)]
     for lines in (
-        [log, witness],
-        [witness, log],
-        [log, log, witness],
-        [log, *unknown[:15], witness],
-        [*unknown, log, witness],
+        [log, witness], [witness, log], [log, log, witness], [log, *unknown[:15], witness], [*unknown, log, witness],
     ):
         assert open_checkpoint(note_of(text, *lines), POLICY).cosigned[0][1] == 5
     assert open_checkpoint(note_of(text, later, log, witness), POLICY).cosigned == ((btlog.as_witness(WITNESS), 9),)
@@ -740,12 +633,10 @@ def test_T40_unknown_signatures_are_ignored_and_false_ones_are_not() -> None:
         refuses(BadSignature, open_checkpoint, note_of(text, line), UNWITNESSED)
     other = SIGNED.replace("70000", "70001").partition("\n\n")[0] + "\n"
     false = [
-        signature_line(SIGNER, other),
-        f"— {LOG.name} {b64(LOG.key_id + bytes(64))}\n",
+        signature_line(SIGNER, other), f"— {LOG.name} {b64(LOG.key_id + bytes(64))}\n",
         f"— {LOG.name} {b64(LOG.key_id + b'short')}\n",
         f"— {LOG.name} {b64(LOG.key_id + base64.b64decode(log.split()[2])[4:] + b'!')}\n",
-        signature_line(COSIGNER, other, 5),
-        f"— {WITNESS.name} {b64(btlog.as_witness(WITNESS).key_id + bytes(7))}\n",
+        signature_line(COSIGNER, other, 5), f"— {WITNESS.name} {b64(btlog.as_witness(WITNESS).key_id + bytes(7))}\n",
     ]
     for line in false:
         for lines in [log, witness, line], [line, log, witness]:
@@ -789,37 +680,13 @@ LINE = SIGNED.split("\n")[4]
 @pytest.mark.parametrize(
     "note",
     [
-        "",
-        "\n",
-        "\n\n",
-        "a\n",
-        "a\n\n",
-        SIGNED[:-1],
-        SIGNED.replace("\n\n", "\n"),
-        SIGNED + "\n",
-        "\n" + LINE + "\n",
-        SIGNED.replace("\n", "\r\n"),
-        SIGNED.replace("— ", "- "),
-        SIGNED.replace("— ", "—  "),
-        SIGNED.replace("— ", "—"),
-        SIGNED.replace("— ", "– "),
-        SIGNED + " \n",
-        SIGNED + "x\n",
-        SIGNED + LINE,
-        SIGNED.replace("=\n", "=  \n"),
-        SIGNED + LINE + " x\n",
-        SIGNED + "— a\n",
-        SIGNED + "— a \n",
-        SIGNED + "— a YWJjZA==\n",
-        SIGNED + "—  YWJjZGU=\n",
-        SIGNED + "— a+b YWJjZGU=\n",
-        SIGNED + "— a YWJjZGV=\n",
-        SIGNED + "— a YWJjZGU\n",
-        SIGNED + "— a\u2003b YWJjZGU=\n",
-        SIGNED.replace("\n\n", "\n \n"),
-        "\ufeff" + SIGNED[:30],
-        SIGNED.replace("log", "l\0g"),
-        SIGNED.replace("log", "l\tg"),
+        "", "\n", "\n\n", "a\n", "a\n\n", SIGNED[:-1], SIGNED.replace("\n\n", "\n"), SIGNED + "\n", "\n" + LINE + "\n",
+        SIGNED.replace("\n", "\r\n"), SIGNED.replace("— ", "- "), SIGNED.replace("— ", "—  "),
+        SIGNED.replace("— ", "—"), SIGNED.replace("— ", "– "), SIGNED + " \n", SIGNED + "x\n", SIGNED + LINE,
+        SIGNED.replace("=\n", "=  \n"), SIGNED + LINE + " x\n", SIGNED + "— a\n", SIGNED + "— a \n",
+        SIGNED + "— a YWJjZA==\n", SIGNED + "—  YWJjZGU=\n", SIGNED + "— a+b YWJjZGU=\n", SIGNED + "— a YWJjZGV=\n",
+        SIGNED + "— a YWJjZGU\n", SIGNED + "— a\u2003b YWJjZGU=\n", SIGNED.replace("\n\n", "\n \n"),
+        "\ufeff" + SIGNED[:30], SIGNED.replace("log", "l\0g"), SIGNED.replace("log", "l\tg"),
     ],
 )
 def test_T43_what_is_no_note(note: str) -> None:
@@ -839,25 +706,10 @@ def test_limits_of_notes() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "",
-        "\n",
-        "a\n",
-        "a\n1\n",
-        f"a\n1\n{ROOTS[1]}",
-        f"\n1\n{ROOTS[1]}\n",
-        f"a\n01\n{ROOTS[1]}\n",
-        f"a\n-1\n{ROOTS[1]}\n",
-        f"a\n1 \n{ROOTS[1]}\n",
-        f"a\n{2**63}\n{ROOTS[1]}\n",
-        f"a\n1\n{ROOTS[1][:-1]}\n",
-        f"a\n1\n{b64(bytes(31))}\n",
-        f"a\n1\n{b64(bytes(33))}\n",
-        f"a\n1\n{ROOTS[1]}\n\n",
-        f"a\n1\n{ROOTS[1]}\n\nx\n",
-        f"a b\n1\n{ROOTS[1]}\n",
-        f"a\n\n{ROOTS[1]}\n",
-        f"a\n1\n\n{ROOTS[1]}\n",
-        f"a\n1\n{ROOTS[1]}=\n",
+        "", "\n", "a\n", "a\n1\n", f"a\n1\n{ROOTS[1]}", f"\n1\n{ROOTS[1]}\n", f"a\n01\n{ROOTS[1]}\n",
+        f"a\n-1\n{ROOTS[1]}\n", f"a\n1 \n{ROOTS[1]}\n", f"a\n{2**63}\n{ROOTS[1]}\n", f"a\n1\n{ROOTS[1][:-1]}\n",
+        f"a\n1\n{b64(bytes(31))}\n", f"a\n1\n{b64(bytes(33))}\n", f"a\n1\n{ROOTS[1]}\n\n", f"a\n1\n{ROOTS[1]}\n\nx\n",
+        f"a b\n1\n{ROOTS[1]}\n", f"a\n\n{ROOTS[1]}\n", f"a\n1\n\n{ROOTS[1]}\n", f"a\n1\n{ROOTS[1]}=\n",
         f"a\n\n1\n{ROOTS[1]}\n",
     ],
 )
@@ -926,52 +778,19 @@ def test_policies_of_the_recommended_size_and_deep_ones() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "",
-        "# quorum none\n",
-        "quorum none",
-        "quorum none\nquorum none\n",
-        "quorum W0\nquorum W0\n",
-        "quorum W9\n",
-        "quorum\n",
-        "quorum W0 W1\n",
-        "group g 0 W0 W1\nquorum g\n",
-        "group g 3 W0 W1\nquorum g\n",
-        "group g 01 W0\nquorum g\n",
-        "group g +1 W0\nquorum g\n",
-        "group g -1 W0\nquorum g\n",
-        "group g\nquorum g\n",
-        "group g any\nquorum g\n",
-        "group g all\nquorum g\n",
-        "group g 1\nquorum g\n",
-        "group g any W0 W0\nquorum g\n",
-        "group g any W0\ngroup h any W0\nquorum h\n",
-        "group g any h\ngroup h any W0\nquorum g\n",
-        "group g any g\nquorum g\n",
-        "group g any none\nquorum g\n",
-        "group none any W0\nquorum none\n",
-        "group W0 any W1\nquorum W0\n",
-        "quorum g\ngroup g any W0\n",
-        "quorum none # comment\n",
-        f"witness W0 {PQ_VKEY}\nquorum none\n",
-        f"witness none {PQ_VKEY}\nquorum none\n",
-        f"witness X {VKEYS[0]}\nquorum none\n",
-        "other\nquorum none\n",
-        f"log {LOG_VKEY}\nquorum none\n",
-        f"log {PQ_VKEY}\nquorum none\n",
-        f"log {VKEYS[0]}\nquorum none\n",
-        "log\nquorum none\n",
-        "log x\nquorum none\n",
-        f"witness X {VKEYS[0].replace('w0', 'other')}\nquorum none\n",
-        f"witness X {PQ_VKEY} u v\nquorum none\n",
-        "quorum none\r\n",
-        "quorum none\x0b\n",
-        "quorum none\x00\n",
-        "quorum none\x7f\n",
-        "quorum n\u00f6ne\n",
-        "group g all W0 W1\nquorum G\n",
-        "Quorum none\n",
-        "quorum None\n",
-        "group g \u0661 W0\nquorum g\n",
+        "", "# quorum none\n", "quorum none", "quorum none\nquorum none\n", "quorum W0\nquorum W0\n", "quorum W9\n",
+        "quorum\n", "quorum W0 W1\n", "group g 0 W0 W1\nquorum g\n", "group g 3 W0 W1\nquorum g\n",
+        "group g 01 W0\nquorum g\n", "group g +1 W0\nquorum g\n", "group g -1 W0\nquorum g\n", "group g\nquorum g\n",
+        "group g any\nquorum g\n", "group g all\nquorum g\n", "group g 1\nquorum g\n", "group g any W0 W0\nquorum g\n",
+        "group g any W0\ngroup h any W0\nquorum h\n", "group g any h\ngroup h any W0\nquorum g\n",
+        "group g any g\nquorum g\n", "group g any none\nquorum g\n", "group none any W0\nquorum none\n",
+        "group W0 any W1\nquorum W0\n", "quorum g\ngroup g any W0\n", "quorum none # comment\n",
+        f"witness W0 {PQ_VKEY}\nquorum none\n", f"witness none {PQ_VKEY}\nquorum none\n",
+        f"witness X {VKEYS[0]}\nquorum none\n", "other\nquorum none\n", f"log {LOG_VKEY}\nquorum none\n",
+        f"log {PQ_VKEY}\nquorum none\n", f"log {VKEYS[0]}\nquorum none\n", "log\nquorum none\n", "log x\nquorum none\n",
+        f"witness X {VKEYS[0].replace('w0', 'other')}\nquorum none\n", f"witness X {PQ_VKEY} u v\nquorum none\n",
+        "quorum none\r\n", "quorum none\x0b\n", "quorum none\x00\n", "quorum none\x7f\n", "quorum n\u00f6ne\n",
+        "group g all W0 W1\nquorum G\n", "Quorum none\n", "quorum None\n", "group g \u0661 W0\nquorum g\n",
         "quorum\u00a0none\n",
     ],
 )
@@ -1003,21 +822,12 @@ def test_T64_groups_within_groups_have_a_bound() -> None:
 
 def test_policies_as_values_hold_the_same_rules() -> None:
     for make in (
-        lambda: Quorum(0, (W[0],)),
-        lambda: Quorum(2, (W[0],)),
-        lambda: Quorum(1, ()),
-        lambda: Quorum(-1, ()),
-        lambda: Policy((LOG, LOG)),
-        lambda: Policy((LOG,), (W[0], W[0])),
-        lambda: Policy((W[0],)),
-        lambda: Policy((PQ,)),
-        lambda: Policy((LOG,), (WITNESS,)),
-        lambda: Policy((LOG,), (), Quorum(1, (W[0],))),
-        lambda: Policy((LOG,), (W[0],), Quorum(1, (W[0], W[0]))),
-        lambda: Policy((LOG, VerifierKey("x", 1, LOG.key))),
+        lambda: Quorum(0, (W[0],)), lambda: Quorum(2, (W[0],)), lambda: Quorum(1, ()), lambda: Quorum(-1, ()),
+        lambda: Policy((LOG, LOG)), lambda: Policy((LOG,), (W[0], W[0])), lambda: Policy((W[0],)),
+        lambda: Policy((PQ,)), lambda: Policy((LOG,), (WITNESS,)), lambda: Policy((LOG,), (), Quorum(1, (W[0],))),
+        lambda: Policy((LOG,), (W[0],), Quorum(1, (W[0], W[0]))), lambda: Policy((LOG, VerifierKey("x", 1, LOG.key))),
         lambda: Policy((LOG,), (W[0], W[1]), Quorum(2, (W[0], Quorum(1, (W[0], W[1]))))),
-        lambda: btlog.simple_policy([LOG], [WITNESS], 2),
-        lambda: btlog.simple_policy([LOG], [WITNESS], 0),
+        lambda: btlog.simple_policy([LOG], [WITNESS], 2), lambda: btlog.simple_policy([LOG], [WITNESS], 0),
     ):
         refuses(Malformed, make)
     assert Policy((LOG,), (btlog.as_witness(WITNESS),), Quorum(1, (btlog.as_witness(WITNESS),))) == POLICY
@@ -1047,25 +857,8 @@ def test_filenames(name: str) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        "",
-        " a",
-        "a ",
-        "a/b",
-        "a\\b",
-        "a\nb",
-        "a\tb",
-        "a\0",
-        "a\x7f",
-        "a\x85b",
-        "\u00a0a",
-        "a\u3000",
-        "a" * 256,
-        "é" * 128,
-        "\ud800",
-        "a\npublisher b c",
-        "a\n",
-        "\n",
-        "a\x1cb",
+        "", " a", "a ", "a/b", "a\\b", "a\nb", "a\tb", "a\0", "a\x7f", "a\x85b", "\u00a0a", "a\u3000", "a" * 256,
+        "é" * 128, "\ud800", "a\npublisher b c", "a\n", "\n", "a\x1cb",
     ],
 )
 def test_T50_what_is_no_filename(name: str) -> None:
@@ -1075,17 +868,8 @@ def test_T50_what_is_no_filename(name: str) -> None:
 @pytest.mark.parametrize(
     "checksum",
     [
-        "",
-        SUM[7:],
-        SUM[:-1],
-        SUM + "0",
-        SUM.upper(),
-        "sha256:" + SUM[7:].upper(),
-        SUM + "\n",
-        " " + SUM,
-        "md5:" + "0" * 32,
-        "sha512:" + SUM[7:],
-        "sha256:" + "٧" * 64,
+        "", SUM[7:], SUM[:-1], SUM + "0", SUM.upper(), "sha256:" + SUM[7:].upper(), SUM + "\n", " " + SUM,
+        "md5:" + "0" * 32, "sha512:" + SUM[7:], "sha256:" + "٧" * 64,
     ],
 )
 def test_what_is_no_checksum(checksum: str) -> None:
@@ -1095,16 +879,8 @@ def test_what_is_no_checksum(checksum: str) -> None:
 @pytest.mark.parametrize(
     ("issuer", "subject"),
     [
-        ("", "x"),
-        ("x", ""),
-        ("a b", "c"),
-        ("a\u00a0b", "c"),
-        ("a", "b\nc"),
-        ("a\n", "b"),
-        ("a", "b\x85"),
-        ("a\tb", "c"),
-        ("\ud800", "x"),
-        ("x", "\udfff"),
+        ("", "x"), ("x", ""), ("a b", "c"), ("a\u00a0b", "c"), ("a", "b\nc"), ("a\n", "b"), ("a", "b\x85"),
+        ("a\tb", "c"), ("\ud800", "x"), ("x", "\udfff"),
     ],
 )
 def test_T50_what_is_no_publisher(issuer: str, subject: str) -> None:
@@ -1131,19 +907,11 @@ def test_T49_the_largest_entry() -> None:
 @pytest.mark.parametrize(
     "data",
     [
-        b"",
-        b"\n\n",
-        b"pypi-transparency/v2\n" + SUM.encode() + b"\na",
-        b"x" + Entry("a", SUM).encode(),
-        Entry("a", SUM).encode() + b"\n",
-        Entry("a", SUM).encode() + b"\n\n",
-        Entry("a", SUM).encode() + b"\npublisher a",
-        Entry("a", SUM).encode() + b"\npublisher  a",
-        Entry("a", SUM).encode() + b"\nPublisher a b",
-        Entry("a", SUM).encode() + b"\npublisher a b\n",
-        Entry("a", SUM).encode()[:-1] + b"\xff",
-        Entry("a", SUM).encode()[:-1] + b"\xed\xa0\x80",
-        b"x" * 70_000,
+        b"", b"\n\n", b"pypi-transparency/v2\n" + SUM.encode() + b"\na", b"x" + Entry("a", SUM).encode(),
+        Entry("a", SUM).encode() + b"\n", Entry("a", SUM).encode() + b"\n\n",
+        Entry("a", SUM).encode() + b"\npublisher a", Entry("a", SUM).encode() + b"\npublisher  a",
+        Entry("a", SUM).encode() + b"\nPublisher a b", Entry("a", SUM).encode() + b"\npublisher a b\n",
+        Entry("a", SUM).encode()[:-1] + b"\xff", Entry("a", SUM).encode()[:-1] + b"\xed\xa0\x80", b"x" * 70_000,
     ],
 )
 def test_what_is_no_entry(data: bytes) -> None:
@@ -1178,39 +946,21 @@ def test_T56_what_is_missing_from_a_proof(big: Callable[[int, int, int], bytes])
 
     assert check_logged(b"entry 12345", proof(*lines), POLICY)
     for bad in (
-        b"",
-        head,
-        head + b"\n",
-        head + b"\n\n",
-        text[1:],
-        text[:-1],
-        proof(*lines[1:]),
-        proof(lines[0], *lines[2:]),
-        proof(b"c2sp.org/tlog-proof@v2", *lines[1:]),
-        proof(lines[0], b"index 012345", *lines[2:]),
-        proof(lines[0], b"index  12345", *lines[2:]),
-        proof(lines[0], b"Index 12345", *lines[2:]),
-        proof(lines[0], b"index 9223372036854775808", *lines[2:]),
-        proof(lines[0], b"extra ", *lines[1:]),
-        proof(lines[0], b"extra", *lines[1:]),
-        proof(lines[0], b"extra YR==", *lines[1:]),
-        proof(lines[0], lines[1], b"extra YQ==", *lines[2:]),
-        proof(*lines[:-1], lines[-1][:-4]),
-        proof(*lines[:-1], lines[-1] + b" "),
-        text.replace(b"\n", b"\r\n"),
-        proof(*lines, note=note.partition(b"\n\n")[0]),
-        proof(lines[0], b"extra YQ==", b"extra YQ==", *lines[1:]),
+        b"", head, head + b"\n", head + b"\n\n", text[1:], text[:-1], proof(*lines[1:]), proof(lines[0], *lines[2:]),
+        proof(b"c2sp.org/tlog-proof@v2", *lines[1:]), proof(lines[0], b"index 012345", *lines[2:]),
+        proof(lines[0], b"index  12345", *lines[2:]), proof(lines[0], b"Index 12345", *lines[2:]),
+        proof(lines[0], b"index 9223372036854775808", *lines[2:]), proof(lines[0], b"extra ", *lines[1:]),
+        proof(lines[0], b"extra", *lines[1:]), proof(lines[0], b"extra YR==", *lines[1:]),
+        proof(lines[0], lines[1], b"extra YQ==", *lines[2:]), proof(*lines[:-1], lines[-1][:-4]),
+        proof(*lines[:-1], lines[-1] + b" "), text.replace(b"\n", b"\r\n"),
+        proof(*lines, note=note.partition(b"\n\n")[0]), proof(lines[0], b"extra YQ==", b"extra YQ==", *lines[1:]),
         proof(lines[0]),
     ):
         refuses(Malformed, check_logged, b"entry 12345", bad, POLICY)
     for bad in (
-        proof(*lines[:-1]),
-        proof(*lines, lines[-1]),
-        proof(*lines[:2], lines[2], *lines[2:]),
-        proof(*lines[:2], *lines[3:]),
-        proof(lines[0], b"index 12346", *lines[2:]),
-        proof(lines[0], b"index 70000", *lines[2:]),
-        proof(*lines[:2], lines[3], lines[2], *lines[4:]),
+        proof(*lines[:-1]), proof(*lines, lines[-1]), proof(*lines[:2], lines[2], *lines[2:]),
+        proof(*lines[:2], *lines[3:]), proof(lines[0], b"index 12346", *lines[2:]),
+        proof(lines[0], b"index 70000", *lines[2:]), proof(*lines[:2], lines[3], lines[2], *lines[4:]),
         proof(lines[0], b"index 12345", *[lines[2]] * 70),
     ):
         refuses(BadProof, check_logged, b"entry 12345", bad, POLICY)
@@ -1220,10 +970,7 @@ def test_T56_what_is_missing_from_a_proof(big: Callable[[int, int, int], bytes])
     refuses(BadSignature, check_logged, b"entry 12345", proof(*lines, note=b"\n" + note), POLICY)
     smaller = f"{LOG.name}\n{69_999}\n{ROOTS[69_999]}\n"
     refuses(
-        BadProof,
-        check_logged,
-        b"entry 12345",
-        proof(*lines, note=note_of(smaller, signature_line(SIGNER, smaller))),
+        BadProof, check_logged, b"entry 12345", proof(*lines, note=note_of(smaller, signature_line(SIGNER, smaller))),
         UNWITNESSED,
     )
 
@@ -1261,8 +1008,7 @@ def as_text(parse: Callable[[str], Any]) -> Callable[[bytes], Any]:
 
 def test_every_byte_of_a_key_counts() -> None:
     for data, parse, encode in (
-        (LOG_VKEY, VerifierKey.parse, btlog.encode_vkey),
-        (WITNESS_VKEY_4, VerifierKey.parse, btlog.encode_vkey),
+        (LOG_VKEY, VerifierKey.parse, btlog.encode_vkey), (WITNESS_VKEY_4, VerifierKey.parse, btlog.encode_vkey),
         (LOG_SKEY, btlog.Signer.parse, btlog.Signer.encode),
     ):
         cases = list(mutations(data.encode(), every=True))
@@ -1277,8 +1023,7 @@ def test_every_byte_of_a_note_and_checkpoint_counts() -> None:
     text = SIGNED.partition("\n\n")[0].encode() + b"\n"
     assert (
         survives(
-            as_text(Checkpoint.parse),
-            lambda c: btlog.encode_checkpoint(c).encode("utf-8", "surrogateescape"),
+            as_text(Checkpoint.parse), lambda c: btlog.encode_checkpoint(c).encode("utf-8", "surrogateescape"),
             mutations(text),
         )
         > 200
@@ -1312,8 +1057,7 @@ def test_every_byte_of_an_entry_counts() -> None:
 def test_every_byte_of_a_tile_path_counts() -> None:
     for path_ in PATHS.values():
         survives(
-            as_text(btlog.parse_tile_path),
-            lambda parts: btlog.tile_path(*parts).encode(),
+            as_text(btlog.parse_tile_path), lambda parts: btlog.tile_path(*parts).encode(),
             mutations(path_.encode(), every=True),
         )
 
@@ -1355,11 +1099,7 @@ def test_T64_no_parser_raises_anything_else(data: bytes) -> None:
         *map(
             as_text,
             (
-                VerifierKey.parse,
-                btlog.Signer.parse,
-                Checkpoint.parse,
-                btlog.parse_tile_path,
-                btlog.parse_decimal,
+                VerifierKey.parse, btlog.Signer.parse, Checkpoint.parse, btlog.parse_tile_path, btlog.parse_decimal,
                 btlog.parse_base64,
             ),
         ),
@@ -1381,56 +1121,15 @@ def test_tile_paths() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "",
-        "tile",
-        "tile/",
-        "tile/0",
-        "tile/0/",
-        "tile/0/0",
-        "tile/0/00",
-        "tile/0/0000",
-        "tile/00/000",
-        "tile/01/000",
-        "tile/64/000",
-        "tile/-1/000",
-        "tile/+1/000",
-        "tile/0/x000/000",
-        "tile/0/x000/001",
-        "tile/0/001/000",
-        "tile/0/x001/x000",
-        "tile/0/x001/0",
-        "tile/0/x001",
-        "tile/0/000.p",
-        "tile/0/000.p/",
-        "tile/0/000.p/0",
-        "tile/0/000.p/00",
-        "tile/0/000.p/01",
-        "tile/0/000.p/256",
-        "tile/0/000.p/999",
-        "tile/0/000.p/1/",
-        "tile/0/000/",
-        "/tile/0/000",
-        "tile//000",
-        "tile/0//000",
-        "tile/0/../0/000",
-        "tile/./0/000",
-        "tile/0/%30%30%30",
-        "tile/0/000%00",
-        "tile/0/000\0",
-        "tile/0/000\n",
-        "tile/entries",
-        "tile/entries/",
-        "tile/entries/0",
-        "tile/Entries/000",
-        "tile/0/000.P/1",
-        "tile/0/٠٠٠",
-        "tile/²/000",
-        "tile/data/000",
-        "tile/0/x009/x223/x372/x036/x854/x775/808",
-        "tile/0/" + "x999/" * 50 + "999",
-        "tile/0/000.p/1.p/1",
-        "tile/0/000.p/255 ",
-        "tile/0/X001/000",
+        "", "tile", "tile/", "tile/0", "tile/0/", "tile/0/0", "tile/0/00", "tile/0/0000", "tile/00/000", "tile/01/000",
+        "tile/64/000", "tile/-1/000", "tile/+1/000", "tile/0/x000/000", "tile/0/x000/001", "tile/0/001/000",
+        "tile/0/x001/x000", "tile/0/x001/0", "tile/0/x001", "tile/0/000.p", "tile/0/000.p/", "tile/0/000.p/0",
+        "tile/0/000.p/00", "tile/0/000.p/01", "tile/0/000.p/256", "tile/0/000.p/999", "tile/0/000.p/1/", "tile/0/000/",
+        "/tile/0/000", "tile//000", "tile/0//000", "tile/0/../0/000", "tile/./0/000", "tile/0/%30%30%30",
+        "tile/0/000%00", "tile/0/000\0", "tile/0/000\n", "tile/entries", "tile/entries/", "tile/entries/0",
+        "tile/Entries/000", "tile/0/000.P/1", "tile/0/٠٠٠", "tile/²/000", "tile/data/000",
+        "tile/0/x009/x223/x372/x036/x854/x775/808", "tile/0/" + "x999/" * 50 + "999", "tile/0/000.p/1.p/1",
+        "tile/0/000.p/255 ", "tile/0/X001/000",
     ],
 )
 def test_T27_what_is_no_tile_path(text: str) -> None:
@@ -1642,23 +1341,12 @@ def test_T17_one_filename_one_checksum(tmp_path: Path) -> None:
     with contextlib.closing(found(tmp_path)) as store:
         fill(store, 300)
         batch = [
-            entry(3),
-            other_sum(entry(4)),
-            entry(300),
-            entry(300),
-            other_sum(entry(300)),
-            other_sum(entry(299)),
+            entry(3), other_sum(entry(4)), entry(300), entry(300), other_sum(entry(300)), other_sum(entry(299)),
             entry(301),
         ]
         outcomes = store.append(batch, seal, True)
         assert [o if isinstance(o, int) else (type(o), o.index) for o in outcomes] == [
-            3,
-            (Conflict, 4),
-            300,
-            300,
-            (Conflict, 300),
-            (Conflict, 299),
-            301,
+            3, (Conflict, 4), 300, 300, (Conflict, 300), (Conflict, 299), 301,
         ]
         assert store.append([other_sum(entry(4))], seal, True, replace=True) == [302]
         assert store.append([other_sum(entry(4)), entry(4)], seal, True, replace=True) == [302, 4]
@@ -1666,9 +1354,7 @@ def test_T17_one_filename_one_checksum(tmp_path: Path) -> None:
         name, checksum = Entry.parse(entry(1)).filename, Entry.parse(entry(1)).checksum
         signed = Entry(name, checksum, Publisher("https://new.example", "someone")).encode()
         assert store.append([signed, entry(1), signed], seal, True) == [
-            303,
-            1,
-            303,
+            303, 1, 303,
         ]  # the same file, now with its publisher
         assert findings(store) == []
 
@@ -1844,14 +1530,7 @@ def test_T7_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
 
 def test_T7_many_first_starts_make_one_log(tmp_path: Path) -> None:
     command = [
-        sys.executable,
-        str(SOURCE),
-        "serve",
-        "--storage-dir",
-        str(tmp_path / "log"),
-        "--port",
-        "0",
-        "--origin",
+        sys.executable, str(SOURCE), "serve", "--storage-dir", str(tmp_path / "log"), "--port", "0", "--origin",
         "log.example",
     ]
     starts = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(8)]
@@ -1898,15 +1577,13 @@ def corruptions(path: Path) -> Iterator[tuple[str, str, tuple[Any, ...]]]:
             for number, data in db.execute(f"SELECT {key}, data FROM {table}").fetchall():
                 for at in {0, 1, 2, len(data) // 2, len(data) - 1}:
                     yield (
-                        f"{table} {number} {at}",
-                        f"UPDATE {table} SET data = ? WHERE {key} = ?",
+                        f"{table} {number} {at}", f"UPDATE {table} SET data = ? WHERE {key} = ?",
                         (flipped(data, at), number),
                     )
         for kind, note in db.execute("SELECT kind, note FROM checkpoint").fetchall():
             for at in {0, len(LOG.name) + 1, len(LOG.name) + 6, len(note) - 90, len(note) - 60, len(note) - 5}:
                 yield (
-                    f"checkpoint {kind} {at}",
-                    "UPDATE checkpoint SET note = ? WHERE kind = ?",
+                    f"checkpoint {kind} {at}", "UPDATE checkpoint SET note = ? WHERE kind = ?",
                     (flipped(note, at), kind),
                 )
         keys = [key for (key,) in db.execute("SELECT key FROM lookup ORDER BY key")]
@@ -1930,9 +1607,7 @@ def test_T11_fsck_finds_any_changed_byte(tmp_path: Path) -> None:
         assert lines, what
         table, number = what.split()[:2]
         place = {
-            "bundle": f"{int(number):03d}" if table == "bundle" else "",
-            "tile": "tile/",
-            "checkpoint": number,
+            "bundle": f"{int(number):03d}" if table == "bundle" else "", "tile": "tile/", "checkpoint": number,
             "lookup": "look",
         }[table]
         assert any(place in line for line in lines), (what, lines)
@@ -1947,12 +1622,9 @@ def test_T11_a_log_with_a_broken_right_edge_does_not_start(tmp_path: Path) -> No
     (tmp_path / "log" / "private.key").write_text(LOG_SKEY)
     for sql in (
         "UPDATE checkpoint SET note = CAST(replace(note, '700', '699') AS BLOB)",
-        "UPDATE tile SET data = CAST(data AS TEXT)",
-        "UPDATE tile SET data = zeroblob(length(data)) WHERE key = 2",
-        "DELETE FROM tile WHERE key = 1 << 56",
-        "UPDATE tile SET data = x'00' WHERE key = 2",
-        "UPDATE checkpoint SET note = replace(note, '700', '699')",
-        "DELETE FROM checkpoint",
+        "UPDATE tile SET data = CAST(data AS TEXT)", "UPDATE tile SET data = zeroblob(length(data)) WHERE key = 2",
+        "DELETE FROM tile WHERE key = 1 << 56", "UPDATE tile SET data = x'00' WHERE key = 2",
+        "UPDATE checkpoint SET note = replace(note, '700', '699')", "DELETE FROM checkpoint",
         "UPDATE checkpoint SET note = x'ff'",
     ):
         shutil.copytree(tmp_path / "log", tmp_path / "copy")
@@ -2115,8 +1787,7 @@ def ask(
 def add(url: str, data: bytes, **headers: str) -> tuple[int, dict[str, Any]]:
     parsed = Entry.parse(data)
     body = {
-        "filename": parsed.filename,
-        "checksum": parsed.checksum,
+        "filename": parsed.filename, "checksum": parsed.checksum,
         **({"publisher": parsed.publisher._asdict()} if parsed.publisher else {}),
     }
     status, _, answer = ask(url, "/add", "POST", json.dumps(body).encode(), **headers)
@@ -2128,8 +1799,7 @@ def as_line(data: bytes) -> bytes:
     return (
         json.dumps(
             {
-                "filename": parsed.filename,
-                "checksum": parsed.checksum,
+                "filename": parsed.filename, "checksum": parsed.checksum,
                 **({"publisher": parsed.publisher._asdict()} if parsed.publisher else {}),
             }
         ).encode()
@@ -2201,37 +1871,18 @@ def test_the_command_of_the_readme_of_bt_log(log: LocalLog) -> None:
 @pytest.mark.parametrize(
     "body",
     [
-        b"",
-        b"{",
-        b"[]",
-        b"null",
-        b"1",
-        b'"a"',
-        b"{}",
-        b'{"filename":"a"}',
-        b'{"checksum":"%b"}',
-        b'{"filename":1,"checksum":"%b"}',
-        b'{"filename":["a"],"checksum":"%b"}',
-        b'{"filename":"a","checksum":"%b","filename":"a"}',
-        b'{"filename":"a","checksum":NaN}',
-        b'{"filename":"a","checksum":"%b","x":1}',
-        b"\xff",
-        b"\xef\xbb\xbf{}",
-        b'{"filename":"\\ud800","checksum":"%b"}',
-        b'{"filename":"a","checksum":"%b","publisher":1}',
+        b"", b"{", b"[]", b"null", b"1", b'"a"', b"{}", b'{"filename":"a"}', b'{"checksum":"%b"}',
+        b'{"filename":1,"checksum":"%b"}', b'{"filename":["a"],"checksum":"%b"}',
+        b'{"filename":"a","checksum":"%b","filename":"a"}', b'{"filename":"a","checksum":NaN}',
+        b'{"filename":"a","checksum":"%b","x":1}', b"\xff", b"\xef\xbb\xbf{}",
+        b'{"filename":"\\ud800","checksum":"%b"}', b'{"filename":"a","checksum":"%b","publisher":1}',
         b'{"filename":"a","checksum":"%b","publisher":{}}',
         b'{"filename":"a","checksum":"%b","publisher":{"issuer":"i"}}',
         b'{"filename":"a","checksum":"%b","publisher":{"issuer":"i","subject":"s","issuer":"i"}}',
         b'{"filename":"a","checksum":"%b","publisher":{"issuer":"i j","subject":"s"}}',
-        b'{"filename":"a","checksum":"%b"} x',
-        b"[" * 100_000,
-        b'{"a":' * 100_000,
-        b'{"filename":"a/b","checksum":"%b"}',
-        b'{"filename":"a","checksum":"%b","publisher":["i","s"]}',
-        b"1" * 5000,
-        b"Infinity",
-        b"-Infinity",
-        b'{"filename":"a","checksum":"%b","publisher":[["issuer","i"],["subject","s"]]}',
+        b'{"filename":"a","checksum":"%b"} x', b"[" * 100_000, b'{"a":' * 100_000,
+        b'{"filename":"a/b","checksum":"%b"}', b'{"filename":"a","checksum":"%b","publisher":["i","s"]}', b"1" * 5000,
+        b"Infinity", b"-Infinity", b'{"filename":"a","checksum":"%b","publisher":[["issuer","i"],["subject","s"]]}',
         '{"filename":"a","checksum":"%b"}'.encode("utf-16"),
     ],
 )
@@ -2244,8 +1895,7 @@ def test_T50_what_is_no_entry_in_json(log: LocalLog, body: bytes) -> None:
 
 def test_json_that_means_an_entry(log: LocalLog) -> None:
     for body in (
-        '{"filename":"a","checksum":"%s"}',
-        ' { "checksum" : "%s",\n "filename" : "\\u0061" } ',
+        '{"filename":"a","checksum":"%s"}', ' { "checksum" : "%s",\n "filename" : "\\u0061" } ',
         '{"filename":"a","checksum":"%s","publisher":null}',
     ):
         status, _, answer = ask(log.url, "/add", "POST", (body % SUM).encode())
@@ -2268,27 +1918,12 @@ def test_T49_the_largest_entry_over_http(log: LocalLog) -> None:
 def test_a_bulk_is_answered_line_by_line(log: LocalLog) -> None:
     add(log.url, entry(0))
     wrong = [
-        b"{}\n",
-        b"\n",
-        b"x\n",
-        b"  \r\n",
-        b'{"filename":"a"\n',
-        b'"checksum":"x"}\n',
-        b'{"filename":"a","checksum":"' + SUM.encode() + b'"},{}\n',
-        b"\xff\n",
+        b"{}\n", b"\n", b"x\n", b"  \r\n", b'{"filename":"a"\n', b'"checksum":"x"}\n',
+        b'{"filename":"a","checksum":"' + SUM.encode() + b'"},{}\n', b"\xff\n",
     ]
     lines = [
-        as_line(entry(1)),
-        wrong[0],
-        as_line(entry(0)),
-        wrong[1],
-        as_line(entry(2)),
-        wrong[2],
-        as_line(other_sum(entry(2))),
-        wrong[3],
-        as_line(entry(1)),
-        *wrong[4:],
-        as_line(entry(3))[:-1],
+        as_line(entry(1)), wrong[0], as_line(entry(0)), wrong[1], as_line(entry(2)), wrong[2],
+        as_line(other_sum(entry(2))), wrong[3], as_line(entry(1)), *wrong[4:], as_line(entry(3))[:-1],
     ]
     status, answer = bulk(log.url, b"".join(lines))
     assert status == 200
@@ -2299,18 +1934,8 @@ def test_a_bulk_is_answered_line_by_line(log: LocalLog) -> None:
     assert tree.size == 4
     said = [(r["result"]["status"], r["result"].get("index")) for r in results]
     assert said == [
-        ("logged", 1),
-        ("error", None),
-        ("logged", 0),
-        ("logged", 2),
-        ("error", None),
-        ("error", 2),
-        ("logged", 1),
-        ("error", None),
-        ("error", None),
-        ("error", None),
-        ("error", None),
-        ("logged", 3),
+        ("logged", 1), ("error", None), ("logged", 0), ("logged", 2), ("error", None), ("error", 2), ("logged", 1),
+        ("error", None), ("error", None), ("error", None), ("error", None), ("logged", 3),
     ]
     for result in results:
         assert result["type"] == "result"
@@ -2393,40 +2018,26 @@ def test_entries_by_filename_and_checksum(log: LocalLog) -> None:
     for data in odd, entry(1), entry(2):
         add(log.url, data)
     for query, index in (
-        ("filename=torch-2.0+cu118%20%C3%A9%25.whl", 0),
-        ("filename=torch-2.0%2Bcu118%20%c3%a9%25.whl", 0),
-        (f"checksum={SUM}", 0),
-        (f"checksum={SUM.replace(':', '%3A')}", 0),
-        ("filename=" + Entry.parse(entry(1)).filename, 1),
-        ("checksum=" + Entry.parse(entry(2)).checksum, 2),
+        ("filename=torch-2.0+cu118%20%C3%A9%25.whl", 0), ("filename=torch-2.0%2Bcu118%20%c3%a9%25.whl", 0),
+        (f"checksum={SUM}", 0), (f"checksum={SUM.replace(':', '%3A')}", 0),
+        ("filename=" + Entry.parse(entry(1)).filename, 1), ("checksum=" + Entry.parse(entry(2)).checksum, 2),
     ):
         status, headers, body = ask(log.url, f"/entries?{query}")
         assert (status, headers["content-type"]) == (200, "application/json")
         [found_] = json.loads(body)["entries"]
         parsed = Entry.parse([odd, entry(1), entry(2)][index])
         assert found_ == {
-            "index": index,
-            "filename": parsed.filename,
-            "checksum": parsed.checksum,
+            "index": index, "filename": parsed.filename, "checksum": parsed.checksum,
             **({"publisher": parsed.publisher._asdict()} if parsed.publisher else {}),
         }
         assert json.loads(ask(log.url, f"/entry/{index}")[2]) == found_
     for query in (
-        "filename=pkg",
-        "filename=" + Entry.parse(entry(1)).filename[:-1],
-        "checksum=x",
-        "filename=a%00b",
+        "filename=pkg", "filename=" + Entry.parse(entry(1)).filename[:-1], "checksum=x", "filename=a%00b",
         "filename=" + "x" * 5000,
     ):
         assert ask(log.url, f"/entries?{query}")[::2] == (200, b'{"entries": []}\n')
     for query in (
-        "",
-        "?",
-        "?filename",
-        "?other=x",
-        "?filename=a&checksum=b",
-        "?filename=a&filename=a",
-        "?filename=%ff",
+        "", "?", "?filename", "?other=x", "?filename=a&checksum=b", "?filename=a&filename=a", "?filename=%ff",
         "?file%6eame=a",
     ):
         status = ask(log.url, f"/entries{query}")[0]
@@ -2444,19 +2055,8 @@ def test_proofs_of_entries(log: LocalLog) -> None:
         assert check_logged(parsed, proof, UNWITNESSED).tree.size == 10
         assert (Proof.parse(proof).extra == entry(i)) is (parsed.publisher is not None)
     for bad in (
-        "/entry",
-        "/entry/",
-        "/entry/10",
-        "/entry/10/proof",
-        "/entry/-1",
-        "/entry/00",
-        "/entry/1/",
-        "/entry/1/proof/",
-        "/entry/1/x",
-        "/entry/1//proof",
-        "/entry/٧",
-        "/entry/1%30",
-        "/entry/9223372036854775808",
+        "/entry", "/entry/", "/entry/10", "/entry/10/proof", "/entry/-1", "/entry/00", "/entry/1/", "/entry/1/proof/",
+        "/entry/1/x", "/entry/1//proof", "/entry/٧", "/entry/1%30", "/entry/9223372036854775808",
     ):
         assert ask(log.url, urllib.parse.quote(bad, safe="/%"))[0] == 404, bad
 
@@ -2501,43 +2101,12 @@ def test_T21_a_reader_never_sees_a_checkpoint_without_its_tiles(log: LocalLog) -
 @pytest.mark.parametrize(
     "path_",
     [
-        "/tile",
-        "/tile/",
-        "/tile/0",
-        "/tile/0/",
-        "/tile/0/../0/000",
-        "/tile/0/%2e%2e/0/000",
-        "/tile/%30/000",
-        "//tile/0/000",
-        "/tile//0/000",
-        "/tile/0/000/",
-        "/tile/0/000?x=1",
-        "/tile/0/000?",
-        "/tile/0/000.p/256",
-        "/tile/0/000.p/01",
-        "/tile/64/000",
-        "/tile/8/000",
-        "/tile/63/000",
-        "/tile/0/x001/000",
-        "/../../etc/passwd",
-        "/%00",
-        "/checkpoint/",
-        "/checkpoint%00",
-        "/Checkpoint",
-        "/log.sqlite3",
-        "/private.key",
-        "/.well-known",
-        "/.well-known/private-key",
-        "/add/",
-        "/admin",
-        "/x",
-        "checkpoint",
-        "http://127.0.0.1/checkpoint",
-        "*",
-        "/tile/entries/../../checkpoint",
-        "/;/checkpoint",
-        "/./checkpoint",
-        "/entry/0/proof?x",
+        "/tile", "/tile/", "/tile/0", "/tile/0/", "/tile/0/../0/000", "/tile/0/%2e%2e/0/000", "/tile/%30/000",
+        "//tile/0/000", "/tile//0/000", "/tile/0/000/", "/tile/0/000?x=1", "/tile/0/000?", "/tile/0/000.p/256",
+        "/tile/0/000.p/01", "/tile/64/000", "/tile/8/000", "/tile/63/000", "/tile/0/x001/000", "/../../etc/passwd",
+        "/%00", "/checkpoint/", "/checkpoint%00", "/Checkpoint", "/log.sqlite3", "/private.key", "/.well-known",
+        "/.well-known/private-key", "/add/", "/admin", "/x", "checkpoint", "http://127.0.0.1/checkpoint", "*",
+        "/tile/entries/../../checkpoint", "/;/checkpoint", "/./checkpoint", "/entry/0/proof?x",
         "/tile/0/" + "x001/" * 3000 + "000",
     ],
 )
@@ -2556,9 +2125,7 @@ def test_bundles_are_zipped_for_those_who_take_it(log: LocalLog) -> None:
         zipped = ask(log.url, path_, Accept_Encoding="br, gzip")
         assert "content-encoding" not in plain[1]
         assert (plain[1]["vary"], zipped[1]["vary"], zipped[1]["content-encoding"]) == (
-            "Accept-Encoding",
-            "Accept-Encoding",
-            "gzip",
+            "Accept-Encoding", "Accept-Encoding", "gzip",
         )
         assert gzip.decompress(zipped[2]) == plain[2]
         assert len(zipped[2]) < len(plain[2])
@@ -2570,15 +2137,8 @@ def test_bundles_are_zipped_for_those_who_take_it(log: LocalLog) -> None:
 def test_head_is_get_without_a_body(log: LocalLog) -> None:
     bulk(log.url, b"".join(as_line(entry(i)) for i in range(300)))
     for path_ in (
-        "/checkpoint",
-        "/tile/0/000",
-        "/tile/entries/001.p/44",
-        "/entry/1",
-        "/entry/1/proof",
-        "/entries?filename=x",
-        "/healthz",
-        "/.well-known/public-key",
-        "/nothing",
+        "/checkpoint", "/tile/0/000", "/tile/entries/001.p/44", "/entry/1", "/entry/1/proof", "/entries?filename=x",
+        "/healthz", "/.well-known/public-key", "/nothing",
     ):
         get, head = ask(log.url, path_), ask(log.url, path_, "HEAD")
         assert (head[0], head[2]) == (get[0], b"")
@@ -2588,15 +2148,8 @@ def test_head_is_get_without_a_body(log: LocalLog) -> None:
 def test_cors_for_reads_alone(log: LocalLog) -> None:
     add(log.url, entry(0))
     for path_ in (
-        "/checkpoint",
-        "/tile/0/000.p/1",
-        "/tile/entries/000.p/1",
-        "/entry/0",
-        "/entry/0/proof",
-        "/entries?filename=x",
-        "/status.json",
-        "/healthz",
-        "/.well-known/public-key",
+        "/checkpoint", "/tile/0/000.p/1", "/tile/entries/000.p/1", "/entry/0", "/entry/0/proof", "/entries?filename=x",
+        "/status.json", "/healthz", "/.well-known/public-key",
     ):
         assert ask(log.url, path_, Origin="https://example.com")[1]["access-control-allow-origin"] == "*"
     assert "access-control-allow-origin" not in ask(log.url, "/add", "POST", as_line(entry(1)))[1]
@@ -2605,11 +2158,8 @@ def test_cors_for_reads_alone(log: LocalLog) -> None:
 @pytest.mark.parametrize(
     "headers",
     [
-        {"Origin": "https://evil.example"},
-        {"Origin": "null"},
-        {"Sec_Fetch_Site": "cross-site"},
-        {"Sec_Fetch_Site": "same-site"},
-        {"Origin": ""},
+        {"Origin": "https://evil.example"}, {"Origin": "null"}, {"Sec_Fetch_Site": "cross-site"},
+        {"Sec_Fetch_Site": "same-site"}, {"Origin": ""},
         {"Origin": "http://127.0.0.1:1", "Sec_Fetch_Site": "same-origin"},
     ],
 )
@@ -2626,12 +2176,7 @@ def test_pages_of_this_site_can_write(log: LocalLog) -> None:
 
 def test_methods(log: LocalLog) -> None:
     for path_ in (
-        "/checkpoint",
-        "/entries?filename=a",
-        "/tile/0/000",
-        "/entry/0",
-        "/status.json",
-        "/healthz",
+        "/checkpoint", "/entries?filename=a", "/tile/0/000", "/entry/0", "/status.json", "/healthz",
         "/.well-known/public-key",
     ):
         for method in "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "get", "FOO":
@@ -2646,12 +2191,8 @@ def test_methods(log: LocalLog) -> None:
 def test_writing_with_a_token(tmp_path: Path) -> None:
     with contextlib.closing(LocalLog(tmp_path / "log", token="s3cret")) as log:
         for headers in (
-            {},
-            {"Authorization": "Bearer other"},
-            {"Authorization": "Basic s3cret"},
-            {"Authorization": "s3cret"},
-            {"Authorization": "Bearer"},
-            {"Authorization": "Bearer s3cret2"},
+            {}, {"Authorization": "Bearer other"}, {"Authorization": "Basic s3cret"}, {"Authorization": "s3cret"},
+            {"Authorization": "Bearer"}, {"Authorization": "Bearer s3cret2"},
         ):
             status, answer, _ = ask(log.url, "/add", "POST", as_line(entry(0)), **headers)
             assert (status, answer["www-authenticate"]) == (401, "Bearer")
@@ -2668,17 +2209,12 @@ def test_status_and_health(log: LocalLog) -> None:
     status = json.loads(ask(log.url, "/status.json")[2])
     assert status["origin"] == LOG.name
     assert (status["entry_type"], status["witness_configured"], status["vkey"]) == (
-        "pypi-transparency/v1",
-        False,
-        LOG_VKEY,
+        "pypi-transparency/v1", False, LOG_VKEY,
     )
     note = ask(log.url, "/checkpoint")[2].decode()
     tree = open_checkpoint(note.encode(), UNWITNESSED).tree
     assert status["checkpoint"] == {
-        "available": True,
-        "tree_size": 2,
-        "root_hash": tree.root.hex(),
-        "raw_checkpoint": note,
+        "available": True, "tree_size": 2, "root_hash": tree.root.hex(), "raw_checkpoint": note,
     }
     assert (status["latency"]["count"], status["latency"]["failures"]) == (1, 1)
     assert (status["bulk_latency"]["count"], status["bulk_latency"]["failures"]) == (1, 1)
@@ -2896,9 +2432,7 @@ def test_T61_slow_clients_are_cut_off(log: LocalLog, monkeypatch: pytest.MonkeyP
         monkeypatch.setattr(btlog, name, 0.3)
     monkeypatch.setattr(btlog, "MIN_RATE", 10**9)
     for start, byte, answer in (
-        (b"", b"", b""),
-        (b"G", b"E", b"HTTP/1.1 408 "),
-        (b"GET / HTTP/1.1\r\nA:", b"b", b"HTTP/1.1 408 "),
+        (b"", b"", b""), (b"G", b"E", b"HTTP/1.1 408 "), (b"GET / HTTP/1.1\r\nA:", b"b", b"HTTP/1.1 408 "),
         (b"POST /add HTTP/1.1\r\nContent-Length: 1000\r\n\r\n", b"x", b"HTTP/1.1 408 "),
     ):
         with socket.create_connection(("127.0.0.1", log.port), 10) as connection:
@@ -3097,14 +2631,8 @@ def test_names_that_point_here_cant_write(log: LocalLog) -> None:
 @pytest.mark.parametrize(
     ("accepts", "zipped"),
     [
-        ("gzip", True),
-        ("br, gzip;q=0.5", True),
-        ("GZIP ; q=1.0", True),
-        ("gzip;q=0", False),
-        ("gzip;q=0.000, br", False),
-        ("x-gzip", False),
-        ("", False),
-        ("*", False),
+        ("gzip", True), ("br, gzip;q=0.5", True), ("GZIP ; q=1.0", True), ("gzip;q=0", False),
+        ("gzip;q=0.000, br", False), ("x-gzip", False), ("", False), ("*", False),
     ],
 )
 def test_who_takes_gzip(accepts: str, zipped: bool) -> None:
@@ -3157,12 +2685,7 @@ def test_vkey_of_pem_and_der(tmp_path: Path) -> None:
         done = run_btlog("vkey", "--origin", LOG.name, "--public-key-path", "key", cwd=tmp_path)
         assert (done.returncode, done.stdout) == (0, LOG_VKEY + "\n")
     for text in (
-        "",
-        "x",
-        b64(der[:-1]),
-        b64(LOG.key),
-        "-----BEGIN PUBLIC KEY-----\n",
-        b64(der.replace(b"\x70", b"\x71")),
+        "", "x", b64(der[:-1]), b64(LOG.key), "-----BEGIN PUBLIC KEY-----\n", b64(der.replace(b"\x70", b"\x71")),
     ):
         (tmp_path / "key").write_text(text)
         done = run_btlog("vkey", "--origin", LOG.name, "--public-key-path", "key", cwd=tmp_path)
@@ -3205,29 +2728,13 @@ def test_the_keys_of_bt_log_load(tmp_path: Path) -> None:
         assert "can be read by other users" in server.stop()[1]  # T66
     (tmp_path / "public.key").write_text(LOG_VKEY)
     done = run_btlog(
-        "serve",
-        "--storage-dir",
-        "log",
-        "--private-key",
-        "private.key",
-        "--public-key",
-        "public.key",
-        "--port",
-        "0",
+        "serve", "--storage-dir", "log", "--private-key", "private.key", "--public-key", "public.key", "--port", "0",
         cwd=tmp_path,
     )
     assert done.returncode == 2
     assert "is not the public key of" in done.stderr
     done = run_btlog(
-        "serve",
-        "--storage-dir",
-        "log",
-        "--private-key",
-        "private.key",
-        "--origin",
-        "other.example",
-        "--port",
-        "0",
+        "serve", "--storage-dir", "log", "--private-key", "private.key", "--origin", "other.example", "--port", "0",
         cwd=tmp_path,
     )
     assert done.returncode == 2
@@ -3270,14 +2777,8 @@ def test_on_other_addresses_writing_needs_a_word(tmp_path: Path) -> None:
         == 2
     )
     for host, loopback in (
-        ("127.0.0.1", True),
-        ("127.1.2.3", True),
-        ("::1", True),
-        ("localhost", True),
-        ("0.0.0.0", False),
-        ("::", False),
-        ("10.0.0.1", False),
-        ("log.example", False),
+        ("127.0.0.1", True), ("127.1.2.3", True), ("::1", True), ("localhost", True), ("0.0.0.0", False), ("::", False),
+        ("10.0.0.1", False), ("log.example", False),
     ):
         assert btlog.is_loopback(host) is loopback
 
@@ -3432,19 +2933,11 @@ def test_T53_T54_logs_that_lie(
 @pytest.mark.parametrize(
     "change",
     [
-        lambda a: {**a, "index": a["index"] + 1},
-        lambda a: {**a, "index": -1},
-        lambda a: {**a, "index": 0.0},
-        lambda a: {**a, "index": None},
-        lambda a: {**a, "checkpoint": ""},
-        lambda a: {**a, "checkpoint": b64(SIGNED.encode())},
-        lambda a: {**a, "inclusionProof": [b64(bytes(32))]},
-        lambda a: {**a, "inclusionProof": 5},
-        lambda a: {**a, "inclusionProof": None},
-        lambda a: {**a, "more": 1},
-        lambda a: {k: v for k, v in a.items() if k != "index"},
-        lambda a: [a],
-        lambda a: {},
+        lambda a: {**a, "index": a["index"] + 1}, lambda a: {**a, "index": -1}, lambda a: {**a, "index": 0.0},
+        lambda a: {**a, "index": None}, lambda a: {**a, "checkpoint": ""},
+        lambda a: {**a, "checkpoint": b64(SIGNED.encode())}, lambda a: {**a, "inclusionProof": [b64(bytes(32))]},
+        lambda a: {**a, "inclusionProof": 5}, lambda a: {**a, "inclusionProof": None}, lambda a: {**a, "more": 1},
+        lambda a: {k: v for k, v in a.items() if k != "index"}, lambda a: [a], lambda a: {},
     ],
 )
 def test_add_believes_nothing(tmp_path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
@@ -3452,8 +2945,7 @@ def test_add_believes_nothing(tmp_path: Path, change: Callable[[dict[str, Any]],
     (tmp_path / "key").write_text(LOG_VKEY)
     data = Entry(file.name, btlog.checksum_of(file)).encode()
     honest = {
-        "index": 0,
-        "checkpoint": b64(SIGNER.sign(Checkpoint(LOG.name, Tree(1, leaf_hash(data))))),
+        "index": 0, "checkpoint": b64(SIGNER.sign(Checkpoint(LOG.name, Tree(1, leaf_hash(data))))),
         "inclusionProof": [],
     }
     for answer, code in (honest, 0), (change(honest), 1):
@@ -3515,12 +3007,8 @@ def test_T1_settings_that_are_corrupt(tmp_path: Path) -> None:
         fill(store, 300)
     (tmp_path / "log" / "private.key").write_text(LOG_SKEY)
     for sql in (
-        "UPDATE setting SET value = x'ff'",
-        "UPDATE setting SET value = 5",
-        "UPDATE setting SET value = 'junk'",
-        "DELETE FROM lookup",
-        "DROP TABLE lookup",
-        "DROP TABLE tile",
+        "UPDATE setting SET value = x'ff'", "UPDATE setting SET value = 5", "UPDATE setting SET value = 'junk'",
+        "DELETE FROM lookup", "DROP TABLE lookup", "DROP TABLE tile",
         "DELETE FROM lookup WHERE key = (SELECT max(key) FROM lookup)",
     ):
         shutil.copytree(tmp_path / "log", tmp_path / "copy")
@@ -3552,17 +3040,9 @@ def test_T7_a_first_start_that_was_killed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "url",
     [
-        "http://[::1",
-        "http://a..b/",
-        "http://.example/",
-        "http://" + "a" * 70 + ".example/",
-        "http://127.0.0.1:1/\u00fc",
-        "http://a b/",
-        "http://h\u2100.example/",
-        "x",
-        "http://",
-        "http://127.0.0.1:99999/",
-        "http://127.0.0.1:1/ x",
+        "http://[::1", "http://a..b/", "http://.example/", "http://" + "a" * 70 + ".example/",
+        "http://127.0.0.1:1/\u00fc", "http://a b/", "http://h\u2100.example/", "x", "http://",
+        "http://127.0.0.1:99999/", "http://127.0.0.1:1/ x",
     ],
 )
 def test_urls_that_are_none(
@@ -3573,10 +3053,8 @@ def test_urls_that_are_none(
     (tmp_path / "w").write_text(WITNESS_VKEY)
     wheel(tmp_path / "a.whl")
     for command in (
-        ("health", url),
-        ("verify", "a.whl", "--public-key", "key", "--log-url", url),
-        ("add", "a.whl", "--log-url", url),
-        ("serve", "--port", "0", "--witness-url", url, "--witness-public-key", "w"),
+        ("health", url), ("verify", "a.whl", "--public-key", "key", "--log-url", url),
+        ("add", "a.whl", "--log-url", url), ("serve", "--port", "0", "--witness-url", url, "--witness-public-key", "w"),
     ):
         assert btlog.main(command) in (2, 3), command
         assert capfd.readouterr().err.count("btlog: ") >= 1
@@ -3620,12 +3098,8 @@ def test_what_a_log_says_does_not_reach_the_terminal(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "args",
     [
-        ["--add-timeout", "-1"],
-        ["--add-timeout", "nan"],
-        ["--witness-timeout", "inf"],
-        ["--republish-interval", "1e300"],
-        ["--checkpoint-interval", "x"],
-        ["--bulk-append-max-entries", "-1"],
+        ["--add-timeout", "-1"], ["--add-timeout", "nan"], ["--witness-timeout", "inf"],
+        ["--republish-interval", "1e300"], ["--checkpoint-interval", "x"], ["--bulk-append-max-entries", "-1"],
         ["--port", "abc"],
     ],
 )
@@ -3670,18 +3144,9 @@ def test_help_reads_well() -> None:
 @pytest.mark.parametrize(
     "args",
     [
-        ["x"],
-        ["serve", "--port", "x"],
-        ["keygen"],
-        ["add"],
-        ["verify"],
-        ["serve", "--por", "1"],
-        ["--x"],
-        ["fsck", "x"],
-        ["add", "f", "--log-url", "x"],
-        ["add", "f", "--log-url", "ftp://x"],
-        ["add", "f", "--log-url", "http://x:y"],
-        ["serve", "--port", "70000"],
+        ["x"], ["serve", "--port", "x"], ["keygen"], ["add"], ["verify"], ["serve", "--por", "1"], ["--x"],
+        ["fsck", "x"], ["add", "f", "--log-url", "x"], ["add", "f", "--log-url", "ftp://x"],
+        ["add", "f", "--log-url", "http://x:y"], ["serve", "--port", "70000"],
     ],
 )
 def test_wrong_usage(args: list[str], tmp_path: Path) -> None:
@@ -3695,11 +3160,8 @@ def test_output_that_nobody_reads(tmp_path: Path) -> None:
     with contextlib.closing(found(tmp_path / "log")) as store:
         fill(store, 3)
     process = subprocess.Popen(
-        [sys.executable, str(SOURCE), "fsck", "--storage-dir", "log"],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+        [sys.executable, str(SOURCE), "fsck", "--storage-dir", "log"], cwd=tmp_path, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True,
     )
     assert process.stdout
     process.stdout.close()
@@ -3774,10 +3236,7 @@ def test_T35_only_the_witness_signs_the_answer(witness: LocalWitness) -> None:
     ours, theirs = signature_line(SIGNER, text), signature_line(second, text)
     unknown = [signature_line(new_key(f"x{i}.example"), text) for i in range(14)]
     for lines in (
-        [ours, theirs, *unknown],
-        [*unknown, theirs, ours],
-        [theirs, *unknown],
-        [*unknown, ours, *unknown[:3], ours],
+        [ours, theirs, *unknown], [*unknown, theirs, ours], [theirs, *unknown], [*unknown, ours, *unknown[:3], ours],
     ):
         status, _, answer = cosign(
             witness, (b"old 0\n\n" if stored(witness)[0] == 404 else b"old 3\n\n") + note_of(text, *lines)
@@ -3796,8 +3255,7 @@ def test_T30_the_same_checkpoint_again(witness: LocalWitness) -> None:
         witness.now += later
         status, _, answer = cosign(witness, request_for(5, 5))
         assert (status, open_checkpoint(request_for(5, 5).partition(b"\n\n")[2] + answer, POLICY).cosigned[0][1]) == (
-            200,
-            int(witness.now),
+            200, int(witness.now),
         )
     assert cosign(witness, request_for(0, 5))[0] == 409
 
@@ -3842,12 +3300,8 @@ def test_T32_T33_statuses(witness: LocalWitness) -> None:
     other = signature_line(SIGNER, text.replace("9", "8"))
     flipped = mine.replace(mine.split()[2], b64(base64.b64decode(mine.split()[2])[:-1] + b"!"))
     for lines, status in (
-        ([signature_line(imposter, text)], 403),
-        ([signature_line(unknown, text)], 403),
-        ([other], 403),
-        ([flipped], 403),
-        ([mine, flipped], 403),
-        ([other, mine], 403),
+        ([signature_line(imposter, text)], 403), ([signature_line(unknown, text)], 403), ([other], 403),
+        ([flipped], 403), ([mine, flipped], 403), ([other, mine], 403),
         ([mine.replace(LOG.name, "other.example")], 403),
     ):
         assert cosign(witness, note(*lines))[0] == status
@@ -3877,38 +3331,20 @@ def test_T32_T33_statuses(witness: LocalWitness) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        lambda b: b"",
-        lambda b: b"\n",
-        lambda b: b"\n\n",
-        lambda b: b[1:],
-        lambda b: b"\n" + b,
-        lambda b: b.replace(b"old 5", b"old 05"),
-        lambda b: b.replace(b"old 5", b"old 007"),
-        lambda b: b.replace(b"old 5", b"old +5"),
-        lambda b: b.replace(b"old 5", b"old  5"),
-        lambda b: b.replace(b"old 5", b"old 5 "),
-        lambda b: b.replace(b"old 5", b"old"),
-        lambda b: b.replace(b"old 5", b"old -1"),
-        lambda b: b.replace(b"old 5", b"Old 5"),
-        lambda b: b.replace(b"old 5", b"old \xd9\xa5"),
-        lambda b: b.replace(b"old 5", b"old 9223372036854775808"),
-        lambda b: b.replace(b"\n", b"\r\n"),
-        lambda b: b[:-1],
-        lambda b: b + b"\n",
-        lambda b: b.partition(b"\n\n")[0],
-        lambda b: b.partition(b"\n\n")[0] + b"\n\n",
-        lambda b: b.replace(b"\n\n", b"\n", 1),
-        lambda b: b.replace(b"=\n", b"\n", 1),
-        lambda b: b.replace(b"\n", b"\nYQ==\n", 1),
+        lambda b: b"", lambda b: b"\n", lambda b: b"\n\n", lambda b: b[1:], lambda b: b"\n" + b,
+        lambda b: b.replace(b"old 5", b"old 05"), lambda b: b.replace(b"old 5", b"old 007"),
+        lambda b: b.replace(b"old 5", b"old +5"), lambda b: b.replace(b"old 5", b"old  5"),
+        lambda b: b.replace(b"old 5", b"old 5 "), lambda b: b.replace(b"old 5", b"old"),
+        lambda b: b.replace(b"old 5", b"old -1"), lambda b: b.replace(b"old 5", b"Old 5"),
+        lambda b: b.replace(b"old 5", b"old \xd9\xa5"), lambda b: b.replace(b"old 5", b"old 9223372036854775808"),
+        lambda b: b.replace(b"\n", b"\r\n"), lambda b: b[:-1], lambda b: b + b"\n", lambda b: b.partition(b"\n\n")[0],
+        lambda b: b.partition(b"\n\n")[0] + b"\n\n", lambda b: b.replace(b"\n\n", b"\n", 1),
+        lambda b: b.replace(b"=\n", b"\n", 1), lambda b: b.replace(b"\n", b"\nYQ==\n", 1),
         lambda b: b.replace(b"old 5\n", b"old 5\n\n"),
         lambda b: b.replace(b"old 5\n", b"old 5\n" + (b64(bytes(32)) + "\n").encode() * 64),
-        lambda b: b.replace(b"\n9\n", b"\n09\n"),
-        lambda b: b.replace(b"\n9\n", b"\n\n"),
-        lambda b: b.replace(b"\n9\n", b"\nx\n"),
-        lambda b: b.replace("\u2014".encode(), b"-"),
-        lambda b: b.replace(LOG.name.encode(), b""),
-        lambda b: b"\xff" + b,
-        lambda b: b.replace(b"old", b"o\0ld"),
+        lambda b: b.replace(b"\n9\n", b"\n09\n"), lambda b: b.replace(b"\n9\n", b"\n\n"),
+        lambda b: b.replace(b"\n9\n", b"\nx\n"), lambda b: b.replace("\u2014".encode(), b"-"),
+        lambda b: b.replace(LOG.name.encode(), b""), lambda b: b"\xff" + b, lambda b: b.replace(b"old", b"o\0ld"),
         lambda b: b + b"".join(b"\xe2\x80\x94 x%d YWFhYWFh\n" % i for i in range(1000)),
     ],
 )
@@ -4085,15 +3521,8 @@ def test_other_routes_of_the_witness(witness: LocalWitness) -> None:
     status, headers, _ = ask(witness.url, f"/{hash_}/checkpoint")
     assert (status, headers["cache-control"], headers["access-control-allow-origin"]) == (200, "no-cache", "*")
     for path_ in (
-        "/",
-        f"/{hash_}",
-        f"/{hash_}/",
-        f"/{hash_}/checkpoint/",
-        f"/{hash_.upper()}/checkpoint",
-        f"/{hash_[:-1]}0/checkpoint",
-        "//checkpoint",
-        f"/{hash_}//checkpoint",
-        "/add-checkpoint/",
+        "/", f"/{hash_}", f"/{hash_}/", f"/{hash_}/checkpoint/", f"/{hash_.upper()}/checkpoint",
+        f"/{hash_[:-1]}0/checkpoint", "//checkpoint", f"/{hash_}//checkpoint", "/add-checkpoint/",
     ):
         assert ask(witness.url, path_)[0] == 404
     assert ask(witness.url, f"/{hash_}/checkpoint", "POST", b"")[0] == 405
@@ -4165,12 +3594,7 @@ def test_whose_keys_a_witness_refuses(tmp_path: Path) -> None:
     base = ("witness", "--private-key", "w.key", "--port", "0")
     same_name, same_key = new_key(WITNESS.name).key, VerifierKey("other.example", 1, WITNESS.key)
     for key in (
-        WITNESS_VKEY,
-        WITNESS_VKEY_4,
-        PQ_VKEY,
-        btlog.encode_vkey(same_name),
-        btlog.encode_vkey(same_key),
-        "garbage",
+        WITNESS_VKEY, WITNESS_VKEY_4, PQ_VKEY, btlog.encode_vkey(same_name), btlog.encode_vkey(same_key), "garbage",
     ):
         (tmp_path / "log.key").write_text(key)
         done = run_btlog(*base, "--log-public-key", "log.key", cwd=tmp_path)
@@ -4366,28 +3790,19 @@ def too_many(request: btlog.AddCheckpoint) -> btlog.Response:
 @pytest.mark.parametrize(
     "answer",
     [
-        lambda r: btlog.Response(b""),
-        lambda r: btlog.Response(b"garbage"),
-        lambda r: btlog.Response(b"\xff" * 1000),
-        lambda r: btlog.Response(b"x" * 100_000),
-        lambda r: btlog.Response(honest(r)[:-1]),
-        lambda r: btlog.Response(b"\n" + honest(r)),
-        lambda r: btlog.Response(honest(r) + b"\n"),
+        lambda r: btlog.Response(b""), lambda r: btlog.Response(b"garbage"), lambda r: btlog.Response(b"\xff" * 1000),
+        lambda r: btlog.Response(b"x" * 100_000), lambda r: btlog.Response(honest(r)[:-1]),
+        lambda r: btlog.Response(b"\n" + honest(r)), lambda r: btlog.Response(honest(r) + b"\n"),
         lambda r: btlog.Response(honest(r) * 101),
         lambda r: btlog.Response(signature_line(new_key(WITNESS.name), btlog.split_note(r.note)[0], 5).encode()),
         lambda r: btlog.Response(signature_line(COSIGNER, "other\n", 5).encode()),
         lambda r: btlog.Response(signature_line(COSIGNER, btlog.split_note(r.note)[0]).encode()),
         lambda r: btlog.Response(honest(r), status=201),
         lambda r: btlog.Response(b"", status=302, headers={"Location": "/x"}),
-        lambda r: btlog.Response(honest(r), status=500),
-        lambda r: btlog.Response(b"x\n", status=409),
-        lambda r: btlog.Response(b"", status=409),
-        lambda r: btlog.Response(b"01\n", status=409),
-        lambda r: btlog.Response(b"-1\n", status=409),
-        too_many,
-        lambda r: btlog.Response(b"", status=404),
-        lambda r: btlog.Response(b"", status=403),
-        lambda r: btlog.Response(honest(r).replace(b"\n", b"\r\n")),
+        lambda r: btlog.Response(honest(r), status=500), lambda r: btlog.Response(b"x\n", status=409),
+        lambda r: btlog.Response(b"", status=409), lambda r: btlog.Response(b"01\n", status=409),
+        lambda r: btlog.Response(b"-1\n", status=409), too_many, lambda r: btlog.Response(b"", status=404),
+        lambda r: btlog.Response(b"", status=403), lambda r: btlog.Response(honest(r).replace(b"\n", b"\r\n")),
     ],
 )
 def test_T26_T36_witnesses_that_answer_oddly(
@@ -4429,8 +3844,7 @@ def test_T36_hints_are_taken_and_unknown_lines_are_not(tmp_path: Path) -> None:
                 status, got = add(log.url, entry(i))
                 assert status == 200
                 assert [parts[0] for parts in btlog.split_note(base64.b64decode(got["checkpoint"]))[1]] == [
-                    LOG.name,
-                    WITNESS.name,
+                    LOG.name, WITNESS.name,
                 ]
         asked = len(odd.asked)
         with contextlib.closing(LocalLog(tmp_path / "log", policy=policy)) as log:
@@ -4678,8 +4092,7 @@ def test_quorums_that_cant_be_met_are_refused(tmp_path: Path) -> None:
         with contextlib.closing(found(tmp_path / "log")) as store, pytest.raises(Malformed, match="can't be met"):
             btlog.Log(store, SIGNER, policy, btlog.LogOptions())
     for args in (
-        ["--witness-url", "http://127.0.0.1:1"],
-        ["--witness-public-key", "w"],
+        ["--witness-url", "http://127.0.0.1:1"], ["--witness-public-key", "w"],
         ["--policy", "p", "--witness-url", "u", "--witness-public-key", "w"],
     ):
         (tmp_path / "w").write_text(WITNESS_VKEY)
@@ -4691,15 +4104,8 @@ def five(tmp_path: Path, ports: dict[int, str], i: int) -> Running:
     """The i-th of five witnesses as a process, on the port that it had."""
     port = ports[i].rpartition(":")[2] if i in ports else "0"
     server = Running(
-        "witness",
-        "--database-path",
-        f"w{i}.db",
-        "--private-key",
-        f"w{i}.key",
-        "--log-public-key",
-        "public.key",
-        cwd=tmp_path,
-        port=port,
+        "witness", "--database-path", f"w{i}.db", "--private-key", f"w{i}.key", "--log-public-key", "public.key",
+        cwd=tmp_path, port=port,
     )
     ports[i] = server.url
     return server
@@ -4727,17 +4133,8 @@ def test_three_of_five_witnesses(tmp_path: Path, clients: int) -> None:
     """Two killed: adds go on. A third: adds get 503. It is back: all that waited is there, once."""
     witnesses, ports, policy = three_of_five(tmp_path)
     args = (
-        "serve",
-        "--storage-dir",
-        "log",
-        "--private-key",
-        "private.key",
-        "--public-key",
-        "public.key",
-        "--policy",
-        "policy",
-        "--witness-timeout",
-        "2",
+        "serve", "--storage-dir", "log", "--private-key", "private.key", "--public-key", "public.key", "--policy",
+        "policy", "--witness-timeout", "2",
     )
     statuses: list[int] = []
     lock = threading.Lock()
