@@ -66,9 +66,29 @@ from hypothesis import strategies as st
 
 import btlog
 from btlog import (
-    BadProof, BadSignature, Checkpoint, Conflict, Corrupt, Entry, Error, Malformed, Policy, Proof, Publisher, Quorum,
-    Tree, Unavailable, VerifierKey, check_consistency, check_inclusion, check_logged, encode_vkey, leaf_hash, node_hash,
-    open_checkpoint, parse_policy,
+    BadProof,
+    BadSignature,
+    Checkpoint,
+    Conflict,
+    Corrupt,
+    Entry,
+    Error,
+    Malformed,
+    Policy,
+    Proof,
+    Publisher,
+    Quorum,
+    Tree,
+    Unavailable,
+    VerifierKey,
+    check_consistency,
+    check_inclusion,
+    check_logged,
+    encode_vkey,
+    leaf_hash,
+    node_hash,
+    open_checkpoint,
+    parse_policy,
 )
 
 HERE = Path(__file__).resolve().parent
@@ -111,40 +131,23 @@ COSIGNATURE = "— witness.example/w1 N94kJgAAAABqsTuAzQRMu3OerpUMXbtCT1iOJS6zz0
 COSIGNED = SIGNED + COSIGNATURE
 COSIGNED_AT = 1790000000
 ROOTS = {  # of the first n of the entries "entry 0", "entry 1", …
-    0: "47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=",
-    1: "dziFphNIniTOLPdhmdakI/BC5LvxLX7s7pEu8nbGVwE=",
-    2: "WkdmL9ijF9lgSaP59HxV3GfKZgUbqjaD27GbL+CaB7A=",
-    3: "lPvQ3YNvUDAWkubQ6t5yjuGexSv/8WBu2AfIV11aqhk=",
-    4: "l5nzB1F+9RfCIF35tndivzR1ayAJn7ffzOdrzr0nOy4=",
-    5: "fKo0Xb2JKmZFTWxlEuo8PqPw0+whvj/C4jdXBf049nI=",
-    6: "y+7JnbPk1n26qmDBa11M9zesLdwVB7eK83V2PrrRwB4=",
-    7: "mMl/C6MXXNCLAx3QhLncTmSbZNGijm6mlGRlAxc6tYc=",
-    8: "tpcyzlyRQWLKmsz69OldP5h01ogFQ3CIqv8YSk25Z3M=",
-    9: "JA2btqVfDLN1tdAIJR5xRUWLexrchGOrj+92/RT3X2s=",
-    15: "3ZednduKo2udzbV2BhOlYC9u84+nMbSdqCF62jbxuMg=",
-    16: "xx5OIvnaHWqhEh6W7X4IV2WsZ7RVaDJqj/i3yN3iOl8=",
-    17: "jdjVxVyqRcO5WYL8Fl5e3XIueSPvGQuynS3U7BGEue8=",
-    31: "aEFZBAy92y635HIEYgTrPDqX624tmt0KqNmcvuVbqHE=",
-    33: "YxCgz+StOp/7Pye3gNzz8z0PT8oGERhNY4ZifLKUkwU=",
-    63: "EgzrwFkY/7GyUQ3TwFfYHXQWaeMRuc/d6Rhd+qUe3wc=",
-    64: "XLzAg+gACv0VcwjMo+tUlHo5GHjMA3NrD8Rxvc2cTBw=",
-    65: "r7Sal9INk9tb4xmIMCTHGgJOWmVdQvRss1Qflt86mU4=",
-    127: "dKvd4JKE9Dd6FAfz72f5eWz8ceasRBUFJB1Jh5Qel5Q=",
-    128: "Y9TldO9rV2Bvn1rrhx8jsQshQGvXUIJNxBcKNW6Adyk=",
-    129: "zU+LJxfF2J55kj6aUGInRJ25DM0uZ5u8Ob3NpIr/kHI=",
-    255: "z2Z5PmMp3/JC6zzuCm82rT46GW3MVzoex3XhAr6GPxw=",
-    256: "2mWW2VNp9f7zIquOTg2jsLUCNqqcijsdJG90Ecni4y4=",
-    257: "XB/f6DU1gCLyOS3keNvgU/wTDP4dOggoeakM9r8Uv34=",
-    511: "uiTGt6wKXP4z1jM1r8HnaLsgypMfJxLzM+YIbyIp5KE=",
-    512: "xtuUnnbP1dYUB8c6SBkhJlqwJOphMdAtxrcN79/U+to=",
-    513: "eNZ0zD3mmFwl1kdju5aKzwItgn68EVhYSmYpuuvEwxw=",
-    1000: "NGxrnLicS3b6ydyyDNqG46AcCldBfBOQKOrNRTj96Vs=",
-    4096: "B22ASenXfQ7W6g2VF3zdj+x3PG3BDQa5GBF2RtLvxJ4=",
-    65535: "uM1QRqGZab3H6JKJJyOQtA3WarGKeGbCC4kgpnUmaKU=",
-    65536: "B7Gjd5YKThLjNI1ukymuYxapWwL7HCLpCSMbOqRIYac=",
-    65537: "uZxXCq8TuW4CY4Po4lLmnHFCs61+bgJk89wQ39iE2MU=",
-    65792: "Y8oZodj104kWrM5pXBaVKjxoeEh9FXjaGn5tWRnKFlY=",
-    69999: "dwSVkzH4FloReNZwiqiwYAdFnCk3MoiZ/0VXh1Da3Y0=",
+    0: "47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=", 1: "dziFphNIniTOLPdhmdakI/BC5LvxLX7s7pEu8nbGVwE=",
+    2: "WkdmL9ijF9lgSaP59HxV3GfKZgUbqjaD27GbL+CaB7A=", 3: "lPvQ3YNvUDAWkubQ6t5yjuGexSv/8WBu2AfIV11aqhk=",
+    4: "l5nzB1F+9RfCIF35tndivzR1ayAJn7ffzOdrzr0nOy4=", 5: "fKo0Xb2JKmZFTWxlEuo8PqPw0+whvj/C4jdXBf049nI=",
+    6: "y+7JnbPk1n26qmDBa11M9zesLdwVB7eK83V2PrrRwB4=", 7: "mMl/C6MXXNCLAx3QhLncTmSbZNGijm6mlGRlAxc6tYc=",
+    8: "tpcyzlyRQWLKmsz69OldP5h01ogFQ3CIqv8YSk25Z3M=", 9: "JA2btqVfDLN1tdAIJR5xRUWLexrchGOrj+92/RT3X2s=",
+    15: "3ZednduKo2udzbV2BhOlYC9u84+nMbSdqCF62jbxuMg=", 16: "xx5OIvnaHWqhEh6W7X4IV2WsZ7RVaDJqj/i3yN3iOl8=",
+    17: "jdjVxVyqRcO5WYL8Fl5e3XIueSPvGQuynS3U7BGEue8=", 31: "aEFZBAy92y635HIEYgTrPDqX624tmt0KqNmcvuVbqHE=",
+    33: "YxCgz+StOp/7Pye3gNzz8z0PT8oGERhNY4ZifLKUkwU=", 63: "EgzrwFkY/7GyUQ3TwFfYHXQWaeMRuc/d6Rhd+qUe3wc=",
+    64: "XLzAg+gACv0VcwjMo+tUlHo5GHjMA3NrD8Rxvc2cTBw=", 65: "r7Sal9INk9tb4xmIMCTHGgJOWmVdQvRss1Qflt86mU4=",
+    127: "dKvd4JKE9Dd6FAfz72f5eWz8ceasRBUFJB1Jh5Qel5Q=", 128: "Y9TldO9rV2Bvn1rrhx8jsQshQGvXUIJNxBcKNW6Adyk=",
+    129: "zU+LJxfF2J55kj6aUGInRJ25DM0uZ5u8Ob3NpIr/kHI=", 255: "z2Z5PmMp3/JC6zzuCm82rT46GW3MVzoex3XhAr6GPxw=",
+    256: "2mWW2VNp9f7zIquOTg2jsLUCNqqcijsdJG90Ecni4y4=", 257: "XB/f6DU1gCLyOS3keNvgU/wTDP4dOggoeakM9r8Uv34=",
+    511: "uiTGt6wKXP4z1jM1r8HnaLsgypMfJxLzM+YIbyIp5KE=", 512: "xtuUnnbP1dYUB8c6SBkhJlqwJOphMdAtxrcN79/U+to=",
+    513: "eNZ0zD3mmFwl1kdju5aKzwItgn68EVhYSmYpuuvEwxw=", 1000: "NGxrnLicS3b6ydyyDNqG46AcCldBfBOQKOrNRTj96Vs=",
+    4096: "B22ASenXfQ7W6g2VF3zdj+x3PG3BDQa5GBF2RtLvxJ4=", 65535: "uM1QRqGZab3H6JKJJyOQtA3WarGKeGbCC4kgpnUmaKU=",
+    65536: "B7Gjd5YKThLjNI1ukymuYxapWwL7HCLpCSMbOqRIYac=", 65537: "uZxXCq8TuW4CY4Po4lLmnHFCs61+bgJk89wQ39iE2MU=",
+    65792: "Y8oZodj104kWrM5pXBaVKjxoeEh9FXjaGn5tWRnKFlY=", 69999: "dwSVkzH4FloReNZwiqiwYAdFnCk3MoiZ/0VXh1Da3Y0=",
     70000: "o5IPun8jmgcam9EHIfE0Gt3vuu3ttBx+JEN6nRa98Ao=",
 }
 INCLUSION = [
@@ -242,8 +245,11 @@ def b64(data: bytes) -> str:
 
 
 def refuses(kind: type[Error] | tuple[type[Error], ...], call: Callable[..., Any], *args: Any) -> None:
-    with pytest.raises(kind):
-        call(*args)
+    try:
+        value = call(*args)
+    except kind:
+        return
+    pytest.fail(f"{args!r:.2000} gives {value!r:.500}")
 
 
 def mutations(data: bytes, every: bool = False) -> Iterator[bytes]:
@@ -273,49 +279,31 @@ def survives(parse: Callable[[bytes], Any], encode: Callable[[Any], bytes], case
 # --- Strict scalars ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("text", ["0", "1", "9", "10", "255", str(2**63 - 1)])
-def test_decimal(text: str) -> None:
-    assert btlog.parse_decimal(text) == int(text)
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
+def test_decimal() -> None:
+    """T42: a number has one form."""
+    for text in "0", "1", "9", "10", "255", str(2**63 - 1):
+        assert btlog.parse_decimal(text) == int(text)
+    for text in (
         "", "+7", "-0", "-1", " 7", "7 ", "7\n", "1_000", "٧", "²", "00", "007", "0x1", "1e3", "1.0", str(2**63),
         "9" * 19, "9" * 5000,
-    ],
-)
-def test_T42_decimals_have_one_form(text: str) -> None:
-    refuses(Malformed, btlog.parse_decimal, text)
+    ):
+        refuses(Malformed, btlog.parse_decimal, text)
 
 
-@pytest.mark.parametrize(
-    "text", ["Kjh=", "YQ", "YQ=", "YQ===", "YQ==\n", " YQ==", "Y Q==", "YR==", "YWI", "YWJ=", "é", "_-8=", "="]
-)
-def test_T41_T51_base64_has_one_form(text: str) -> None:
-    refuses(Malformed, btlog.parse_base64, text)
+def test_T41_T51_base64_has_one_form() -> None:
+    for n in range(40):
+        data = random.Random(n).randbytes(n)
+        assert btlog.to_base64(data) == b64(data)
+        assert btlog.parse_base64(b64(data)) == btlog.parse_base64(b64(data), n) == data
+        for other in {0, n - 1, n + 1} - {n}:
+            refuses(Malformed, btlog.parse_base64, b64(data), other)
+    for text in "Kjh=", "YQ", "YQ=", "YQ===", "YQ==\n", " YQ==", "Y Q==", "YR==", "YWI", "YWJ=", "é", "_-8=", "=":
+        refuses(Malformed, btlog.parse_base64, text)
 
 
-def test_base64_lengths() -> None:
-    assert btlog.parse_base64("") == b""
-    assert btlog.parse_base64(b64(b"x" * 32), 32) == b"x" * 32
-    for n in 0, 31, 33:
-        refuses(Malformed, btlog.parse_base64, b64(b"x" * n), 32)
-
-
-@given(st.binary(max_size=40))
-def test_base64_roundtrip(data: bytes) -> None:
-    assert btlog.parse_base64(b64(data)) == data == btlog.parse_base64(btlog.to_base64(data))
-
-
-@pytest.mark.parametrize(
-    "data", [b"", b"a", b"a\r\n", b"a\x0bb\n", b"\x00\n", b"\x1f\n", b"\xff\n", b"\xed\xa0\x80\n", b"\xc0\x80\n"]
-)
-def test_T43_text_is_whole_lines_of_clean_utf8(data: bytes) -> None:
-    refuses(Malformed, btlog.parse_text, data)
-
-
-def test_T43_only_newline_ends_a_line() -> None:
+def test_T43_text_is_whole_lines_of_clean_utf8() -> None:
+    for data in b"", b"a", b"a\r\n", b"a\x0bb\n", b"\0\n", b"\x1f\n", b"\xff\n", b"\xed\xa0\x80\n", b"\xc0\x80\n":
+        refuses(Malformed, btlog.parse_text, data)
     odd = "a\x7f\x85\u2028\u2029b"  # str.splitlines would cut at three of them
     assert btlog.parse_text(f"{odd}\n".encode()) == f"{odd}\n"
 
@@ -330,9 +318,7 @@ def test_roots_of_small_trees_and_hashes() -> None:
     assert leaf_hash(b"") == hashlib.sha256(b"\0").digest()
     assert node_hash(b"a" * 32, b"b" * 32) == hashlib.sha256(b"\1" + b"a" * 32 + b"b" * 32).digest()
     assert len(ROOTS) == 35
-    for n, root in ROOTS.items():
-        if n <= SMALL:
-            assert b64(MTH[n]) == root
+    assert [b64(root) for n, root in enumerate(MTH) if n in ROOTS] == [root for n, root in ROOTS.items() if n <= SMALL]
 
 
 def spoilt(proof: list[bytes]) -> Iterator[list[bytes]]:
@@ -350,12 +336,16 @@ def spoilt(proof: list[bytes]) -> Iterator[list[bytes]]:
         yield [extra, *proof]
 
 
+def small_tiles(n: int) -> btlog.Tiles:
+    grown = tiles_of(ENTRIES[:n])
+    return btlog.Tiles(n, lambda level, index, width: grown[level, index][: 32 * width])
+
+
 def test_T56_inclusion_exhaustively_in_small_trees() -> None:
     """Agrees with the RFC's definition for every entry of every tree up to 64, and nothing else passes."""
     tried = 0
     for n in range(1, SMALL + 1):
-        tree = Tree(n, MTH[n])
-        tiles = btlog.Tiles(n, lambda level, index, width: tiles_of(ENTRIES[:n])[level, index][: 32 * width])  # noqa: B023
+        tree, tiles = Tree(n, MTH[n]), small_tiles(n)
         for m in range(n):
             proof, leaf = path(m, ENTRIES[:n]), leaf_hash(ENTRIES[m])
             assert btlog.prove_inclusion(tiles, m) == proof
@@ -376,8 +366,7 @@ def test_T56_inclusion_exhaustively_in_small_trees() -> None:
 def test_consistency_exhaustively_in_small_trees() -> None:
     tried = 0
     for n in range(SMALL + 1):
-        new = Tree(n, MTH[n])
-        tiles = btlog.Tiles(n, lambda level, index, width: tiles_of(ENTRIES[:n])[level, index][: 32 * width])  # noqa: B023
+        new, tiles = Tree(n, MTH[n]), small_tiles(n)
         for m in range(n + 1):
             proof = subproof(m, ENTRIES[:n], True) if m else []
             old = Tree(m, MTH[m])
@@ -395,22 +384,16 @@ def test_consistency_exhaustively_in_small_trees() -> None:
 
 
 def test_T31_the_empty_tree() -> None:
-    empty = Tree(0, hashlib.sha256(b"").digest())
-    check_consistency(empty, empty, [])
-    check_consistency(empty, Tree(5, MTH[5]), [])
-    for old, new in (
-        (Tree(0, bytes(32)), Tree(5, MTH[5])), (empty, Tree(0, bytes(32))), (Tree(0, bytes(32)), Tree(0, bytes(32))),
-    ):
-        refuses(BadProof, check_consistency, old, new, [])
-    refuses(BadProof, check_consistency, empty, Tree(5, MTH[5]), [MTH[5]])
+    empty, zero, five = Tree(0, hashlib.sha256(b"").digest()), Tree(0, bytes(32)), Tree(5, MTH[5])
+    check_consistency(empty, five, [])
+    for old, new, proof in (zero, five, []), (empty, zero, []), (zero, zero, []), (empty, five, [MTH[5]]):
+        refuses(BadProof, check_consistency, old, new, proof)
     refuses(BadProof, check_inclusion, leaf_hash(b""), 0, empty, [])
 
 
-@pytest.mark.parametrize(
-    ("size", "root"), [(-1, bytes(32)), (2**63, bytes(32)), (1, bytes(31)), (1, bytes(33)), (0, b"")]
-)
-def test_a_tree_is_a_size_and_a_hash(size: int, root: bytes) -> None:
-    refuses(Malformed, Tree, size, root)
+def test_a_tree_is_a_size_and_a_hash() -> None:
+    for size, root in (-1, bytes(32)), (2**63, bytes(32)), (1, bytes(31)), (1, bytes(33)), (0, b""):
+        refuses(Malformed, Tree, size, root)
 
 
 def test_proofs_of_huge_trees_end() -> None:
@@ -445,24 +428,23 @@ def test_many_proofs_at_once_are_the_same(big: Callable[[int, int, int], bytes])
     for size in 1, 2, 3, 255, 256, 257, 1000, 65_535, 65_536, 65_537, 70_000:
         tiles = btlog.Tiles(size, big)
         some = sorted(set(choose.choices(range(size), k=20)) | {0, size - 1} | set(range(max(0, size - 300), size)))
-        proofs = list(btlog.prove_many(tiles, some, b"\n"))
-        assert len(proofs) == len(some)
-        for index, text in zip(some, proofs, strict=True):
+        for index, text in zip(some, btlog.prove_many(tiles, some, b"\n"), strict=True):
             assert text.decode() == "\n".join(b64(h) for h in btlog.prove_inclusion(tiles, index))
     assert list(btlog.prove_many(btlog.Tiles(5, big), [], b",")) == []
 
 
 def test_thousands_of_proofs_pinned(big: Callable[[int, int, int], bytes]) -> None:
-    """One hash over 9,000 proofs: whatever changes the provers shows here."""
+    """One hash over 3,000 proofs: whatever changes the provers shows here."""
     rolling = hashlib.sha256()
     for size in 300, 4097, 69_632:
         tiles = btlog.Tiles(size, big)
-        for i in range(1500):
+        for i in range(500):
             rolling.update(b"".join(btlog.prove_inclusion(tiles, i * 7919 % size)))
             rolling.update(b"".join(btlog.prove_consistency(tiles, 1 + i * 104_729 % size)))
-    assert rolling.hexdigest() == "e00a9d497b0cdc50b495d0900e654de92af0597e395dafc972086b381e5839e8"
+    assert rolling.hexdigest() == "d8e11262d3bc81107fdb4159845fe73fb698e078be71094156175c3bd1dbe5b5"
 
 
+@settings(max_examples=40)
 @given(st.integers(0, 600), st.lists(st.integers(1, 300), max_size=6))
 def test_growing_in_steps_is_growing_at_once(first: int, steps: list[int]) -> None:
     tiles: dict[tuple[int, int], bytes] = {}
@@ -483,6 +465,7 @@ LOG, WITNESS, PQ = VerifierKey.parse(LOG_VKEY), VerifierKey.parse(WITNESS_VKEY),
 SIGNER, COSIGNER = btlog.Signer.parse(LOG_SKEY), btlog.Signer.parse(WITNESS_SKEY)
 POLICY = btlog.simple_policy([LOG], [WITNESS])
 UNWITNESSED = btlog.simple_policy([LOG])
+TEXT_70000 = SIGNED.partition("\n\n")[0] + "\n"
 
 
 def signature_line(key: btlog.Signer, text: str, seconds: int = 0) -> str:
@@ -504,52 +487,38 @@ def new_key(name: str) -> btlog.Signer:
 
 
 def test_T46_keys_of_go() -> None:
-    assert [btlog.encode_vkey(VerifierKey.parse(k)) for k in (LOG_VKEY, WITNESS_VKEY_4, PQ_VKEY)] == [
-        LOG_VKEY, WITNESS_VKEY_4, PQ_VKEY,
-    ]
-    assert (
-        btlog.as_witness(WITNESS)
-        == VerifierKey.parse(WITNESS_VKEY_4)
-        == btlog.as_witness(VerifierKey.parse(WITNESS_VKEY_4))
-    )
+    for vkey in LOG_VKEY, WITNESS_VKEY_4, PQ_VKEY:
+        assert btlog.encode_vkey(VerifierKey.parse(vkey)) == vkey
+    as_witness = VerifierKey.parse(WITNESS_VKEY_4)
+    assert btlog.as_witness(WITNESS) == as_witness == btlog.as_witness(as_witness)
     assert (SIGNER.key, COSIGNER.key) == (LOG, WITNESS)
     assert (SIGNER.encode(), COSIGNER.encode()) == (LOG_SKEY, WITNESS_SKEY)
     assert btlog.encode_vkey(btlog.Signer.parse(BT_LOG_SKEY).key) == BT_LOG_VKEY
     assert (PQ.kind, len(PQ.key)) == (0x06, 1312)
+    seeds = (hashlib.sha256(b"%d" % i).digest() for i in itertools.count())  # their base64 may hold plus signs
+    keys = (btlog.Signer("plus.example", seed).key for seed in seeds)
+    key = next(key for key in keys if btlog.encode_vkey(key).count("+") > 3)
+    assert VerifierKey.parse(btlog.encode_vkey(key)) == key
 
 
-def test_T46_base64_of_a_key_may_hold_plus_signs() -> None:
-    seeds = (hashlib.sha256(b"%d" % i).digest() for i in itertools.count())
-    signer = next(
-        s for s in (btlog.Signer("plus.example", seed) for seed in seeds) if btlog.encode_vkey(s.key).count("+") > 3
-    )
-    assert VerifierKey.parse(btlog.encode_vkey(signer.key)) == signer.key
-
-
-@pytest.mark.parametrize(
-    "vkey",
-    [
+def test_T46_what_is_no_vkey() -> None:
+    for vkey in (
         "", "a", "a+b", "a+b+c", "+" + LOG_VKEY.partition("+")[2], LOG_VKEY + "\n", " " + LOG_VKEY, LOG_VKEY + "+",
         LOG_VKEY.upper(), LOG_VKEY.replace("fdabb4f8", "FDABB4F8"), LOG_VKEY.replace("fdabb4f8", "fdabb4f9"),
         LOG_VKEY.replace("fdabb4f8", "0fdabb4f8"), LOG_VKEY.replace("log.example", "log example"),
         LOG_VKEY.replace("log.example", "log\u00a0example"), LOG_VKEY[:-4],
         "x+" + hashlib.sha256(b"x\n").hexdigest()[:8] + "+", LOG_SKEY, LOG_VKEY.replace("log.example", "log\udc80"),
-    ],
-)
-def test_T46_what_is_no_vkey(vkey: str) -> None:
-    refuses(Malformed, VerifierKey.parse, vkey)
+    ):
+        refuses(Malformed, VerifierKey.parse, vkey)
 
 
-@pytest.mark.parametrize("kind", [0, 2, 3, 5, 0xFA, 0xFF])
-def test_T46_unknown_types_of_keys(kind: int) -> None:
-    key_id = hashlib.sha256(b"x\n" + bytes([kind]) + LOG.key).hexdigest()[:8]
-    refuses(Malformed, VerifierKey.parse, f"x+{key_id}+{b64(bytes([kind]) + LOG.key)}")
-    refuses(Malformed, VerifierKey, "x", kind, LOG.key)
-
-
-@pytest.mark.parametrize("kind,length", [(1, 31), (1, 33), (1, 0), (4, 31), (4, 1312), (6, 32), (6, 1311)])
-def test_keys_have_the_length_of_their_type(kind: int, length: int) -> None:
-    refuses(Malformed, VerifierKey, "x", kind, bytes(length))
+def test_T46_keys_have_a_known_type_and_its_length() -> None:
+    for kind in 0, 2, 3, 5, 0xFA, 0xFF:
+        key_id = hashlib.sha256(b"x\n" + bytes([kind]) + LOG.key).hexdigest()[:8]
+        refuses(Malformed, VerifierKey.parse, f"x+{key_id}+{b64(bytes([kind]) + LOG.key)}")
+        refuses(Malformed, VerifierKey, "x", kind, LOG.key)
+    for kind, length in (1, 31), (1, 33), (1, 0), (4, 31), (4, 1312), (6, 32), (6, 1311):
+        refuses(Malformed, VerifierKey, "x", kind, bytes(length))
 
 
 def test_T38_names_of_at_most_255_bytes() -> None:
@@ -561,34 +530,29 @@ def test_T38_names_of_at_most_255_bytes() -> None:
         refuses(Malformed, Checkpoint.parse, f"{name}\n0\n{ROOTS[0]}\n")
 
 
-@pytest.mark.parametrize(
-    "skey",
-    [
+def test_what_is_no_private_key_is_not_quoted() -> None:
+    for skey in (
         "", LOG_VKEY, LOG_SKEY + "\n", LOG_SKEY.replace("fdabb4f8", "fdabb4f9"), LOG_SKEY.replace("PRIVATE", "PUBLIC"),
         LOG_SKEY[:-4], LOG_SKEY.replace("+AY", "+BI"), LOG_SKEY.replace("log.example", "log example"), "PRIVATE+KEY+x",
-    ],
-)
-def test_what_is_no_private_key_is_not_quoted(skey: str) -> None:
-    with pytest.raises(Malformed) as caught:
-        btlog.Signer.parse(skey)
-    assert "XBV0uM3" not in str(caught.value)
-    assert caught.value.__context__ is None or "XBV0uM3" not in "".join(map(str, caught.value.args))
+    ):
+        with pytest.raises(Malformed) as caught:
+            btlog.Signer.parse(skey)
+        assert "XBV0uM3" not in "".join(map(str, (caught.value, caught.value.__context__, *caught.value.args)))
     assert "seed" not in repr(SIGNER)
 
 
 def test_open_what_go_signed() -> None:
-    tree = Tree(70_000, base64.b64decode(ROOTS[70_000]))
     opened = open_checkpoint(COSIGNED.encode(), POLICY)
-    assert opened == Checkpoint("log.example/vectors", tree)
+    assert opened == Checkpoint("log.example/vectors", Tree(70_000, base64.b64decode(ROOTS[70_000])))
     assert opened.cosigned == ((VerifierKey.parse(WITNESS_VKEY_4), COSIGNED_AT),)
-    assert open_checkpoint(SIGNED.encode(), UNWITNESSED).cosigned == ()
-    assert open_checkpoint(COSIGNED.encode(), UNWITNESSED).cosigned == ()
+    for note in SIGNED, COSIGNED:
+        assert open_checkpoint(note.encode(), UNWITNESSED).cosigned == ()
     refuses(BadSignature, open_checkpoint, SIGNED.encode(), POLICY)
     assert SIGNER.sign(opened) == SIGNED.encode()
 
 
 def test_T39_cosignature_time() -> None:
-    text = SIGNED.partition("\n\n")[0] + "\n"
+    text = TEXT_70000
     assert signature_line(COSIGNER, text, COSIGNED_AT) == COSIGNATURE
     key = btlog.as_witness(WITNESS)
     for seconds in 1, 2**63 - 1:
@@ -602,7 +566,7 @@ def test_T39_cosignature_time() -> None:
 
 
 def test_T45_signatures_in_any_order_and_number() -> None:
-    text = SIGNED.partition("\n\n")[0] + "\n"
+    text = TEXT_70000
     log, witness = signature_line(SIGNER, text), signature_line(COSIGNER, text, 5)
     later = signature_line(COSIGNER, text, 9)
     unknown = [signature_line(new_key(f"unknown{i}.example"), text) for i in range(97)]
@@ -620,7 +584,7 @@ def test_T45_signatures_in_any_order_and_number() -> None:
 
 
 def test_T40_unknown_signatures_are_ignored_and_false_ones_are_not() -> None:
-    text = SIGNED.partition("\n\n")[0] + "\n"
+    text = TEXT_70000
     log, witness = signature_line(SIGNER, text), signature_line(COSIGNER, text, 5)
     unknown = [signature_line(new_key(f"unknown{i}.example"), text) for i in range(15)]
     for at in range(16):
@@ -631,55 +595,51 @@ def test_T40_unknown_signatures_are_ignored_and_false_ones_are_not() -> None:
         line = f"— {name} {b64(key_id + bytes(64))}\n"
         assert open_checkpoint(note_of(text, log, line), UNWITNESSED)
         refuses(BadSignature, open_checkpoint, note_of(text, line), UNWITNESSED)
-    other = SIGNED.replace("70000", "70001").partition("\n\n")[0] + "\n"
-    false = [
+    other = text.replace("70000", "70001")
+    for line in (
         signature_line(SIGNER, other), f"— {LOG.name} {b64(LOG.key_id + bytes(64))}\n",
         f"— {LOG.name} {b64(LOG.key_id + b'short')}\n",
         f"— {LOG.name} {b64(LOG.key_id + base64.b64decode(log.split()[2])[4:] + b'!')}\n",
         signature_line(COSIGNER, other, 5), f"— {WITNESS.name} {b64(btlog.as_witness(WITNESS).key_id + bytes(7))}\n",
-    ]
-    for line in false:
+    ):
         for lines in [log, witness, line], [line, log, witness]:
             refuses(BadSignature, open_checkpoint, note_of(text, *lines), POLICY)
 
 
 def test_the_ml_dsa_witness_parses_and_never_counts() -> None:
-    text = SIGNED.partition("\n\n")[0] + "\n"
     line = f"— {PQ.name} {b64(PQ.key_id + bytes(8 + 2420))}\n"
-    note = note_of(text, signature_line(SIGNER, text), line)
+    note = note_of(TEXT_70000, signature_line(SIGNER, TEXT_70000), line)
     assert open_checkpoint(note, UNWITNESSED).cosigned == ()
-    refuses(BadSignature, open_checkpoint, note, btlog.simple_policy([LOG], [PQ]))
-    refuses(BadSignature, open_checkpoint, note, btlog.simple_policy([LOG], [WITNESS, PQ], 1))
-    refuses(BadSignature, PQ.verify, text, bytes(64))
-    assert (
-        open_checkpoint(COSIGNED.encode(), btlog.simple_policy([LOG], [WITNESS, PQ], 1)).cosigned[0][1] == COSIGNED_AT
-    )
+    one_of_two = btlog.simple_policy([LOG], [WITNESS, PQ], 1)
+    for policy in btlog.simple_policy([LOG], [PQ]), one_of_two:
+        refuses(BadSignature, open_checkpoint, note, policy)
+    refuses(BadSignature, PQ.verify, TEXT_70000, bytes(64))
+    assert open_checkpoint(COSIGNED.encode(), one_of_two).cosigned[0][1] == COSIGNED_AT
 
 
 def test_T57_the_key_of_one_origin_does_not_speak_for_another() -> None:
     text = f"other.example\n1\n{ROOTS[1]}\n"
-    refuses(BadSignature, open_checkpoint, note_of(text, signature_line(SIGNER, text)), UNWITNESSED)
     other = new_key("other.example")
     both = btlog.simple_policy([LOG, other.key])
-    refuses(BadSignature, open_checkpoint, note_of(text, signature_line(SIGNER, text)), both)
+    for policy in UNWITNESSED, both:
+        refuses(BadSignature, open_checkpoint, note_of(text, signature_line(SIGNER, text)), policy)
     assert open_checkpoint(note_of(text, signature_line(SIGNER, text), signature_line(other, text)), both)
 
 
 def test_T44_only_the_last_empty_line_separates() -> None:
     text = "a\n\nb\n\n\nc\n"
-    assert btlog.split_note(note_of(text, signature_line(SIGNER, text)))[0] == text
     assert btlog.open_note(note_of(text, signature_line(SIGNER, text)), [LOG]) == (text, {LOG: 0})
-    assert btlog.split_note(note_of("\n", signature_line(SIGNER, "\n")))[0] == "\n"
-    blank = SIGNED.partition("\n\n")[0] + "\n\nextension\n"  # a checkpoint has no empty lines
+    for part in text, "\n":
+        assert btlog.split_note(note_of(part, signature_line(SIGNER, part)))[0] == part
+    blank = TEXT_70000 + "\nextension\n"  # a checkpoint has no empty lines
     refuses(Malformed, open_checkpoint, note_of(blank, signature_line(SIGNER, blank)), UNWITNESSED)
 
 
 LINE = SIGNED.split("\n")[4]
 
 
-@pytest.mark.parametrize(
-    "note",
-    [
+def test_T43_what_is_no_note() -> None:
+    for note in (
         "", "\n", "\n\n", "a\n", "a\n\n", SIGNED[:-1], SIGNED.replace("\n\n", "\n"), SIGNED + "\n", "\n" + LINE + "\n",
         SIGNED.replace("\n", "\r\n"), SIGNED.replace("— ", "- "), SIGNED.replace("— ", "—  "),
         SIGNED.replace("— ", "—"), SIGNED.replace("— ", "– "), SIGNED + " \n", SIGNED + "x\n", SIGNED + LINE,
@@ -687,10 +647,8 @@ LINE = SIGNED.split("\n")[4]
         SIGNED + "— a YWJjZA==\n", SIGNED + "—  YWJjZGU=\n", SIGNED + "— a+b YWJjZGU=\n", SIGNED + "— a YWJjZGV=\n",
         SIGNED + "— a YWJjZGU\n", SIGNED + "— a\u2003b YWJjZGU=\n", SIGNED.replace("\n\n", "\n \n"),
         "\ufeff" + SIGNED[:30], SIGNED.replace("log", "l\0g"), SIGNED.replace("log", "l\tg"),
-    ],
-)
-def test_T43_what_is_no_note(note: str) -> None:
-    refuses(Malformed, btlog.split_note, note.encode())
+    ):
+        refuses(Malformed, btlog.split_note, note.encode())
 
 
 def test_limits_of_notes() -> None:
@@ -703,18 +661,15 @@ def test_limits_of_notes() -> None:
     refuses(Malformed, btlog.split_note, note_of("a" * 1_000_000 + "\n", many[0]))
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "", "\n", "a\n", "a\n1\n", f"a\n1\n{ROOTS[1]}", f"\n1\n{ROOTS[1]}\n", f"a\n01\n{ROOTS[1]}\n",
-        f"a\n-1\n{ROOTS[1]}\n", f"a\n1 \n{ROOTS[1]}\n", f"a\n{2**63}\n{ROOTS[1]}\n", f"a\n1\n{ROOTS[1][:-1]}\n",
-        f"a\n1\n{b64(bytes(31))}\n", f"a\n1\n{b64(bytes(33))}\n", f"a\n1\n{ROOTS[1]}\n\n", f"a\n1\n{ROOTS[1]}\n\nx\n",
-        f"a b\n1\n{ROOTS[1]}\n", f"a\n\n{ROOTS[1]}\n", f"a\n1\n\n{ROOTS[1]}\n", f"a\n1\n{ROOTS[1]}=\n",
-        f"a\n\n1\n{ROOTS[1]}\n",
-    ],
-)
-def test_what_is_no_checkpoint(text: str) -> None:
-    refuses(Malformed, Checkpoint.parse, text)
+def test_what_is_no_checkpoint() -> None:
+    root = ROOTS[1]
+    for text in (
+        "", "\n", "a\n", "a\n1\n", f"a\n1\n{root}", f"\n1\n{root}\n", f"a\n01\n{root}\n", f"a\n-1\n{root}\n",
+        f"a\n1 \n{root}\n", f"a\n{2**63}\n{root}\n", f"a\n1\n{root[:-1]}\n", f"a\n1\n{b64(bytes(31))}\n",
+        f"a\n1\n{b64(bytes(33))}\n", f"a\n1\n{root}\n\n", f"a\n1\n{root}\n\nx\n", f"a b\n1\n{root}\n", f"a\n\n{root}\n",
+        f"a\n1\n\n{root}\n", f"a\n1\n{root}=\n", f"a\n\n1\n{root}\n",
+    ):
+        refuses(Malformed, Checkpoint.parse, text)
 
 
 def test_T37_extension_lines_are_covered_by_signatures() -> None:
@@ -731,6 +686,7 @@ def test_T37_extension_lines_are_covered_by_signatures() -> None:
 W = [VerifierKey(f"w{i}.example", 4, hashlib.sha256(b"%d" % i).digest()) for i in range(6)]
 VKEYS = [btlog.encode_vkey(key) for key in W]
 WITNESS_LINES = "".join(f"witness W{i} {vkey} https://w{i}.example/\n" for i, vkey in enumerate(VKEYS))
+TWO_AND_ONE = "group X 2 W0 W1 W2\n group\tY any W3  W4 W5 \ngroup both all X Y\nquorum both\n"
 
 
 def policy_file(text: str) -> bytes:
@@ -739,9 +695,7 @@ def policy_file(text: str) -> bytes:
 
 def test_policy_of_the_specification() -> None:
     """The example of tlog-policy: two of three X and any of three Y."""
-    policy = parse_policy(
-        policy_file("group X 2 W0 W1 W2\n group\tY any W3  W4 W5 \ngroup both all X Y\nquorum both\n")
-    )
+    policy = parse_policy(policy_file(TWO_AND_ONE))
     assert policy.logs == (LOG,)
     assert policy.witnesses == tuple(W)
     assert policy.quorum == Quorum(2, (Quorum(2, (W[0], W[1], W[2])), Quorum(1, (W[3], W[4], W[5]))))
@@ -751,22 +705,15 @@ def test_policy_of_the_specification() -> None:
         assert policy.quorum.met([W[i] for i in cosigners]) is wanted
 
 
-def test_simple_quorums() -> None:
+def test_simple_quorums_and_deep_ones() -> None:
     assert parse_policy(b"quorum none\n").quorum.met([])
     assert parse_policy(policy_file("quorum W1\n")).quorum == Quorum(1, (W[1],))
     assert parse_policy(policy_file("quorum none\n")).quorum == Quorum(0, ())
-    assert (
-        parse_policy(f"log {LOG_VKEY}\nwitness a {WITNESS_VKEY}\nquorum a\n".encode()) == POLICY
-    )  # type 0x01 as Go hands it out
-    assert parse_policy(f"log {LOG_VKEY}\nwitness a {WITNESS_VKEY_4}\nquorum a\n".encode()) == POLICY
-    pq = parse_policy(
-        f"log {LOG_VKEY}\nwitness a {WITNESS_VKEY}\nwitness b {PQ_VKEY}\ngroup g any a b\nquorum g\n".encode()
-    )
-    assert open_checkpoint(COSIGNED.encode(), pq).cosigned[0][0].name == "witness.example/w1"
-
-
-def test_policies_of_the_recommended_size_and_deep_ones() -> None:
-    keys = [VerifierKey(f"x{i}", 4, hashlib.sha256(b"x%d" % i).digest()) for i in range(64)]
+    for vkey in WITNESS_VKEY, WITNESS_VKEY_4:  # Go hands out type 0x01
+        assert parse_policy(f"log {LOG_VKEY}\nwitness a {vkey}\nquorum a\n".encode()) == POLICY
+    two = f"log {LOG_VKEY}\nwitness a {WITNESS_VKEY}\nwitness b {PQ_VKEY}\ngroup g any a b\nquorum g\n"
+    assert open_checkpoint(COSIGNED.encode(), parse_policy(two.encode())).cosigned[0][0].name == "witness.example/w1"
+    keys = [VerifierKey(f"x{i}", 4, hashlib.sha256(b"x%d" % i).digest()) for i in range(64)]  # as many as recommended
     lines = [f"witness n{i} {btlog.encode_vkey(key)}" for i, key in enumerate(keys)]
     lines += [f"log {btlog.encode_vkey(new_key(f'l{i}').key)}" for i in range(64)]
     lines += ["group g0 all n0"] + [f"group g{i} all n{i} g{i - 1}" for i in range(1, 64)] + ["quorum g63"]
@@ -775,38 +722,30 @@ def test_policies_of_the_recommended_size_and_deep_ones() -> None:
     assert not policy.quorum.met(keys[1:])
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
+def test_T47_what_is_no_policy() -> None:
+    """Some of these would always be satisfied, or by one witness under two names."""
+    for text in (
         "", "# quorum none\n", "quorum none", "quorum none\nquorum none\n", "quorum W0\nquorum W0\n", "quorum W9\n",
-        "quorum\n", "quorum W0 W1\n", "group g 0 W0 W1\nquorum g\n", "group g 3 W0 W1\nquorum g\n",
-        "group g 01 W0\nquorum g\n", "group g +1 W0\nquorum g\n", "group g -1 W0\nquorum g\n", "group g\nquorum g\n",
-        "group g any\nquorum g\n", "group g all\nquorum g\n", "group g 1\nquorum g\n", "group g any W0 W0\nquorum g\n",
-        "group g any W0\ngroup h any W0\nquorum h\n", "group g any h\ngroup h any W0\nquorum g\n",
-        "group g any g\nquorum g\n", "group g any none\nquorum g\n", "group none any W0\nquorum none\n",
-        "group W0 any W1\nquorum W0\n", "quorum g\ngroup g any W0\n", "quorum none # comment\n",
+        "quorum\n", "quorum W0 W1\n", "quorum g\ngroup g any W0\n", "quorum none # comment\n",
         f"witness W0 {PQ_VKEY}\nquorum none\n", f"witness none {PQ_VKEY}\nquorum none\n",
         f"witness X {VKEYS[0]}\nquorum none\n", "other\nquorum none\n", f"log {LOG_VKEY}\nquorum none\n",
         f"log {PQ_VKEY}\nquorum none\n", f"log {VKEYS[0]}\nquorum none\n", "log\nquorum none\n", "log x\nquorum none\n",
         f"witness X {VKEYS[0].replace('w0', 'other')}\nquorum none\n", f"witness X {PQ_VKEY} u v\nquorum none\n",
         "quorum none\r\n", "quorum none\x0b\n", "quorum none\x00\n", "quorum none\x7f\n", "quorum n\u00f6ne\n",
-        "group g all W0 W1\nquorum G\n", "Quorum none\n", "quorum None\n", "group g \u0661 W0\nquorum g\n",
-        "quorum\u00a0none\n",
-    ],
-)
-def test_T47_what_is_no_policy(text: str) -> None:
-    """Some of these would always be satisfied, or by one witness under two names."""
-    refuses(Malformed, parse_policy, policy_file(text))
+        "group g all W0 W1\nquorum G\n", "Quorum none\n", "quorum None\n", "quorum\u00a0none\n",
+        "group g any W0\ngroup h any W0\nquorum h\n", "group none any W0\nquorum none\n", "group W0 any W1\nquorum W0\n",
+    ):
+        refuses(Malformed, parse_policy, policy_file(text))
+    for group in (
+        " 0 W0 W1", " 3 W0 W1", " 01 W0", " +1 W0", " -1 W0", "", " any", " all", " 1", " any W0 W0", " any g",
+        " any none", " any h\ngroup h any W0", " \u0661 W0",
+    ):
+        refuses(Malformed, parse_policy, policy_file(f"group g{group}\nquorum g\n"))
 
 
 def test_T47_names_are_bytes_and_comments_whole_lines() -> None:
     kelvin, k = "\u212a".encode(), b"K"
-    file = (
-        policy_file("")
-        .replace(b" W0 ", b" " + kelvin + b" ")
-        .replace(b" W1 ", b" " + k + b" ")
-        .replace(b" W2 ", b" \xff# ")
-    )
+    file = policy_file("").replace(b" W0 ", b" %b " % kelvin).replace(b" W1 ", b" K ").replace(b" W2 ", b" \xff# ")
     policy = parse_policy(file + b"\t # a comment \xff\n \t \ngroup g all \xff# " + k + b"\nquorum g\n")
     assert policy.quorum == Quorum(2, (W[2], W[1]))
     assert parse_policy(policy_file("quorum W0\n").replace(VKEYS[0].encode(), PQ_VKEY.encode())).quorum.members == (PQ,)
@@ -847,54 +786,39 @@ def test_entries_as_bt_log_encodes_them() -> None:
     assert [Entry.parse(e.encode()) for e in (plain, signed)] == [plain, signed]
 
 
-@pytest.mark.parametrize(
-    "name", ["a", "a b", "é.whl", "a+b-1.0.tar.gz", "a" * 255, "é" * 127, "a\u2028b", "publisher x y", "..", "#"]
-)
-def test_filenames(name: str) -> None:
-    assert Entry.parse(Entry(name, SUM).encode()).filename == name
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
+def test_T50_filenames() -> None:
+    for name in "a", "a b", "é.whl", "a+b.tar.gz", "a" * 255, "é" * 127, "a\u2028b", "publisher x y", "..", "#":
+        assert Entry.parse(Entry(name, SUM).encode()).filename == name
+    for name in (
         "", " a", "a ", "a/b", "a\\b", "a\nb", "a\tb", "a\0", "a\x7f", "a\x85b", "\u00a0a", "a\u3000", "a" * 256,
         "é" * 128, "\ud800", "a\npublisher b c", "a\n", "\n", "a\x1cb",
-    ],
-)
-def test_T50_what_is_no_filename(name: str) -> None:
-    refuses(Malformed, Entry, name, SUM)
+    ):
+        refuses(Malformed, Entry, name, SUM)
 
 
-@pytest.mark.parametrize(
-    "checksum",
-    [
+def test_what_is_no_checksum() -> None:
+    for checksum in (
         "", SUM[7:], SUM[:-1], SUM + "0", SUM.upper(), "sha256:" + SUM[7:].upper(), SUM + "\n", " " + SUM,
         "md5:" + "0" * 32, "sha512:" + SUM[7:], "sha256:" + "٧" * 64,
-    ],
-)
-def test_what_is_no_checksum(checksum: str) -> None:
-    refuses(Malformed, Entry, NAME, checksum)
+    ):
+        refuses(Malformed, Entry, NAME, checksum)
 
 
-@pytest.mark.parametrize(
-    ("issuer", "subject"),
-    [
+def test_T50_what_is_no_publisher() -> None:
+    """An issuer with a space would make two publishers encode alike."""
+    for issuer, subject in (
         ("", "x"), ("x", ""), ("a b", "c"), ("a\u00a0b", "c"), ("a", "b\nc"), ("a\n", "b"), ("a", "b\x85"),
         ("a\tb", "c"), ("\ud800", "x"), ("x", "\udfff"),
-    ],
-)
-def test_T50_what_is_no_publisher(issuer: str, subject: str) -> None:
-    """An issuer with a space would make two publishers encode alike."""
-    refuses(Malformed, Entry, NAME, SUM, Publisher(issuer, subject))
+    ):
+        refuses(Malformed, Entry, NAME, SUM, Publisher(issuer, subject))
 
 
+@settings(max_examples=60)
 @given(st.text(max_size=20), st.none() | st.tuples(st.text(max_size=8), st.text(max_size=8)))
 def test_T50_an_entry_is_what_its_encoding_says(name: str, publisher: tuple[str, str] | None) -> None:
-    try:
+    with contextlib.suppress(Malformed):
         entry = Entry(name, SUM, Publisher(*publisher) if publisher else None)
-    except Malformed:
-        return
-    assert Entry.parse(entry.encode()) == entry
+        assert Entry.parse(entry.encode()) == entry
 
 
 def test_T49_the_largest_entry() -> None:
@@ -904,26 +828,22 @@ def test_T49_the_largest_entry() -> None:
     refuses(Malformed, Entry, NAME, SUM, Publisher("i", "é" * (room // 2 + 1)))
 
 
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"", b"\n\n", b"pypi-transparency/v2\n" + SUM.encode() + b"\na", b"x" + Entry("a", SUM).encode(),
-        Entry("a", SUM).encode() + b"\n", Entry("a", SUM).encode() + b"\n\n",
-        Entry("a", SUM).encode() + b"\npublisher a", Entry("a", SUM).encode() + b"\npublisher  a",
-        Entry("a", SUM).encode() + b"\nPublisher a b", Entry("a", SUM).encode() + b"\npublisher a b\n",
-        Entry("a", SUM).encode()[:-1] + b"\xff", Entry("a", SUM).encode()[:-1] + b"\xed\xa0\x80", b"x" * 70_000,
-    ],
-)
-def test_what_is_no_entry(data: bytes) -> None:
-    refuses(Malformed, Entry.parse, data)
+def test_what_is_no_entry() -> None:
+    good = Entry("a", SUM).encode()
+    for data in (
+        b"", b"\n\n", b"pypi-transparency/v2\n" + SUM.encode() + b"\na", b"x" + good, good + b"\n", good + b"\n\n",
+        good + b"\npublisher a", good + b"\npublisher  a", good + b"\nPublisher a b", good + b"\npublisher a b\n",
+        good[:-1] + b"\xff", good[:-1] + b"\xed\xa0\x80", b"x" * 70_000,
+    ):
+        refuses(Malformed, Entry.parse, data)
 
 
 # --- Offline proofs -------------------------------------------------------------------------------------------------------
 
 
-def go_proof(big: Callable[[int, int, int], bytes], extra: bytes = b"", index: int = 12_345) -> bytes:
-    hashes = tuple(btlog.prove_inclusion(btlog.Tiles(70_000, big), index))
-    return btlog.encode_proof(Proof(index, hashes, COSIGNED.encode(), extra))
+def go_proof(big: Callable[[int, int, int], bytes], extra: bytes = b"") -> bytes:
+    hashes = tuple(btlog.prove_inclusion(btlog.Tiles(70_000, big), 12_345))
+    return btlog.encode_proof(Proof(12_345, hashes, COSIGNED.encode(), extra))
 
 
 def test_proofs_of_go(big: Callable[[int, int, int], bytes]) -> None:
@@ -939,40 +859,36 @@ def test_proofs_of_go(big: Callable[[int, int, int], bytes]) -> None:
 def test_T56_what_is_missing_from_a_proof(big: Callable[[int, int, int], bytes]) -> None:
     text = go_proof(big)
     head, _, note = text.partition(b"\n\n")
-    lines = head.split(b"\n")
+    first, index, *hashes = head.split(b"\n")
+    signed = note.partition(b"\n\n")[0]
 
     def proof(*lines: bytes, note: bytes = note) -> bytes:
         return b"\n".join(lines) + b"\n\n" + note
 
-    assert check_logged(b"entry 12345", proof(*lines), POLICY)
-    for bad in (
-        b"", head, head + b"\n", head + b"\n\n", text[1:], text[:-1], proof(*lines[1:]), proof(lines[0], *lines[2:]),
-        proof(b"c2sp.org/tlog-proof@v2", *lines[1:]), proof(lines[0], b"index 012345", *lines[2:]),
-        proof(lines[0], b"index  12345", *lines[2:]), proof(lines[0], b"Index 12345", *lines[2:]),
-        proof(lines[0], b"index 9223372036854775808", *lines[2:]), proof(lines[0], b"extra ", *lines[1:]),
-        proof(lines[0], b"extra", *lines[1:]), proof(lines[0], b"extra YR==", *lines[1:]),
-        proof(lines[0], lines[1], b"extra YQ==", *lines[2:]), proof(*lines[:-1], lines[-1][:-4]),
-        proof(*lines[:-1], lines[-1] + b" "), text.replace(b"\n", b"\r\n"),
-        proof(*lines, note=note.partition(b"\n\n")[0]), proof(lines[0], b"extra YQ==", b"extra YQ==", *lines[1:]),
-        proof(lines[0]),
-    ):
-        refuses(Malformed, check_logged, b"entry 12345", bad, POLICY)
-    for bad in (
-        proof(*lines[:-1]), proof(*lines, lines[-1]), proof(*lines[:2], lines[2], *lines[2:]),
-        proof(*lines[:2], *lines[3:]), proof(lines[0], b"index 12346", *lines[2:]),
-        proof(lines[0], b"index 70000", *lines[2:]), proof(*lines[:2], lines[3], lines[2], *lines[4:]),
-        proof(lines[0], b"index 12345", *[lines[2]] * 70),
-    ):
-        refuses(BadProof, check_logged, b"entry 12345", bad, POLICY)
-    unsigned = note.partition(b"\n\n")[0] + b"\n\n" + signature_line(new_key("unknown.example"), "x").encode()
-    refuses(BadSignature, check_logged, b"entry 12345", proof(*lines, note=unsigned), POLICY)
-    refuses(BadSignature, check_logged, b"entry 12345", proof(*lines, note=SIGNED.encode()), POLICY)
-    refuses(BadSignature, check_logged, b"entry 12345", proof(*lines, note=b"\n" + note), POLICY)
-    smaller = f"{LOG.name}\n{69_999}\n{ROOTS[69_999]}\n"
-    refuses(
-        BadProof, check_logged, b"entry 12345", proof(*lines, note=note_of(smaller, signature_line(SIGNER, smaller))),
-        UNWITNESSED,
+    def fails(kind: type[Error], *bad: bytes, policy: Policy = POLICY) -> None:
+        for text in bad:
+            refuses(kind, check_logged, b"entry 12345", text, policy)
+
+    good = [first, index, *hashes]
+    assert check_logged(b"entry 12345", proof(*good), POLICY)
+    fails(
+        Malformed, b"", head, head + b"\n", head + b"\n\n", text[1:], text[:-1], proof(index, *hashes), proof(first),
+        proof(first, *hashes), proof(b"c2sp.org/tlog-proof@v2", index, *hashes), text.replace(b"\n", b"\r\n"),
+        proof(*good, note=signed), proof(*good[:-1], hashes[-1][:-4]), proof(*good[:-1], hashes[-1] + b" "),
+        proof(first, index, b"extra YQ==", *hashes), proof(first, b"extra YQ==", b"extra YQ==", index, *hashes),
+        *(proof(first, extra, index, *hashes) for extra in (b"extra ", b"extra", b"extra YR==")),
+        *(proof(first, b"%bndex %b" % (i, n), *hashes) for i, n in (
+            (b"i", b"012345"), (b"i", b" 12345"), (b"I", b"12345"), (b"i", b"9223372036854775808"))),
     )
+    fails(
+        BadProof, proof(*good[:-1]), proof(*good, hashes[-1]), proof(first, index, hashes[0], *hashes),
+        proof(first, index, *hashes[1:]), proof(first, b"index 12346", *hashes), proof(first, b"index 70000", *hashes),
+        proof(first, index, hashes[1], hashes[0], *hashes[2:]), proof(first, index, *[hashes[0]] * 70),
+    )
+    unknown = signed + b"\n\n" + signature_line(new_key("unknown.example"), "x").encode()
+    fails(BadSignature, *(proof(*good, note=other) for other in (unknown, SIGNED.encode(), b"\n" + note)))
+    smaller = f"{LOG.name}\n{69_999}\n{ROOTS[69_999]}\n"
+    fails(BadProof, proof(*good, note=note_of(smaller, signature_line(SIGNER, smaller))), policy=UNWITNESSED)
 
 
 def proof_of_one(entry: Entry, extra: bytes = b"") -> bytes:
@@ -989,14 +905,13 @@ def test_T54_T55_extra_data_adds_a_publisher_and_changes_no_file() -> None:
     assert check_logged(claimed, proof, UNWITNESSED)
     refuses(BadProof, check_logged, plain, proof, UNWITNESSED)
     for other in Entry(NAME + "x", SUM, PUBLISHER), Entry(NAME, SUM[:-1] + "0", PUBLISHER), Entry(NAME[:-1], SUM):
-        refuses(
-            BadProof, Proof.parse(proof_of_one(other, other.encode())).entry, NAME, SUM
-        )  # a valid proof of something else
+        something_else = Proof.parse(proof_of_one(other, other.encode()))  # it is valid
+        refuses(BadProof, something_else.entry, NAME, SUM)
     invented = Entry(NAME, SUM, Publisher("https://issuer.example", "mallory"))
     proof = proof_of_one(plain, invented.encode())
     refuses(BadProof, check_logged, Proof.parse(proof).entry(NAME, SUM), proof, UNWITNESSED)
-    assert Proof.parse(proof_of_one(plain, b"no entry")).entry(NAME, SUM) == plain  # W7: it is opaque
-    assert Proof.parse(proof_of_one(plain)).entry(NAME, SUM) == plain
+    for extra in b"no entry", b"":  # W7: it is opaque
+        assert Proof.parse(proof_of_one(plain, extra)).entry(NAME, SUM) == plain
 
 
 # --- One byte changed -------------------------------------------------------------------------------------------------------
@@ -1007,46 +922,40 @@ def as_text(parse: Callable[[str], Any]) -> Callable[[bytes], Any]:
 
 
 def test_every_byte_of_a_key_counts() -> None:
-    for data, parse, encode in (
-        (LOG_VKEY, VerifierKey.parse, btlog.encode_vkey), (WITNESS_VKEY_4, VerifierKey.parse, btlog.encode_vkey),
-        (LOG_SKEY, btlog.Signer.parse, btlog.Signer.encode),
-    ):
-        cases = list(mutations(data.encode(), every=True))
-        assert survives(as_text(parse), lambda key: encode(key).encode(), iter(cases))  # noqa: B023 == len(cases)
+    parsers: dict[str, Callable[[str], Any]] = {LOG_VKEY: VerifierKey.parse, WITNESS_VKEY_4: VerifierKey.parse}
+    for data, parse in (parsers | {LOG_SKEY: btlog.Signer.parse}).items():
+        for case in mutations(data.encode(), every=True):
+            refuses(Malformed, as_text(parse), case)
 
 
 def test_every_byte_of_a_note_and_checkpoint_counts() -> None:
     def encode(parts: tuple[str, list[tuple[str, bytes, bytes]]]) -> bytes:
         return note_of(parts[0], *(f"— {name} {b64(key_id + value)}\n" for name, key_id, value in parts[1]))
 
+    def encode_checkpoint(checkpoint: Checkpoint) -> bytes:
+        return btlog.encode_checkpoint(checkpoint).encode("utf-8", "surrogateescape")
+
     assert survives(btlog.split_note, encode, mutations(SIGNED.encode())) > 500
-    text = SIGNED.partition("\n\n")[0].encode() + b"\n"
-    assert (
-        survives(
-            as_text(Checkpoint.parse), lambda c: btlog.encode_checkpoint(c).encode("utf-8", "surrogateescape"),
-            mutations(text),
-        )
-        > 200
-    )
+    assert survives(as_text(Checkpoint.parse), encode_checkpoint, mutations(TEXT_70000.encode())) > 200
     for case in mutations(SIGNED.encode()):
-        try:
-            opened = open_checkpoint(case, UNWITNESSED)
-        except Error:
-            continue
-        pytest.fail(f"{case!r} passes as {opened}")
+        refuses(Error, open_checkpoint, case, UNWITNESSED)
 
 
 def test_every_byte_of_a_proof_counts(big: Callable[[int, int, int], bytes]) -> None:
-    for extra in PROOF_DIGESTS:
-        text = go_proof(big, extra)
-        assert survives(Proof.parse, btlog.encode_proof, mutations(text)) > 5000
-        passed = 0
-        for case in mutations(text):
-            with contextlib.suppress(Error):
-                check_logged(b"entry 12345", case, POLICY)
-                passed += 1
-                assert Proof.parse(case).extra != extra or Proof.parse(case).checkpoint != COSIGNED.encode()
-        assert passed < 1500  # other extra data, which nothing authenticates; names of witnesses that nobody knows
+    text, refused, passed = go_proof(big, b"extra data"), 0, 0
+    for case in mutations(text):
+        try:
+            proof = Proof.parse(case)
+        except Error:
+            refused += 1
+            continue
+        assert btlog.encode_proof(proof) == case
+        with contextlib.suppress(Error):
+            check_logged(b"entry 12345", case, POLICY)
+            passed += 1
+            assert proof.extra != b"extra data" or proof.checkpoint != COSIGNED.encode()
+    assert refused > 5000
+    assert passed < 1500  # other extra data, which nothing authenticates; names of witnesses that nobody knows
 
 
 def test_every_byte_of_an_entry_counts() -> None:
@@ -1054,17 +963,17 @@ def test_every_byte_of_an_entry_counts() -> None:
         assert survives(Entry.parse, Entry.encode, mutations(entry.encode(), every=True)) > 20_000
 
 
-def test_every_byte_of_a_tile_path_counts() -> None:
+def test_every_byte_of_a_tile_path_and_a_bundle_counts() -> None:
     for path_ in PATHS.values():
-        survives(
-            as_text(btlog.parse_tile_path), lambda parts: btlog.tile_path(*parts).encode(),
-            mutations(path_.encode(), every=True),
-        )
+        cases = mutations(path_.encode(), every=True)
+        assert survives(as_text(btlog.parse_tile_path), lambda parts: btlog.tile_path(*parts).encode(), cases) > 1000
+    bundle = btlog.encode_bundle([b"", b"a", b"bc" * 200])
+    assert survives(lambda data: btlog.parse_bundle(data, 3), btlog.encode_bundle, mutations(bundle)) > 100
 
 
 def test_every_byte_of_a_policy_counts() -> None:
     """It stays the same policy (a comment, a name, white space), becomes another one, or is refused with an Error."""
-    file = policy_file("group X 2 W0 W1 W2\ngroup Y any W3 W4 W5\ngroup both all X Y\nquorum both\n")
+    file = policy_file(TWO_AND_ONE)
     policy, same, refused = parse_policy(file), 0, 0
     for case in mutations(file):
         try:
@@ -1080,73 +989,37 @@ def test_every_byte_of_a_policy_counts() -> None:
     assert same > 100
 
 
-def test_every_byte_of_a_bundle_counts() -> None:
-    bundle = btlog.encode_bundle([b"", b"a", b"bc" * 200])
-    assert btlog.parse_bundle(bundle, 3) == [b"", b"a", b"bc" * 200]
-    survives(lambda data: btlog.parse_bundle(data, 3), btlog.encode_bundle, mutations(bundle))
-
-
-@given(st.binary(max_size=200))
-def test_T64_no_parser_raises_anything_else(data: bytes) -> None:
-    for parse in (
-        btlog.split_note,
-        Proof.parse,
-        Entry.parse,
-        parse_policy,
-        btlog.parse_text,
-        lambda d: btlog.parse_bundle(d, 2),
-        btlog.parse_json,
-        *map(
-            as_text,
-            (
-                VerifierKey.parse, btlog.Signer.parse, Checkpoint.parse, btlog.parse_tile_path, btlog.parse_decimal,
-                btlog.parse_base64,
-            ),
-        ),
-    ):
-        with contextlib.suppress(Error):
-            parse(data)
-
-
 # --- Tiles ---------------------------------------------------------------------------------------------------------------------
 
 
-def test_tile_paths() -> None:
+def test_T27_a_tile_has_one_path() -> None:
     assert len(PATHS) == 15
     for parts, text in PATHS.items():
         assert btlog.tile_path(*parts) == text
         assert btlog.parse_tile_path(text) == parts
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "", "tile", "tile/", "tile/0", "tile/0/", "tile/0/0", "tile/0/00", "tile/0/0000", "tile/00/000", "tile/01/000",
-        "tile/64/000", "tile/-1/000", "tile/+1/000", "tile/0/x000/000", "tile/0/x000/001", "tile/0/001/000",
-        "tile/0/x001/x000", "tile/0/x001/0", "tile/0/x001", "tile/0/000.p", "tile/0/000.p/", "tile/0/000.p/0",
-        "tile/0/000.p/00", "tile/0/000.p/01", "tile/0/000.p/256", "tile/0/000.p/999", "tile/0/000.p/1/", "tile/0/000/",
-        "/tile/0/000", "tile//000", "tile/0//000", "tile/0/../0/000", "tile/./0/000", "tile/0/%30%30%30",
-        "tile/0/000%00", "tile/0/000\0", "tile/0/000\n", "tile/entries", "tile/entries/", "tile/entries/0",
-        "tile/Entries/000", "tile/0/000.P/1", "tile/0/٠٠٠", "tile/²/000", "tile/data/000",
-        "tile/0/x009/x223/x372/x036/x854/x775/808", "tile/0/" + "x999/" * 50 + "999", "tile/0/000.p/1.p/1",
-        "tile/0/000.p/255 ", "tile/0/X001/000",
-    ],
-)
-def test_T27_what_is_no_tile_path(text: str) -> None:
-    refuses(Malformed, btlog.parse_tile_path, text)
-
-
-def test_levels_and_widths_of_tile_paths() -> None:
     for level, width in itertools.product(range(64), (1, 255, 256)):
         assert btlog.parse_tile_path(btlog.tile_path(level, 5, width)) == (level, 5, width)
     assert btlog.parse_tile_path(btlog.tile_path(0, 2**63 - 1)) == (0, 2**63 - 1, 256)
+    for text in (
+        "", "tile", "tile/", "/tile/0/000", "tile//000", "tile/./0/000", "tile/64/000", "tile/-1/000", "tile/+1/000",
+        "tile/00/000", "tile/01/000", "tile/²/000", "tile/data/000", "tile/entries", "tile/entries/", "tile/entries/0",
+        "tile/Entries/000",
+    ):
+        refuses(Malformed, btlog.parse_tile_path, text)
+    for text in (
+        "", "/", "/0", "/00", "/0000", "/x000/000", "/x000/001", "/001/000", "/x001/x000", "/x001/0", "/x001", "/000.p",
+        "/000.p/", "/000.p/0", "/000.p/00", "/000.p/01", "/000.p/256", "/000.p/999", "/000.p/1/", "/000/", "//000",
+        "/../0/000", "/%30%30%30", "/000%00", "/000\0", "/000\n", "/000.P/1", "/٠٠٠", "/000.p/1.p/1", "/000.p/255 ",
+        "/x009/x223/x372/x036/x854/x775/808", "/" + "x999/" * 50 + "999", "/X001/000",
+    ):
+        refuses(Malformed, btlog.parse_tile_path, "tile/0" + text)
 
 
+@settings(max_examples=40)
 @given(st.lists(st.binary(max_size=300), max_size=256))
 def test_bundles(entries: list[bytes]) -> None:
     data = btlog.encode_bundle(entries)
-    assert btlog.parse_bundle(data, len(entries)) == entries
-    assert btlog.split_bundle(data) == entries
+    assert btlog.parse_bundle(data, len(entries)) == btlog.split_bundle(data) == entries
     refuses(Malformed, btlog.parse_bundle, data, len(entries) + 1)
     refuses(Malformed, btlog.parse_bundle, data + b"\0", len(entries))
     if entries:
@@ -1172,32 +1045,33 @@ def test_T52_every_corrupt_tile_is_found(big: Callable[[int, int, int], bytes]) 
     tree = Tree(65_535, base64.b64decode(ROOTS[65_535]))
     fetched: list[tuple[int, int, int]] = []
 
-    def record(level: int, index: int, width: int) -> bytes:
-        fetched.append((level, index, width))
-        return big(level, index, width)
+    def record(*place: int) -> bytes:
+        fetched.append(place)  # type: ignore[arg-type]
+        return big(*place)
 
-    def use(tiles: btlog.Tiles) -> None:
+    def use(fetch: Callable[[int, int, int], bytes]) -> None:
+        tiles = btlog.AuthenticTiles(tree, fetch)
         for index in 0, 30_000, 65_534:
             check_inclusion(leaf_hash(ENTRIES[index]), index, tree, btlog.prove_inclusion(tiles, index))
         btlog.prove_consistency(tiles, 12_345)
 
-    use(btlog.AuthenticTiles(tree, record))
+    use(record)
     assert len(fetched) == len(set(fetched)) == 5
     assert {(0, 255, 255), (1, 0, 255)} <= set(fetched)
     for bad in fetched:
         for at in {0, 31, 32 * bad[2] - 1, 32 * (bad[2] // 2)}:
 
-            def corrupt(level: int, index: int, width: int, bad: tuple[int, int, int] = bad, at: int = at) -> bytes:
-                data = bytearray(big(level, index, width))
-                if (level, index, width) == bad:
+            def corrupt(*place: int, bad: tuple[int, int, int] = bad, at: int = at) -> bytes:
+                data = bytearray(big(*place))
+                if place == bad:
                     data[at] ^= 1
                 return bytes(data)
 
-            refuses(BadProof, lambda: use(btlog.AuthenticTiles(tree, corrupt)))
+            refuses(BadProof, use, corrupt)
     for cut in b"", big(0, 255, 254), big(0, 0, 256):
-        refuses(BadProof, lambda: use(btlog.AuthenticTiles(tree, lambda level, index, width: cut)))  # noqa: B023
-    refuses(BadProof, btlog.AuthenticTiles, Tree(65_535, bytes(32)), big)
-    refuses(BadProof, btlog.AuthenticTiles, Tree(0, bytes(32)), big)
+        refuses(BadProof, use, lambda *_: cut)  # noqa: B023
+    for size in 65_535, 0:
+        refuses(BadProof, btlog.AuthenticTiles, Tree(size, bytes(32)), big)
     assert btlog.AuthenticTiles(Tree(0, base64.b64decode(ROOTS[0])), big).size == 0
 
 
@@ -1241,9 +1115,8 @@ def test_a_cache_has_a_bound() -> None:
 def entry(i: int, tag: str = "") -> bytes:
     """The i-th of endlessly many entries."""
     name = f"pkg{tag}-{i}-py3-none-any.whl"
-    return Entry(
-        name, "sha256:" + hashlib.sha256(name.encode()).hexdigest(), PUBLISHER if i % 7 == 0 else None
-    ).encode()
+    checksum = "sha256:" + hashlib.sha256(name.encode()).hexdigest()
+    return Entry(name, checksum, PUBLISHER if i % 7 == 0 else None).encode()
 
 
 def found(folder: Path, key: btlog.Signer = SIGNER) -> btlog.LogStore:
@@ -1273,6 +1146,12 @@ def findings(store: btlog.LogStore) -> list[str]:
     return list(btlog.check_store(store, LOG, lambda done, total: None))
 
 
+def change_store(folder: Path, sql: str, *values: Any) -> None:
+    """Changes what a log has on disk, behind its back."""
+    with contextlib.closing(sqlite3.connect(folder / "log.sqlite3")) as db, db:
+        db.execute(sql, values)
+
+
 def holds(store: btlog.LogStore, entries: list[bytes]) -> None:
     """The store has just these entries, and all that follows from them: by oracles, not by its own readers."""
     tree = Tree(len(entries), root_of(entries))
@@ -1293,26 +1172,21 @@ def holds(store: btlog.LogStore, entries: list[bytes]) -> None:
     assert findings(store) == []
 
 
-@pytest.mark.parametrize(
-    "counts", [(1,), (1, 1, 1), (255,), (256,), (257,), (255, 1, 1), (100, 156, 256, 1), (513, 300), (7, 1000)]
-)
+@pytest.mark.parametrize("counts", [(1, 1, 1), (255, 1, 1), (100, 156, 256, 1), (256, 257, 300), (7, 1000)])
 def test_T28_what_is_stored_is_what_the_specification_says(tmp_path: Path, counts: tuple[int, ...]) -> None:
     with contextlib.closing(found(tmp_path / "log")) as store:
-        holds(store, fill(store, *counts))
+        for count in counts:
+            holds(store, fill(store, count))
 
 
-def test_an_append_is_proved_to_follow_before_it_is_signed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_append_is_proved_to_follow_before_it_is_signed(tmp_path: Path) -> None:
     """T10: a wrong tile, or a tree that does not begin with the last one, is never signed."""
     with contextlib.closing(found(tmp_path)) as store:
         fill(store, 300)
-        with sqlite3.connect(store.database.path) as db:
-            data = bytearray(db.execute("SELECT data FROM tile WHERE key = 1").fetchone()[0])
-            data[5] ^= 1
-            db.execute("UPDATE tile SET data = ? WHERE key = 1", (bytes(data),))
-        db.close()
+        [(data,)] = store.database.read("SELECT data FROM tile WHERE key = 1")
+        change_store(tmp_path, "UPDATE tile SET data = ? WHERE key = 1", bytes([data[0] ^ 1]) + data[1:])
         signed: list[Tree] = []
-        with pytest.raises(BadProof):
-            store.append([entry(300)], lambda tree: signed.append(tree) or b"", True)  # type: ignore[func-returns-value]
+        refuses(BadProof, store.append, [entry(300)], signed.append, True)
         assert signed == []
         assert store.tree("signed").size == 300
 
@@ -1324,11 +1198,10 @@ def test_T16_a_failed_add_is_not_remembered(tmp_path: Path) -> None:
     with contextlib.closing(found(tmp_path)) as store:
         entries = fill(store, 5)
         for count in 1, 300:
-            batch = [entry(i) for i in range(5, 5 + count)]
-            refuses(Unavailable, store.append, batch, fail, True)
+            refuses(Unavailable, store.append, [entry(i) for i in range(5, 5 + count)], fail, True)
             holds(store, entries)
-        assert store.append([entry(5), entry(6)], seal, True) == [5, 6]
-        assert store.append([entry(5), entry(6)], seal, True) == [5, 6]
+        for _ in range(2):
+            assert store.append([entry(5), entry(6)], seal, True) == [5, 6]
         holds(store, [*entries, entry(5), entry(6)])
 
 
@@ -1340,22 +1213,16 @@ def other_sum(data: bytes) -> bytes:
 def test_T17_one_filename_one_checksum(tmp_path: Path) -> None:
     with contextlib.closing(found(tmp_path)) as store:
         fill(store, 300)
-        batch = [
-            entry(3), other_sum(entry(4)), entry(300), entry(300), other_sum(entry(300)), other_sum(entry(299)),
-            entry(301),
-        ]
-        outcomes = store.append(batch, seal, True)
-        assert [o if isinstance(o, int) else (type(o), o.index) for o in outcomes] == [
-            3, (Conflict, 4), 300, 300, (Conflict, 300), (Conflict, 299), 301,
-        ]
-        assert store.append([other_sum(entry(4))], seal, True, replace=True) == [302]
-        assert store.append([other_sum(entry(4)), entry(4)], seal, True, replace=True) == [302, 4]
-        assert store.append([other_sum(entry(4)), entry(4)], seal, True) == [302, 4]
-        name, checksum = Entry.parse(entry(1)).filename, Entry.parse(entry(1)).checksum
-        signed = Entry(name, checksum, Publisher("https://new.example", "someone")).encode()
-        assert store.append([signed, entry(1), signed], seal, True) == [
-            303, 1, 303,
-        ]  # the same file, now with its publisher
+        other = [other_sum(entry(i)) for i in range(301)]
+        batch = [entry(3), other[4], entry(300), entry(300), other[300], other[299], entry(301)]
+        outcomes = [o if isinstance(o, int) else (type(o), o.index) for o in store.append(batch, seal, True)]
+        assert outcomes == [3, (Conflict, 4), 300, 300, (Conflict, 300), (Conflict, 299), 301]
+        assert store.append([other[4]], seal, True, replace=True) == [302]
+        for replace in True, False:
+            assert store.append([other[4], entry(4)], seal, True, replace=replace) == [302, 4]
+        parsed = Entry.parse(entry(1))  # the same file, now with its publisher
+        signed = Entry(parsed.filename, parsed.checksum, Publisher("https://new.example", "someone")).encode()
+        assert store.append([signed, entry(1), signed], seal, True) == [303, 1, 303]
         assert findings(store) == []
 
 
@@ -1363,7 +1230,7 @@ def test_T17_one_filename_one_checksum(tmp_path: Path) -> None:
 def test_look_up_finds_what_is_there_and_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: int) -> None:
     monkeypatch.setattr(btlog, "PART", part)  # 8: many small parts
     with contextlib.closing(found(tmp_path)) as store:
-        entries = fill(store, 300, 1, 299, 1, 2400)
+        entries = fill(store, 300, 1, 299, 1, 600)
         size = len(entries)
         for i in 0, 255, 256, 511, 512, 599, 601, size - 1:
             parsed = Entry.parse(entries[i])
@@ -1386,20 +1253,20 @@ def test_names_that_share_a_hash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert store.append([entries[3], entry(200), other_sum(entries[5])], seal, True)[:2] == [3, 171]
 
 
-@pytest.mark.parametrize("part", [8, 9])
-def test_T17_across_parts_and_restarts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: int) -> None:
+@pytest.mark.parametrize("part, large", [(8, 2200), (9, 700)])
+def test_T17_across_parts_and_restarts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: int, large: int) -> None:
     """The filter of names forgets none: neither in the part that grows, nor in full ones, nor when it is read again."""
     monkeypatch.setattr(btlog, "PART", part)
     monkeypatch.setattr(btlog.NameFilter, "SLOTS", 1 << 14)
     size = 0
-    for steps in [(100,), (30, 126, 1, 255), (256, 256), (5000,), (1, 2), (63, 64, 65)]:
+    for steps in [(100,), (30, 126, 1, 255), (256, 256), (large,), (1, 64)]:
         with contextlib.closing(found(tmp_path)) as store:
             for count in steps:
-                batch = [entry(i) for i in range(size + count)]
-                assert store.append(batch, seal, True) == list(range(size + count))  # all that is there again, and more
                 size += count
-                conflicts = store.append([other_sum(e) for e in batch], seal, True)
-                assert [c.index for c in conflicts if isinstance(c, Conflict)] == list(range(size))
+                batch = [entry(i) for i in range(size)]
+                assert store.append(batch, seal, True) == list(range(size))  # all that is there again, and more
+            conflicts = store.append([other_sum(e) for e in batch], seal, True)
+            assert [c.index for c in conflicts if isinstance(c, Conflict)] == list(range(size))
             assert findings(store) == []
             stored = store.database.read("SELECT count(*) FROM name_filter")[0][0]
             assert stored == ((size >> part) + 7) // 8
@@ -1408,10 +1275,7 @@ def test_T17_across_parts_and_restarts(tmp_path: Path, monkeypatch: pytest.Monke
 def test_look_up_keys_have_63_bits() -> None:
     for index in 0, 262_143, 262_144, 17_000_000, 2**31 - 1:
         keys = btlog.look_up_keys(index, [entry(1)], [2**31 - 1])
-        assert len(keys) == 2
-        for kind, key in enumerate(keys):
-            assert 0 <= key < 2**63
-            assert (key >> 62, btlog.key_index(key)) == (kind, index)
+        assert [(key >> 62, btlog.key_index(key)) for key in keys] == [(0, index), (1, index)]
     first = 262_144 - 3
     keys = btlog.look_up_keys(first, [entry(i) for i in range(7)], btlog.field_hashes(btlog.FILENAME, [b"x"] * 7))
     assert sorted(map(btlog.key_index, keys)) == sorted([*range(first, first + 7)] * 2)
@@ -1479,6 +1343,22 @@ def test_T4_every_statement_failed_once(tmp_path: Path, persist: bool) -> None:
     assert commits == 1
 
 
+def exits(codes: int | tuple[int, ...], says: str, *args: str, cwd: Path | None = None) -> str:
+    """A command, in this process, that ends by itself with that code, and says that on stderr; what it prints."""
+    out, err = io.StringIO(), io.StringIO()
+    before = signal.signal(signal.SIGALRM, lambda *_: pytest.fail(f"{args} does not end"))
+    signal.alarm(60)
+    try:
+        with contextlib.chdir(cwd or "."), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            got = btlog.main(args)
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+    assert got in (codes if isinstance(codes, tuple) else (codes,)), (args, out.getvalue(), err.getvalue())
+    assert says in err.getvalue(), args
+    return out.getvalue()
+
+
 def test_T8_a_second_writer_is_refused(tmp_path: Path) -> None:
     with contextlib.closing(found(tmp_path)) as store:
         fill(store, 3)
@@ -1493,57 +1373,41 @@ def test_T8_a_second_writer_is_refused(tmp_path: Path) -> None:
 
 
 def test_T13_a_folder_is_of_one_log(tmp_path: Path) -> None:
-    (tmp_path / "a").write_text(new_key("a.example").encode())
     (tmp_path / "b").write_text(new_key("b.example").encode())
     with contextlib.closing(found(tmp_path / "log", new_key("a.example"))) as store:
         assert store.key() == new_key("a.example").key
         refuses(Error, store.create_log, LOG, b"")  # a second founding
-    done = run_btlog(
-        "serve", "--storage-dir", str(tmp_path / "log"), "--private-key", str(tmp_path / "b"), "--port", "0"
-    )
-    assert done.returncode == 2
-    assert "is the log of a.example+" in done.stderr
+    other_key = ("--private-key", "b", "--port", "0")
+    exits(2, "is the log of a.example+", "serve", "--storage-dir", "log", *other_key, cwd=tmp_path)
 
 
 def test_T7_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "checkpoint").write_text("something else's")
-    done = run_btlog("serve", "--storage-dir", str(tmp_path), "--port", "0")
-    assert done.returncode == 3
-    assert "holds no log but other things" in done.stderr
+    serve = ("serve", "--port", "0", "--storage-dir")
+    exits(3, "holds no log but other things", *serve, str(tmp_path))
     assert os.listdir(tmp_path) == ["checkpoint"]
+    folder = tmp_path / "x"
+    folder.mkdir()
+    path = folder / "log.sqlite3"
     for data in b"", b"\0" * 8192, b"SQLite format 3\0" + bytes(4080):  # T1: truncated or zeroed
-        (tmp_path / "x").mkdir(exist_ok=True)
-        (tmp_path / "x" / "log.sqlite3").write_bytes(data)
-        done = run_btlog("serve", "--storage-dir", str(tmp_path / "x"), "--port", "0")
-        assert done.returncode == 3
-        assert "log.sqlite3" in done.stderr
-        assert "Traceback" not in done.stderr
-        assert not (tmp_path / "x" / "private.key").exists()
-    path = tmp_path / "x" / "log.sqlite3"
+        path.write_bytes(data)
+        exits(3, "log.sqlite3", *serve, str(folder))
+        assert not (folder / "private.key").exists()
     path.unlink()
-    with contextlib.closing(sqlite3.connect(path)) as db:
-        db.execute("CREATE TABLE tlog (origin)")
+    change_store(folder, "CREATE TABLE tlog (origin)")
     before = path.read_bytes()
-    refuses(Corrupt, btlog.LogStore, tmp_path / "x")
+    refuses(Corrupt, btlog.LogStore, folder)
     assert path.read_bytes() == before  # nothing of another program's file is changed
 
 
 def test_T7_many_first_starts_make_one_log(tmp_path: Path) -> None:
-    command = [
-        sys.executable, str(SOURCE), "serve", "--storage-dir", str(tmp_path / "log"), "--port", "0", "--origin",
-        "log.example",
-    ]
-    starts = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(8)]
-    alive: list[subprocess.Popen[str]] = []
+    command = [sys.executable, str(SOURCE), "serve", "--storage-dir", "log", "--port", "0", "--origin", "log.example"]
+    pipe = subprocess.PIPE
+    starts = [subprocess.Popen(command, cwd=tmp_path, stdout=pipe, stderr=pipe, text=True) for _ in range(5)]
     try:
-        for start in starts:  # seven end by themselves, one answers
-            assert start.stdout
-            line = start.stdout.readline()
-            if line:
-                alive.append(start)
-            else:
-                assert start.wait(20) == 3
-        assert len(alive) == 1
+        lines = [start.stdout.readline() for start in starts if start.stdout]  # one answers, the others end
+        assert sorted(map(bool, lines)) == [False] * 4 + [True]
+        assert all(start.wait(20) == 3 for start, line in zip(starts, lines, strict=True) if not line)
     finally:
         for start in starts:
             start.kill()
@@ -1557,84 +1421,84 @@ def test_T18_a_folder_that_cant_be_written(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(Unavailable, match="not writable"):
         btlog.LogStore(tmp_path)
     assert os.listdir(tmp_path) == []
-    folder = tmp_path / "file" / "log"
     (tmp_path / "file").write_text("")
     start = time.perf_counter()
-    done = run_btlog("serve", "--storage-dir", str(folder), "--port", "0")
-    assert done.returncode == 3
-    assert "can't make" in done.stderr
+    exits(3, "can't make", "serve", "--storage-dir", str(tmp_path / "file" / "log"), "--port", "0")
     assert time.perf_counter() - start < 5
 
 
-def corruptions(path: Path) -> Iterator[tuple[str, str, tuple[Any, ...]]]:
-    """One changed byte in each kind of row: which, the SQL that does it, and its values."""
+def corruptions(path: Path) -> Iterator[tuple[str, str, str, tuple[Any, ...]]]:
+    """One changed byte in each kind of row: the table, what a finding names, the SQL that does it, and its values."""
 
     def flipped(data: bytes, at: int) -> bytes:
         return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
 
     with contextlib.closing(sqlite3.connect(path)) as db:
-        for table, key in ("bundle", "n"), ("tile", "key"):
+        for table, key, place in ("bundle", "n", "{:03d}"), ("tile", "key", "tile/"):
             for number, data in db.execute(f"SELECT {key}, data FROM {table}").fetchall():
                 for at in {0, 1, 2, len(data) // 2, len(data) - 1}:
-                    yield (
-                        f"{table} {number} {at}", f"UPDATE {table} SET data = ? WHERE {key} = ?",
-                        (flipped(data, at), number),
-                    )
+                    sql = f"UPDATE {table} SET data = ? WHERE {key} = ?"
+                    yield table, place.format(number), sql, (flipped(data, at), number)
         for kind, note in db.execute("SELECT kind, note FROM checkpoint").fetchall():
             for at in {0, len(LOG.name) + 1, len(LOG.name) + 6, len(note) - 90, len(note) - 60, len(note) - 5}:
-                yield (
-                    f"checkpoint {kind} {at}", "UPDATE checkpoint SET note = ? WHERE kind = ?",
-                    (flipped(note, at), kind),
-                )
+                sql = "UPDATE checkpoint SET note = ? WHERE kind = ?"
+                yield "checkpoint", kind, sql, (flipped(note, at), kind)
         keys = [key for (key,) in db.execute("SELECT key FROM lookup ORDER BY key")]
     for key in keys[0], keys[len(keys) // 2], keys[-1]:
         for bit in 0, 17, 40, 48, 62:
-            yield f"lookup {key} {bit}", "UPDATE lookup SET key = ? WHERE key = ?", (key ^ 1 << bit, key)
-        yield f"lookup {key}", "DELETE FROM lookup WHERE key = ?", (key,)
+            yield "lookup", "look", "UPDATE lookup SET key = ? WHERE key = ?", (key ^ 1 << bit, key)
+        yield "lookup", "look", "DELETE FROM lookup WHERE key = ?", (key,)
 
 
 def test_T11_fsck_finds_any_changed_byte(tmp_path: Path) -> None:
     with contextlib.closing(found(tmp_path / "log")) as store:
-        fill(store, 700)
+        fill(store, 300)
         assert findings(store) == []
     tried: dict[str, int] = {}
-    for what, sql, values in list(corruptions(tmp_path / "log" / "log.sqlite3")):
-        shutil.copytree(tmp_path / "log", tmp_path / "copy")
-        with contextlib.closing(sqlite3.connect(tmp_path / "copy" / "log.sqlite3")) as db, db:
-            db.execute(sql, values)
+    (tmp_path / "copy").mkdir()
+    for table, place, sql, values in list(corruptions(tmp_path / "log" / "log.sqlite3")):
+        shutil.copy(tmp_path / "log" / "log.sqlite3", tmp_path / "copy")
+        change_store(tmp_path / "copy", sql, *values)
         with contextlib.closing(btlog.LogStore(tmp_path / "copy", read_only=True)) as store:
             lines = findings(store)
-        assert lines, what
-        table, number = what.split()[:2]
-        place = {
-            "bundle": f"{int(number):03d}" if table == "bundle" else "", "tile": "tile/", "checkpoint": number,
-            "lookup": "look",
-        }[table]
-        assert any(place in line for line in lines), (what, lines)
+        assert any(place in line for line in lines), (table, values, lines)
         tried[table] = tried.get(table, 0) + 1
-        shutil.rmtree(tmp_path / "copy")
-    assert tried == {"bundle": 15, "tile": 20, "checkpoint": 12, "lookup": 18}
+    assert tried == {"bundle": 10, "tile": 15, "checkpoint": 12, "lookup": 18}
 
 
-def test_T11_a_log_with_a_broken_right_edge_does_not_start(tmp_path: Path) -> None:
+def test_T1_T11_a_log_that_is_corrupt_does_not_start(tmp_path: Path) -> None:
     with contextlib.closing(found(tmp_path / "log")) as store:
         fill(store, 700)
     (tmp_path / "log" / "private.key").write_text(LOG_SKEY)
-    for sql in (
-        "UPDATE checkpoint SET note = CAST(replace(note, '700', '699') AS BLOB)",
-        "UPDATE tile SET data = CAST(data AS TEXT)", "UPDATE tile SET data = zeroblob(length(data)) WHERE key = 2",
-        "DELETE FROM tile WHERE key = 1 << 56", "UPDATE tile SET data = x'00' WHERE key = 2",
-        "UPDATE checkpoint SET note = replace(note, '700', '699')", "DELETE FROM checkpoint",
-        "UPDATE checkpoint SET note = x'ff'",
+    for says, *changes in (
+        (
+            "corrupt",  # its right edge
+            "UPDATE checkpoint SET note = CAST(replace(note, '700', '699') AS BLOB)",
+            "UPDATE tile SET data = CAST(data AS TEXT)",
+            "UPDATE tile SET data = zeroblob(length(data)) WHERE key = 2",
+            "DELETE FROM tile WHERE key = 1 << 56",
+            "UPDATE tile SET data = x'00' WHERE key = 2",
+            "UPDATE checkpoint SET note = replace(note, '700', '699')",
+            "DELETE FROM checkpoint",
+            "UPDATE checkpoint SET note = x'ff'",
+        ),
+        (
+            "",
+            "UPDATE setting SET value = x'ff'",
+            "UPDATE setting SET value = 5",
+            "UPDATE setting SET value = 'junk'",
+            "DELETE FROM lookup",
+            "DROP TABLE lookup",
+            "DROP TABLE tile",
+            "DELETE FROM lookup WHERE key = (SELECT max(key) FROM lookup)",
+        ),
     ):
-        shutil.copytree(tmp_path / "log", tmp_path / "copy")
-        with contextlib.closing(sqlite3.connect(tmp_path / "copy" / "log.sqlite3")) as db, db:
-            db.execute(sql)
-        done = run_btlog("serve", "--storage-dir", str(tmp_path / "copy"), "--port", "0")
-        assert (done.returncode, done.stdout) == (3, ""), sql
-        assert "corrupt" in done.stderr
-        assert "Traceback" not in done.stderr
-        shutil.rmtree(tmp_path / "copy")
+        for sql in changes:
+            shutil.copytree(tmp_path / "log", tmp_path / "copy")
+            change_store(tmp_path / "copy", sql)
+            assert exits(3, says, "serve", "--storage-dir", "copy", "--port", "0", cwd=tmp_path) == "", sql
+            exits((1, 3), "", "fsck", "--storage-dir", "copy", cwd=tmp_path)
+            shutil.rmtree(tmp_path / "copy")
 
 
 # --- Servers, in this process and in others ------------------------------------------------------------------------------------
@@ -3000,25 +2864,6 @@ def test_fsck_of_a_log_that_goes_on(tmp_path: Path) -> None:
         finally:
             over.set()
             thread.join()
-
-
-def test_T1_settings_that_are_corrupt(tmp_path: Path) -> None:
-    with contextlib.closing(found(tmp_path / "log")) as store:
-        fill(store, 300)
-    (tmp_path / "log" / "private.key").write_text(LOG_SKEY)
-    for sql in (
-        "UPDATE setting SET value = x'ff'", "UPDATE setting SET value = 5", "UPDATE setting SET value = 'junk'",
-        "DELETE FROM lookup", "DROP TABLE lookup", "DROP TABLE tile",
-        "DELETE FROM lookup WHERE key = (SELECT max(key) FROM lookup)",
-    ):
-        shutil.copytree(tmp_path / "log", tmp_path / "copy")
-        with contextlib.closing(sqlite3.connect(tmp_path / "copy" / "log.sqlite3")) as db, db:
-            db.execute(sql)
-        for command, codes in (("serve", "--port", "0"), {3}), (("fsck",), {1, 3}):
-            done = run_btlog(*command, "--storage-dir", str(tmp_path / "copy"))
-            assert done.returncode in codes, (sql, command)
-            assert "Traceback" not in done.stderr
-        shutil.rmtree(tmp_path / "copy")
 
 
 def test_T7_a_first_start_that_was_killed(tmp_path: Path) -> None:
