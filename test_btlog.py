@@ -1648,33 +1648,29 @@ def ask(
         return answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read()
 
 
-def add(url: str, data: bytes, **headers: str) -> tuple[int, dict[str, Any]]:
+def as_json(data: bytes) -> dict[str, Any]:
     parsed = Entry.parse(data)
-    body = {
-        "filename": parsed.filename, "checksum": parsed.checksum,
-        **({"publisher": parsed.publisher._asdict()} if parsed.publisher else {}),
-    }
-    status, _, answer = ask(url, "/add", "POST", json.dumps(body).encode(), **headers)
-    return status, json.loads(answer)
+    publisher = {"publisher": parsed.publisher._asdict()} if parsed.publisher else {}
+    return {"filename": parsed.filename, "checksum": parsed.checksum, **publisher}
 
 
 def as_line(data: bytes) -> bytes:
-    parsed = Entry.parse(data)
-    return (
-        json.dumps(
-            {
-                "filename": parsed.filename, "checksum": parsed.checksum,
-                **({"publisher": parsed.publisher._asdict()} if parsed.publisher else {}),
-            }
-        ).encode()
-        + b"\n"
-    )
+    return json.dumps(as_json(data)).encode() + b"\n"
+
+
+def many_lines(first: int, end: int) -> bytes:
+    """The entries from `first` to `end` as the body of a bulk."""
+    return b"".join(as_line(entry(i)) for i in range(first, end))
+
+
+def add(url: str, data: bytes, **headers: str) -> tuple[int, dict[str, Any]]:
+    status, _, answer = ask(url, "/add", "POST", as_line(data), **headers)
+    return status, json.loads(answer)
 
 
 def bulk(url: str, body: bytes, **headers: str) -> tuple[int, list[dict[str, Any]]]:
-    status, _, answer = ask(
-        url, "/admin/bulk/append", "POST", body, **{"Content_Type": "application/x-ndjson", **headers}
-    )
+    headers = {"Content_Type": "application/x-ndjson", **headers}
+    status, _, answer = ask(url, "/admin/bulk/append", "POST", body, **headers)
     return status, [json.loads(line) for line in answer.splitlines()]
 
 
@@ -1724,45 +1720,30 @@ def test_an_add_is_answered_with_index_checkpoint_and_proof(log: LocalLog) -> No
     assert walk(log.url) == [entry(i) for i in range(20)]
 
 
-def test_the_command_of_the_readme_of_bt_log(log: LocalLog) -> None:
-    """curl sends a form's content type with -d; nobody has to say that it is JSON."""
-    body = b'{"filename":"pkgname-1.2.3-py3-none-any.whl","checksum":"' + SUM.encode() + b'"}'
-    for content in "application/x-www-form-urlencoded", "application/json", "text/plain":
-        status, _, answer = ask(log.url, "/add", "POST", body, Content_Type=content)
-        assert (status, acknowledged(Entry(NAME, SUM).encode(), json.loads(answer))) == (200, 0)
-
-
-@pytest.mark.parametrize(
-    "body",
-    [
-        b"", b"{", b"[]", b"null", b"1", b'"a"', b"{}", b'{"filename":"a"}', b'{"checksum":"%b"}',
-        b'{"filename":1,"checksum":"%b"}', b'{"filename":["a"],"checksum":"%b"}',
-        b'{"filename":"a","checksum":"%b","filename":"a"}', b'{"filename":"a","checksum":NaN}',
-        b'{"filename":"a","checksum":"%b","x":1}', b"\xff", b"\xef\xbb\xbf{}",
-        b'{"filename":"\\ud800","checksum":"%b"}', b'{"filename":"a","checksum":"%b","publisher":1}',
-        b'{"filename":"a","checksum":"%b","publisher":{}}',
-        b'{"filename":"a","checksum":"%b","publisher":{"issuer":"i"}}',
-        b'{"filename":"a","checksum":"%b","publisher":{"issuer":"i","subject":"s","issuer":"i"}}',
-        b'{"filename":"a","checksum":"%b","publisher":{"issuer":"i j","subject":"s"}}',
-        b'{"filename":"a","checksum":"%b"} x', b"[" * 100_000, b'{"a":' * 100_000,
-        b'{"filename":"a/b","checksum":"%b"}', b'{"filename":"a","checksum":"%b","publisher":["i","s"]}', b"1" * 5000,
-        b"Infinity", b"-Infinity", b'{"filename":"a","checksum":"%b","publisher":[["issuer","i"],["subject","s"]]}',
-        '{"filename":"a","checksum":"%b"}'.encode("utf-16"),
-    ],
-)
-def test_T50_what_is_no_entry_in_json(log: LocalLog, body: bytes) -> None:
-    status, headers, answer = ask(log.url, "/add", "POST", body.replace(b"%b", SUM.encode()))
-    assert (status, headers["content-type"]) == (400, "application/json")
-    assert list(json.loads(answer)) == ["error"]
-    assert log.log.published.tree.size == 0
-
-
-def test_json_that_means_an_entry(log: LocalLog) -> None:
+def test_T50_json_is_an_entry_or_is_refused(log: LocalLog) -> None:
     for body in (
-        '{"filename":"a","checksum":"%s"}', ' { "checksum" : "%s",\n "filename" : "\\u0061" } ',
-        '{"filename":"a","checksum":"%s","publisher":null}',
+        b"", b"{", b"[]", b"null", b"1", b'"a"', b"{}", b"\xff", b"\xef\xbb\xbf{}", b"1" * 5000, b"Infinity", b"-Infinity",
+        b"[" * 100_000, b'{"a":' * 100_000, b'{"filename":"a"}', b'{"checksum":"%b"}', b'{"filename":"a","checksum":NaN}',
+        b'{"filename":1,"checksum":"%b"}', b'{"filename":["a"],"checksum":"%b"}', b'{"filename":"a/b","checksum":"%b"}',
+        b'{"filename":"a","checksum":"%b","filename":"a"}', b'{"filename":"a","checksum":"%b","x":1}',
+        b'{"filename":"\\ud800","checksum":"%b"}', b'{"filename":"a","checksum":"%b"} x',
+        '{"filename":"a","checksum":"%b"}'.encode("utf-16"),
+        *(b'{"filename":"a","checksum":"%%b","publisher":%b}' % publisher for publisher in (
+            b"1", b"{}", b'{"issuer":"i"}', b'{"issuer":"i","subject":"s","issuer":"i"}', b'["i","s"]',
+            b'{"issuer":"i j","subject":"s"}', b'[["issuer","i"],["subject","s"]]')),
     ):
-        status, _, answer = ask(log.url, "/add", "POST", (body % SUM).encode())
+        status, headers, answer = ask(log.url, "/add", "POST", body.replace(b"%b", SUM.encode()))
+        assert (status, headers["content-type"], *json.loads(answer)) == (400, "application/json", "error"), body
+    assert log.log.published.tree.size == 0
+    plain = '{"filename":"a","checksum":"%s"}'
+    for text, content in (
+        (plain, "application/x-www-form-urlencoded"),  # which curl sends with -d: nobody has to say that it is JSON
+        (plain, "text/plain"),
+        (plain, "application/json"),
+        (' { "checksum" : "%s",\n "filename" : "\\u0061" } ', "application/json"),
+        ('{"filename":"a","checksum":"%s","publisher":null}', "application/json"),
+    ):
+        status, _, answer = ask(log.url, "/add", "POST", (text % SUM).encode(), Content_Type=content)
         assert (status, acknowledged(Entry("a", SUM).encode(), json.loads(answer))) == (200, 0)
 
 
@@ -1770,66 +1751,67 @@ def test_T49_the_largest_entry_over_http(log: LocalLog) -> None:
     room = 65_535 - len(Entry("a", SUM, Publisher("i", "s")).encode()) + 1
     largest = Entry("a", SUM, Publisher("i", "s" * room)).encode()
     assert acknowledged(largest, add(log.url, largest)[1]) == 0
-    escaped = json.dumps({"filename": "a", "checksum": SUM, "publisher": {"issuer": "i", "subject": "s"}}).replace(
-        '"s"', '"' + "\\u0073" * room + '"'
-    )
+    one = json.dumps({"filename": "a", "checksum": SUM, "publisher": {"issuer": "i", "subject": "s"}})
+    escaped = one.replace('"s"', '"' + "\\u0073" * room + '"')
     assert ask(log.url, "/add", "POST", escaped.encode())[0] == 200
     assert ask(log.url, "/add", "POST", escaped.replace("\\u0073", "\\u0073" * 2, 1).encode())[0] == 400
     assert ask(log.url, "/add", "POST", b" " * (btlog.MAX_ADD + 1))[0] == 413
     assert walk(log.url) == [largest]
 
 
+def proved(answer: list[dict[str, Any]], wanted: list[tuple[str, int | None]]) -> Tree:
+    """The tree in an answer to a bulk, which says just this of each line, and proves what is logged."""
+    head, *results, end = answer
+    tree = open_checkpoint(base64.b64decode(head["checkpoint"], validate=True), UNWITNESSED).tree
+    assert (head["type"], head["tree_size"], end["type"], end["count"]) == (
+        "checkpoint", tree.size, "complete", len(wanted),
+    )
+    assert {r["type"] for r in results} <= {"result"}
+    said = [r["result"] for r in results]
+    assert [(r["status"], r.get("index")) for r in said] == wanted
+    for result in said:
+        if result["status"] == "logged":
+            index = result["index"]
+            assert result["filename"] == Entry.parse(entry(index)).filename
+            proof = [base64.b64decode(h) for h in result["inclusionProof"]]
+            check_inclusion(leaf_hash(entry(index)), index, tree, proof)
+        else:
+            assert result["error"]
+            assert "inclusionProof" not in result
+    return tree
+
+
 def test_a_bulk_is_answered_line_by_line(log: LocalLog) -> None:
     add(log.url, entry(0))
-    wrong = [
-        b"{}\n", b"\n", b"x\n", b"  \r\n", b'{"filename":"a"\n', b'"checksum":"x"}\n',
-        b'{"filename":"a","checksum":"' + SUM.encode() + b'"},{}\n', b"\xff\n",
+    error = ("error", None)
+    lines: list[tuple[bytes, tuple[str, int | None]]] = [
+        (as_line(entry(1)), ("logged", 1)),
+        (b"{}\n", error),
+        (as_line(entry(0)), ("logged", 0)),
+        (b"\n", ("", None)),  # no line at all
+        (as_line(entry(2)), ("logged", 2)),
+        (b"x\n", error),
+        (as_line(other_sum(entry(2))), ("error", 2)),
+        (b"  \r\n", ("", None)),
+        (as_line(entry(1)), ("logged", 1)),
+        (b'{"filename":"a"\n', error),
+        (b'"checksum":"x"}\n', error),
+        (b'{"filename":"a","checksum":"' + SUM.encode() + b'"},{}\n', error),
+        (b"\xff\n", error),
+        (as_line(entry(3))[:-1], ("logged", 3)),
     ]
-    lines = [
-        as_line(entry(1)), wrong[0], as_line(entry(0)), wrong[1], as_line(entry(2)), wrong[2],
-        as_line(other_sum(entry(2))), wrong[3], as_line(entry(1)), *wrong[4:], as_line(entry(3))[:-1],
-    ]
-    status, answer = bulk(log.url, b"".join(lines))
-    assert status == 200
-    head, *results, end = answer
-    note = base64.b64decode(head["checkpoint"], validate=True)
-    tree = open_checkpoint(note, UNWITNESSED).tree
-    assert (head["type"], head["tree_size"], end) == ("checkpoint", tree.size, {"type": "complete", "count": 12})
-    assert tree.size == 4
-    said = [(r["result"]["status"], r["result"].get("index")) for r in results]
-    assert said == [
-        ("logged", 1), ("error", None), ("logged", 0), ("logged", 2), ("error", None), ("error", 2), ("logged", 1),
-        ("error", None), ("error", None), ("error", None), ("error", None), ("logged", 3),
-    ]
-    for result in results:
-        assert result["type"] == "result"
-        if result["result"]["status"] == "logged":
-            index = result["result"]["index"]
-            assert result["result"]["filename"] == Entry.parse(entry(index)).filename
-            check_inclusion(
-                leaf_hash(entry(index)), index, tree, [base64.b64decode(h) for h in result["result"]["inclusionProof"]]
-            )
-        else:
-            assert result["result"]["error"]
-            assert "inclusionProof" not in result["result"]
+    status, answer = bulk(log.url, b"".join(line for line, _ in lines))
+    assert (status, proved(answer, [said for _, said in lines if said[0]]).size) == (200, 4)
     assert walk(log.url) == [entry(i) for i in range(4)]
 
 
-@pytest.mark.parametrize("count", [255, 256, 257, 3000])
+@pytest.mark.parametrize("count", [255, 256, 257, 1500])
 def test_a_large_bulk(log: LocalLog, count: int) -> None:
-    entries = [entry(i) for i in range(count)]
     for first in 0, 100:  # the second overlaps the first
-        status, (head, *results, end) = bulk(
-            log.url, b"".join(as_line(e) for e in [entry(i) for i in range(first, first + count)])
-        )
-        assert (status, end["count"], len(results)) == (200, count, count)
-        tree = open_checkpoint(base64.b64decode(head["checkpoint"]), UNWITNESSED).tree
-        for index, result in enumerate(results, first):
-            assert result["result"]["index"] == index
-            check_inclusion(
-                leaf_hash(entry(index)), index, tree, [base64.b64decode(h) for h in result["result"]["inclusionProof"]]
-            )
-    assert walk(log.url) == entries + [entry(i) for i in range(count, count + 100)]
+        status, answer = bulk(log.url, many_lines(first, first + count))
+        assert status == 200
+        proved(answer, [("logged", i) for i in range(first, first + count)])
+    assert walk(log.url) == [entry(i) for i in range(count + 100)]
 
 
 def test_bulk_limits(tmp_path: Path) -> None:
@@ -1837,15 +1819,22 @@ def test_bulk_limits(tmp_path: Path) -> None:
         for content in "application/json", "", "text/plain; charset=application/x-ndjson":
             assert bulk(log.url, as_line(entry(0)), Content_Type=content)[0] == 415
         assert bulk(log.url, as_line(entry(0)), Content_Type="application/x-ndjson; charset=utf-8")[0] == 200
-        assert bulk(log.url, b"".join(as_line(entry(i)) for i in range(11)))[0] == 413
-        assert bulk(log.url, b"{}\n" * 11)[0] == 413
+        for body in many_lines(0, 11), b"{}\n" * 11, b"x" * (btlog.MAX_ADD + 2):
+            assert bulk(log.url, body)[0] == 413
         assert log.log.published.tree.size == 1  # nothing is logged of what is too much
-        assert bulk(log.url, b"".join(as_line(entry(i)) for i in range(10)) + b"\n\n")[0] == 200
-        assert bulk(log.url, b"x" * (btlog.MAX_ADD + 2))[0] == 413
-        assert bulk(log.url, b"")[1][1:] == [{"type": "complete", "count": 0}]
-        status, answer = bulk(log.url, b"{}\n")
-        assert [line["type"] for line in answer] == ["checkpoint", "result", "complete"]
-        assert (status, answer[0]["tree_size"]) == (200, 10)
+        assert bulk(log.url, many_lines(0, 10) + b"\n\n")[0] == 200
+        for body, wanted in (b"", []), (b"{}\n", [("error", None)]):
+            status, answer = bulk(log.url, body)
+            assert (status, proved(answer, wanted).size) == (200, 10)  # type: ignore[arg-type]
+
+
+def at_once(*calls: Callable[[], Any]) -> None:
+    """Makes calls, each in a thread of its own."""
+    threads = [threading.Thread(target=call) for call in calls]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
 
 
 def test_T17_the_same_at_once(log: LocalLog) -> None:
@@ -1853,7 +1842,7 @@ def test_T17_the_same_at_once(log: LocalLog) -> None:
     got: list[tuple[int, int, int]] = []  # entry, status, index
 
     def client(seed: int) -> None:
-        order = list(range(40))
+        order = list(range(25))
         random.Random(seed).shuffle(order)
         for i in order:
             data = entry(i) if (seed + i) % 4 else other_sum(entry(i))
@@ -1864,22 +1853,18 @@ def test_T17_the_same_at_once(log: LocalLog) -> None:
                 result = bulk(log.url, as_line(data))[1][1]["result"]
                 got.append((i, 200 if result["status"] == "logged" else 409, result["index"]))
 
-    threads = [threading.Thread(target=client, args=(seed,)) for seed in range(12)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(got) == 480
-    for i in range(40):
+    at_once(*(functools.partial(client, seed) for seed in range(8)))
+    assert len(got) == 200
+    for i in range(25):
         assert len({index for j, _, index in got if j == i}) == 1
-    assert sum(status == 409 for _, status, _ in got) >= 40
+    assert sum(status == 409 for _, status, _ in got) >= 25
     entries = walk(log.url)
-    assert len(entries) == len({Entry.parse(e).filename for e in entries}) == 40
+    assert len(entries) == len({Entry.parse(e).filename for e in entries}) == 25
 
 
 def test_entries_by_filename_and_checksum(log: LocalLog) -> None:
-    odd = Entry("torch-2.0+cu118 é%.whl", SUM, PUBLISHER).encode()
-    for data in odd, entry(1), entry(2):
+    entries = [Entry("torch-2.0+cu118 é%.whl", SUM, PUBLISHER).encode(), entry(1), entry(2)]
+    for data in entries:
         add(log.url, data)
     for query, index in (
         ("filename=torch-2.0+cu118%20%C3%A9%25.whl", 0), ("filename=torch-2.0%2Bcu118%20%c3%a9%25.whl", 0),
@@ -1888,29 +1873,21 @@ def test_entries_by_filename_and_checksum(log: LocalLog) -> None:
     ):
         status, headers, body = ask(log.url, f"/entries?{query}")
         assert (status, headers["content-type"]) == (200, "application/json")
-        [found_] = json.loads(body)["entries"]
-        parsed = Entry.parse([odd, entry(1), entry(2)][index])
-        assert found_ == {
-            "index": index, "filename": parsed.filename, "checksum": parsed.checksum,
-            **({"publisher": parsed.publisher._asdict()} if parsed.publisher else {}),
-        }
-        assert json.loads(ask(log.url, f"/entry/{index}")[2]) == found_
-    for query in (
-        "filename=pkg", "filename=" + Entry.parse(entry(1)).filename[:-1], "checksum=x", "filename=a%00b",
-        "filename=" + "x" * 5000,
-    ):
+        wanted = {"index": index, **as_json(entries[index])}
+        assert json.loads(body)["entries"] == [wanted]
+        assert json.loads(ask(log.url, f"/entry/{index}")[2]) == wanted
+    name = Entry.parse(entry(1)).filename
+    for query in "filename=pkg", f"filename={name[:-1]}", "checksum=x", "filename=a%00b", "filename=" + "x" * 5000:
         assert ask(log.url, f"/entries?{query}")[::2] == (200, b'{"entries": []}\n')
     for query in (
         "", "?", "?filename", "?other=x", "?filename=a&checksum=b", "?filename=a&filename=a", "?filename=%ff",
         "?file%6eame=a",
     ):
-        status = ask(log.url, f"/entries{query}")[0]
-        assert status == 400, query
+        assert ask(log.url, f"/entries{query}")[0] == 400, query
 
 
 def test_proofs_of_entries(log: LocalLog) -> None:
-    for i in range(10):
-        add(log.url, entry(i))
+    bulk(log.url, many_lines(0, 10))
     for i in range(10):
         status, headers, proof = ask(log.url, f"/entry/{i}/proof")
         assert (status, headers["content-type"]) == (200, "text/plain; charset=utf-8")
@@ -1919,27 +1896,24 @@ def test_proofs_of_entries(log: LocalLog) -> None:
         assert check_logged(parsed, proof, UNWITNESSED).tree.size == 10
         assert (Proof.parse(proof).extra == entry(i)) is (parsed.publisher is not None)
     for bad in (
-        "/entry", "/entry/", "/entry/10", "/entry/10/proof", "/entry/-1", "/entry/00", "/entry/1/", "/entry/1/proof/",
-        "/entry/1/x", "/entry/1//proof", "/entry/٧", "/entry/1%30", "/entry/9223372036854775808",
+        "", "/", "/10", "/10/proof", "/-1", "/00", "/1/", "/1/proof/", "/1/x", "/1//proof", "/٧", "/1%30",
+        "/9223372036854775808",
     ):
-        assert ask(log.url, urllib.parse.quote(bad, safe="/%"))[0] == 404, bad
+        assert ask(log.url, urllib.parse.quote(f"/entry{bad}", safe="/%"))[0] == 404, bad
 
 
 def test_T19_T20_T21_only_what_the_checkpoint_implies_is_there(log: LocalLog) -> None:
     done = 0
-    for size in 1, 129, 255, 256, 257, 280, 511, 512, 513, 600:
-        bulk(log.url, b"".join(as_line(entry(i)) for i in range(done, size)))
+    for size in 1, 129, 255, 256, 257, 513:
+        bulk(log.url, many_lines(done, size))
         done = size
-        for level in None, 0, 1, 2:
-            width = size >> 8 * (level or 0)
-            for index in range(4):
-                for w in (1, 24, 255, 256):
-                    there = index * 256 + w <= width
-                    status, headers, data = ask(log.url, "/" + btlog.tile_path(level, index, w))
-                    assert status == (200 if there else 404), (size, level, index, w)
-                    if there and level is not None:
-                        assert len(data) == 32 * w
-                    assert ("immutable" in headers.get("cache-control", "")) is there  # T25
+        for level, index, w in itertools.product((None, 0, 1, 2), range(3), (1, 24, 255, 256)):
+            there = index * 256 + w <= size >> 8 * (level or 0)
+            status, headers, data = ask(log.url, "/" + btlog.tile_path(level, index, w))
+            assert status == (200 if there else 404), (size, level, index, w)
+            if there and level is not None:
+                assert len(data) == 32 * w
+            assert ("immutable" in headers.get("cache-control", "")) is there  # T25
         assert walk(log.url) == [entry(i) for i in range(size)]
     assert ask(log.url, "/tile/0/001.p/24")[0] == 200  # T22: partial tiles stay, also beside the full one
     assert ask(log.url, "/tile/0/000.p/200")[2] == ask(log.url, "/tile/0/000")[2][: 32 * 200]
@@ -1949,22 +1923,25 @@ def test_T21_a_reader_never_sees_a_checkpoint_without_its_tiles(log: LocalLog) -
     over = threading.Event()
 
     def write() -> None:
-        for i in range(0, 3000, 37):
-            bulk(log.url, b"".join(as_line(entry(j)) for j in range(i, i + 37)))
+        for i in range(0, 1500, 37):
+            bulk(log.url, many_lines(i, i + 37))
         over.set()
 
-    writer = threading.Thread(target=write)
-    writer.start()
     sizes = set()
-    while not over.is_set():
-        sizes.add(len(walk(log.url)))
-    writer.join()
+
+    def read() -> None:
+        while not over.is_set():
+            sizes.add(len(walk(log.url)))
+
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        for done in [pool.submit(write), pool.submit(read)]:
+            done.result()
     assert len(sizes) > 3
 
 
-@pytest.mark.parametrize(
-    "path_",
-    [
+def test_T27_paths_that_lead_nowhere(log: LocalLog) -> None:
+    bulk(log.url, many_lines(0, 256))
+    for path_ in (
         "/tile", "/tile/", "/tile/0", "/tile/0/", "/tile/0/../0/000", "/tile/0/%2e%2e/0/000", "/tile/%30/000",
         "//tile/0/000", "/tile//0/000", "/tile/0/000/", "/tile/0/000?x=1", "/tile/0/000?", "/tile/0/000.p/256",
         "/tile/0/000.p/01", "/tile/64/000", "/tile/8/000", "/tile/63/000", "/tile/0/x001/000", "/../../etc/passwd",
@@ -1972,92 +1949,68 @@ def test_T21_a_reader_never_sees_a_checkpoint_without_its_tiles(log: LocalLog) -
         "/.well-known/private-key", "/add/", "/admin", "/x", "checkpoint", "http://127.0.0.1/checkpoint", "*",
         "/tile/entries/../../checkpoint", "/;/checkpoint", "/./checkpoint", "/entry/0/proof?x",
         "/tile/0/" + "x001/" * 3000 + "000",
-    ],
-)
-def test_T27_paths_that_lead_nowhere(log: LocalLog, path_: str) -> None:
-    bulk(log.url, b"".join(as_line(entry(i)) for i in range(256)))
-    status, headers, body = ask(log.url, path_)
-    assert (status, headers["content-type"]) == (404, "application/json")
-    assert "cache-control" not in headers
-    assert json.loads(body)["error"]
+    ):
+        status, headers, body = ask(log.url, path_)
+        assert (status, headers["content-type"], *json.loads(body)) == (404, "application/json", "error"), path_
+        assert "cache-control" not in headers
 
 
-def test_bundles_are_zipped_for_those_who_take_it(log: LocalLog) -> None:
-    bulk(log.url, b"".join(as_line(entry(i)) for i in range(300)))
-    for path_ in "/tile/entries/000", "/tile/entries/001.p/44":
-        plain = ask(log.url, path_)
+def test_what_is_read_may_be_zipped_and_used_by_any_page(log: LocalLog) -> None:
+    bulk(log.url, many_lines(0, 300))
+    for path_ in (
+        "/checkpoint", "/tile/0/000", "/tile/entries/000", "/tile/entries/001.p/44", "/entry/1", "/entry/1/proof",
+        "/entries?filename=x", "/healthz", "/.well-known/public-key", "/nothing", "/status.json",
+    ):
+        status, headers, body = ask(log.url, path_, Origin="https://example.com")
+        if path_ != "/status.json":  # which says the time
+            head = ask(log.url, path_, "HEAD")
+            assert (head[0], head[1]["content-length"], head[2]) == (status, headers["content-length"], b"")
+        assert headers["content-length"] == str(len(body))
+        assert "content-encoding" not in headers
         zipped = ask(log.url, path_, Accept_Encoding="br, gzip")
-        assert "content-encoding" not in plain[1]
-        assert (plain[1]["vary"], zipped[1]["vary"], zipped[1]["content-encoding"]) == (
-            "Accept-Encoding", "Accept-Encoding", "gzip",
-        )
-        assert gzip.decompress(zipped[2]) == plain[2]
-        assert len(zipped[2]) < len(plain[2])
-        assert btlog._unzip(zipped[2], len(plain[2])) == plain[2]
-        refuses(Unavailable, btlog._unzip, zipped[2], len(plain[2]) - 1)
-    assert "content-encoding" not in ask(log.url, "/tile/0/000", Accept_Encoding="gzip")[1]
-
-
-def test_head_is_get_without_a_body(log: LocalLog) -> None:
-    bulk(log.url, b"".join(as_line(entry(i)) for i in range(300)))
-    for path_ in (
-        "/checkpoint", "/tile/0/000", "/tile/entries/001.p/44", "/entry/1", "/entry/1/proof", "/entries?filename=x",
-        "/healthz", "/.well-known/public-key", "/nothing",
-    ):
-        get, head = ask(log.url, path_), ask(log.url, path_, "HEAD")
-        assert (head[0], head[2]) == (get[0], b"")
-        assert head[1]["content-length"] == get[1]["content-length"] == str(len(get[2]))
-
-
-def test_cors_for_reads_alone(log: LocalLog) -> None:
-    add(log.url, entry(0))
-    for path_ in (
-        "/checkpoint", "/tile/0/000.p/1", "/tile/entries/000.p/1", "/entry/0", "/entry/0/proof", "/entries?filename=x",
-        "/status.json", "/healthz", "/.well-known/public-key",
-    ):
-        assert ask(log.url, path_, Origin="https://example.com")[1]["access-control-allow-origin"] == "*"
-    assert "access-control-allow-origin" not in ask(log.url, "/add", "POST", as_line(entry(1)))[1]
-
-
-@pytest.mark.parametrize(
-    "headers",
-    [
-        {"Origin": "https://evil.example"}, {"Origin": "null"}, {"Sec_Fetch_Site": "cross-site"},
-        {"Sec_Fetch_Site": "same-site"}, {"Origin": ""},
-        {"Origin": "http://127.0.0.1:1", "Sec_Fetch_Site": "same-origin"},
-    ],
-)
-def test_pages_of_other_sites_cant_write(log: LocalLog, headers: dict[str, str]) -> None:
-    assert ask(log.url, "/add", "POST", as_line(entry(0)), **headers)[0] == 403
-    assert bulk(log.url, as_line(entry(0)), **headers)[0] == 403
-    assert log.log.published.tree.size == 0
-
-
-def test_pages_of_this_site_can_write(log: LocalLog) -> None:
-    assert ask(log.url, "/add", "POST", as_line(entry(0)), Origin=log.url, Sec_Fetch_Site="same-origin")[0] == 200
-    assert ask(log.url, "/add", "POST", as_line(entry(0)), Sec_Fetch_Site="none")[0] == 200
-
-
-def test_methods(log: LocalLog) -> None:
-    for path_ in (
-        "/checkpoint", "/entries?filename=a", "/tile/0/000", "/entry/0", "/status.json", "/healthz",
-        "/.well-known/public-key",
-    ):
-        for method in "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "get", "FOO":
-            status, headers, _ = ask(log.url, path_, method, b"" if method in ("POST", "PUT", "PATCH") else None)
-            assert (status, headers["allow"]) == (405, "GET, HEAD")
+        assert ("content-encoding" in zipped[1]) is path_.startswith("/tile/entries/")
+        if path_.startswith("/tile/entries/"):
+            assert headers["vary"] == zipped[1]["vary"] == "Accept-Encoding"
+            assert zipped[1]["content-encoding"] == "gzip"
+            assert gzip.decompress(zipped[2]) == btlog._unzip(zipped[2], len(body)) == body
+            assert len(zipped[2]) < len(body)
+            refuses(Unavailable, btlog._unzip, zipped[2], len(body) - 1)
+        if path_ != "/nothing":
+            assert headers["access-control-allow-origin"] == "*"
+            for method in "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "get", "FOO":
+                body_ = b"" if method in ("POST", "PUT", "PATCH") else None
+                status, headers, _ = ask(log.url, path_, method, body_)
+                assert (status, headers["allow"]) == (405, "GET, HEAD")
     for path_ in "/add", "/admin/bulk/append":
         for method in "GET", "HEAD", "PUT", "OPTIONS":
             status, headers, _ = ask(log.url, path_, method, b"" if method == "PUT" else None)
             assert (status, headers["allow"]) == (405, "POST")
+    assert "access-control-allow-origin" not in ask(log.url, "/add", "POST", as_line(entry(1)))[1]
+
+
+def test_pages_of_other_sites_cant_write(log: LocalLog) -> None:
+    """Nor does a page whose own name was made to point to this address: its requests look as if they were of this site."""
+    refused: list[dict[str, str]] = [
+        {"Origin": "https://evil.example"}, {"Origin": "null"}, {"Sec_Fetch_Site": "cross-site"},
+        {"Sec_Fetch_Site": "same-site"}, {"Origin": ""},
+        {"Origin": "http://127.0.0.1:1", "Sec_Fetch_Site": "same-origin"},
+    ]
+    taken: list[dict[str, str]] = [{"Origin": log.url, "Sec_Fetch_Site": "same-origin"}, {"Sec_Fetch_Site": "none"}]
+    for host in "evil.example:8080", "127.0.0.1:8080", "localhost", "[::1]:80":
+        same = {"Host": host, "Origin": f"http://{host}", "Sec_Fetch_Site": "same-origin"}
+        (refused if "evil" in host else taken).append(same)
+    for headers in refused:
+        assert ask(log.url, "/add", "POST", as_line(entry(0)), **headers)[0] == 403
+        assert bulk(log.url, as_line(entry(0)), **headers)[0] == 403
+    assert log.log.published.tree.size == 0
+    for headers in taken:
+        assert ask(log.url, "/add", "POST", as_line(entry(0)), **headers)[0] == 200
 
 
 def test_writing_with_a_token(tmp_path: Path) -> None:
     with contextlib.closing(LocalLog(tmp_path / "log", token="s3cret")) as log:
-        for headers in (
-            {}, {"Authorization": "Bearer other"}, {"Authorization": "Basic s3cret"}, {"Authorization": "s3cret"},
-            {"Authorization": "Bearer"}, {"Authorization": "Bearer s3cret2"},
-        ):
+        for value in None, "Bearer other", "Basic s3cret", "s3cret", "Bearer", "Bearer s3cret2":
+            headers = {"Authorization": value} if value else {}
             status, answer, _ = ask(log.url, "/add", "POST", as_line(entry(0)), **headers)
             assert (status, answer["www-authenticate"]) == (401, "Bearer")
             assert bulk(log.url, as_line(entry(0)), **headers)[0] == 401
@@ -2071,17 +2024,13 @@ def test_status_and_health(log: LocalLog) -> None:
     add(log.url, other_sum(entry(0)))
     bulk(log.url, as_line(entry(1)) + b"x\n")
     status = json.loads(ask(log.url, "/status.json")[2])
-    assert status["origin"] == LOG.name
-    assert (status["entry_type"], status["witness_configured"], status["vkey"]) == (
-        "pypi-transparency/v1", False, LOG_VKEY,
-    )
+    known = {"origin": LOG.name, "entry_type": "pypi-transparency/v1", "witness_configured": False, "vkey": LOG_VKEY}
+    assert known.items() <= status.items()
     note = ask(log.url, "/checkpoint")[2].decode()
-    tree = open_checkpoint(note.encode(), UNWITNESSED).tree
-    assert status["checkpoint"] == {
-        "available": True, "tree_size": 2, "root_hash": tree.root.hex(), "raw_checkpoint": note,
-    }
-    assert (status["latency"]["count"], status["latency"]["failures"]) == (1, 1)
-    assert (status["bulk_latency"]["count"], status["bulk_latency"]["failures"]) == (1, 1)
+    root = open_checkpoint(note.encode(), UNWITNESSED).tree.root.hex()
+    assert status["checkpoint"] == {"available": True, "tree_size": 2, "root_hash": root, "raw_checkpoint": note}
+    for name in "latency", "bulk_latency":
+        assert (status[name]["count"], status[name]["failures"]) == (1, 1)
     assert status["latency"]["min_ms"] <= status["latency"]["average_ms"] <= status["latency"]["max_ms"]
     assert status["disk"]["bytes"] > 20_000
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", status["generated_at"])
@@ -2094,8 +2043,7 @@ def test_status_and_health(log: LocalLog) -> None:
 
 
 def test_T3_T6_a_commit_that_fails_ends_the_log(tmp_path: Path) -> None:
-    log = LocalLog(tmp_path / "log")
-    try:
+    with contextlib.closing(LocalLog(tmp_path / "log")) as log:
         assert add(log.url, entry(0))[0] == 200
         faulty = Faulty(log.store.database._writer, 10**9, True)
         log.store.database._writer = faulty  # type: ignore[assignment]
@@ -2106,37 +2054,27 @@ def test_T3_T6_a_commit_that_fails_ends_the_log(tmp_path: Path) -> None:
         assert log.log.failed.is_set()
         assert add(log.url, entry(3))[0] == 503
         assert ask(log.url, "/healthz")[0] == 503
-        assert log.log.published.tree.size == 2
-        assert len(walk(log.url)) == 2
-    finally:
-        log.close()
+        assert log.log.published.tree.size == len(walk(log.url)) == 2
     with contextlib.closing(LocalLog(tmp_path / "log")) as log:
         assert add(log.url, entry(2))[0] == 200  # once, whether the commit went through or not
         assert walk(log.url) == [entry(0), entry(1), entry(2)]
 
 
-def test_T68_a_passing_error_fails_nobody(tmp_path: Path) -> None:
-    with contextlib.closing(LocalLog(tmp_path / "log")) as log:
-        log.store.database._writer = faulty = Faulty(log.store.database._writer, 3, False)  # type: ignore[assignment]
-        statuses: list[int] = []
-        threads = [threading.Thread(target=lambda i=i: statuses.append(add(log.url, entry(i))[0])) for i in range(8)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert statuses == [200] * 8
-        assert faulty.left < 0
-        assert log.log.trouble == ""
-        assert sorted(walk(log.url)) == sorted(entry(i) for i in range(8))
+def test_T68_a_passing_error_fails_nobody(log: LocalLog) -> None:
+    log.store.database._writer = faulty = Faulty(log.store.database._writer, 3, False)  # type: ignore[assignment]
+    statuses: list[int] = []
+    at_once(*(lambda i=i: statuses.append(add(log.url, entry(i))[0]) for i in range(8)))
+    assert statuses == [200] * 8
+    assert faulty.left < 0
+    assert log.log.trouble == ""
+    assert sorted(walk(log.url)) == sorted(entry(i) for i in range(8))
 
 
 def test_a_disk_that_stays_full_is_said(tmp_path: Path) -> None:
-    with contextlib.closing(LocalLog(tmp_path / "log", timeout=0.6)) as log:
-        add(log.url, entry(0))
+    with contextlib.closing(LocalLog(tmp_path / "log", timeout=0.4)) as log:
         pages = log.store.database._writer.execute("PRAGMA page_count").fetchone()[0]
         log.store.database._writer.execute(f"PRAGMA max_page_count = {pages}")
-        status, answer = add(log.url, entry(0))
-        for i in range(1, 400):
+        for i in range(400):
             status, answer = add(log.url, entry(i))
             if status != 200:
                 break
@@ -2184,13 +2122,15 @@ class Oracle(http.server.BaseHTTPRequestHandler):
         pass
 
 
-def http_server_refuses(data: bytes) -> bool:
-    with http.server.HTTPServer(("127.0.0.1", 0), Oracle) as server:
-        thread = threading.Thread(target=server.handle_request)
+@pytest.fixture
+def http_server() -> Iterator[int]:
+    """The port of Python's own server."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Oracle) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
         thread.start()
-        answer = raw(server.server_address[1], data, answers=1)
+        yield server.server_address[1]
+        server.shutdown()
         thread.join()
-    return b" 200 " not in answer.split(b"\r\n")[0]
 
 
 BODY = as_line(entry(0))[:-1]
@@ -2203,85 +2143,61 @@ REQUESTS = [  # what is sent, and the statuses of the answers
     ),
     (b"GET /checkpoint HTTP/1.0\r\n\r\nGET /checkpoint HTTP/1.0\r\n\r\n", [200]),
     (b"GET /checkpoint HTTP/1.1\r\nConnection: close\r\n\r\nGET /checkpoint HTTP/1.1\r\n\r\n", [200]),
+    (b"GET /checkpoint HTTP/1.1\r\nContent-Length: 5\r\n\r\nhelloGET /checkpoint HTTP/1.1\r\n\r\n", [200, 200]),
     (
         b"POST /add HTTP/1.1\r\nContent-Length: %d\r\n\r\n%bGET /checkpoint HTTP/1.1\r\n\r\n" % (len(BODY), BODY),
         [200, 200],
     ),
-    (b"GET /checkpoint HTTP/1.1\r\nContent-Length: 5\r\n\r\nhelloGET /checkpoint HTTP/1.1\r\n\r\n", [200, 200]),
     (b"POST /add HTTP/1.1\r\nContent-Length: 0\r\n\r\n", [400]),
     (b"POST /add HTTP/1.1\r\n\r\n", [411]),
     (b"POST /add HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n", [411]),
     (b"POST /add HTTP/1.1\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\nhello", [411]),
     (b"GET /checkpoint HTTP/1.1\r\nTransfer-Encoding: identity\r\n\r\n", [411]),
-    (b"POST /add HTTP/1.1\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello", [400]),
-    (b"POST /add HTTP/1.1\r\nContent-Length: 5\r\nContent-Length: 5\r\n\r\nhello", [400]),
-    (b"POST /add HTTP/1.1\r\nContent-Length: 5, 5\r\n\r\nhello", [400]),
-    (b"POST /add HTTP/1.1\r\nContent-Length: -1\r\n\r\n", [400]),
-    (b"POST /add HTTP/1.1\r\nContent-Length: +5\r\n\r\nhello", [400]),
-    (b"POST /add HTTP/1.1\r\nContent-Length: 5_0\r\n\r\nhello", [400]),
-    (b"POST /add HTTP/1.1\r\nContent-Length: 0x5\r\n\r\nhello", [400]),
-    (b"POST /add HTTP/1.1\r\nContent-Length: \r\n\r\n", [400]),
-    (b"POST /add HTTP/1.1\r\nContent-Length: \xb2\r\n\r\n", [400]),
-    (b"POST /add HTTP/1.1\r\nContent-Length: 99999999999999999999\r\n\r\n", [400]),
+    *((b"POST /add HTTP/1.1\r\nContent-Length: %b\r\n\r\n" % length, [400]) for length in (
+        b"-1", b"+5", b"5_0", b"0x5", b"5, 5", b"", b"\xb2", b"9" * 20, b"5\r\nContent-Length: 6",
+        b"5\r\nContent-Length: 5")),
     (b"POST /add HTTP/1.1\r\nContent-Length: 9999999999\r\n\r\n", [413]),
     (
         b"POST /admin/bulk/append HTTP/1.1\r\nContent-Type: application/x-ndjson\r\nContent-Length: 9999999999\r\n\r\n",
         [413],
     ),
-    (b"GET /checkpoint HTTP/1.1\r\nA: b\r\n c\r\n\r\n", [400]),  # folded
-    (b"GET /checkpoint HTTP/1.1\r\n A: b\r\n\r\n", [400]),
-    (b"GET /checkpoint HTTP/1.1\r\nA : b\r\n\r\n", [400]),
-    (b"GET /checkpoint HTTP/1.1\r\nA\r\n\r\n", [400]),
-    (b"GET /checkpoint HTTP/1.1\r\n: b\r\n\r\n", [400]),
-    (b"GET /checkpoint HTTP/1.1\r\nA: b\0c\r\n\r\n", [400]),
-    (b"GET /checkpoint HTTP/1.1\r\nA: b\rc\r\n\r\n", [400]),
-    (b"GET /checkpoint HTTP/1.1\r\nA: b\nC: d\r\n\r\n", [400]),
+    *((b"GET /checkpoint HTTP/1.1\r\n%b\r\n\r\n" % header, [400]) for header in (
+        b"A: b\r\n c", b" A: b", b"A : b", b"A", b": b", b"A: b\0c", b"A: b\rc", b"A: b\nC: d", b"Host: a\r\nHost: b")),
+    *((line + b"\r\n\r\n", [400]) for line in (
+        b"", b"\r\nGET /checkpoint HTTP/1.1", b"GET", b"GET /checkpoint", b"GET /check\0point HTTP/1.1",
+        b"GET /check point HTTP/1.1", b"GET /checkpoint\xff HTTP/1.1", b"GET  /checkpoint HTTP/1.1",
+        b" GET /checkpoint HTTP/1.1", b"GET /checkpoint HTTP/1", b"GET /checkpoint HTTP/1.1.1",
+        b"GET /checkpoint HTTP/1.a", b"GET /checkpoint HTTP/+1.1", b"GET /checkpoint http/1.1",
+        b"G\xc3\x89T / HTTP/1.1", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",  # TLS
+    )),
     (b"GET /checkpoint HTTP/1.1\nA: b\n\n", [400]),
-    (b"GET /check\0point HTTP/1.1\r\n\r\n", [400]),
-    (b"GET /check point HTTP/1.1\r\n\r\n", [400]),
-    (b"GET /checkpoint\xff HTTP/1.1\r\n\r\n", [400]),
-    (b"GET  /checkpoint HTTP/1.1\r\n\r\n", [400]),
-    (b" GET /checkpoint HTTP/1.1\r\n\r\n", [400]),
-    (b"GET /checkpoint\r\n\r\n", [400]),
-    (b"GET\r\n\r\n", [400]),
-    (b"\r\n\r\n", [400]),
-    (b"\r\nGET /checkpoint HTTP/1.1\r\n\r\n", [400]),
-    (b"GET /checkpoint HTTP/1\r\n\r\n", [400]),
-    (b"GET /checkpoint HTTP/1.1.1\r\n\r\n", [400]),
-    (b"GET /checkpoint HTTP/1.a\r\n\r\n", [400]),
-    (b"GET /checkpoint HTTP/+1.1\r\n\r\n", [400]),
-    (b"GET /checkpoint http/1.1\r\n\r\n", [400]),
     (b"GET /checkpoint HTTP/2.0\r\n\r\n", [505]),
     (b"GET /checkpoint HTTP/0.9\r\n\r\n", [505]),
     (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", [505]),
-    (b"GET /checkpoint HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", [400]),
-    (b"G\xc3\x89T / HTTP/1.1\r\n\r\n", [400]),
     (b"GET /" + b"x" * 65_536 + b" HTTP/1.1\r\n\r\n", [414]),
     (b"GET /" + b"x" * 70_000, [414]),
     (b"GET / HTTP/1.1\r\nA: " + b"x" * 65_536 + b"\r\n\r\n", [431]),
     (b"GET / HTTP/1.1\r\n" + b"A: b\r\n" * 101 + b"\r\n", [431]),
     (b"GET / HTTP/1.1\r\n" + b"A: b\r\n" * 50_000, [431]),
-    (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", [400]),  # TLS
 ]
 
 
-@pytest.mark.parametrize(("data", "statuses"), REQUESTS, ids=range(len(REQUESTS)))
-def test_raw_requests(log: LocalLog, data: bytes, statuses: list[int]) -> None:
-    answer = raw(log.port, data, answers=len(statuses))
-    assert [int(s) for s in re.findall(rb"HTTP/1\.1 (\d+) [A-Z]", answer)] == statuses
-    if statuses[0] >= 400:
-        assert b"\r\nContent-Type: application/json\r\n" in answer
-        assert b'\r\n\r\n{"error": "' in answer
-    if http_server_refuses(data):
-        assert statuses[0] >= 400
-    assert ask(log.url, "/checkpoint")[0] == 200
+def test_raw_requests(log: LocalLog, http_server: int) -> None:
+    assert len(REQUESTS) == 58
+    for data, statuses in REQUESTS:
+        answer = raw(log.port, data, answers=len(statuses))
+        assert [int(s) for s in re.findall(rb"HTTP/1\.1 (\d+) [A-Z]", answer)] == statuses, data[:100]
+        if statuses[0] >= 400:
+            assert b"\r\nContent-Type: application/json\r\n" in answer
+            assert b'\r\n\r\n{"error": "' in answer
+        else:  # Python's own server takes it too
+            assert b" 200 " in raw(http_server, data, answers=1).split(b"\r\n")[0], data
+        assert ask(log.url, "/checkpoint")[0] == 200
 
 
 def test_T61_half_requests_and_half_closed_sockets(log: LocalLog) -> None:
     request = b"POST /add HTTP/1.1\r\nContent-Length: %d\r\n\r\n%b" % (len(BODY), BODY)
-    assert raw(log.port, request, end=True).startswith(
-        b"HTTP/1.1 200 "
-    )  # a client that closes its side still gets its answer
+    assert raw(log.port, request, end=True).startswith(b"HTTP/1.1 200 ")  # who closes its side still gets its answer
     assert raw(log.port, b"GET /checkpoint HTTP/1.1\r\n\r\n" * 2, end=True).count(b"HTTP/1.1 200 ") == 2
     for cut in range(1, len(request)):
         answer = raw(log.port, request[:cut], end=True)
@@ -2293,7 +2209,7 @@ def test_T61_half_requests_and_half_closed_sockets(log: LocalLog) -> None:
 
 def test_T61_slow_clients_are_cut_off(log: LocalLog, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in "IDLE_TIMEOUT", "HEAD_TIMEOUT", "LINGER_TIMEOUT":
-        monkeypatch.setattr(btlog, name, 0.3)
+        monkeypatch.setattr(btlog, name, 0.2)
     monkeypatch.setattr(btlog, "MIN_RATE", 10**9)
     for start, byte, answer in (
         (b"", b"", b""), (b"G", b"E", b"HTTP/1.1 408 "), (b"GET / HTTP/1.1\r\nA:", b"b", b"HTTP/1.1 408 "),
@@ -2302,7 +2218,7 @@ def test_T61_slow_clients_are_cut_off(log: LocalLog, monkeypatch: pytest.MonkeyP
         with socket.create_connection(("127.0.0.1", log.port), 10) as connection:
             connection.sendall(start)
             begun, got = time.monotonic(), b""
-            connection.settimeout(0.1)
+            connection.settimeout(0.05)
             while time.monotonic() < begun + 8:  # a byte now and then does not keep it open
                 with contextlib.suppress(TimeoutError):
                     if not (part := connection.recv(65536)):
@@ -2326,32 +2242,19 @@ def test_a_client_that_expects_to_be_asked_on(log: LocalLog) -> None:
         assert connection.recv(65536).startswith((b"HTTP/1.1 413 ", b"HTTP/1.1 100 "))
 
 
-def test_a_bulk_over_http_1_0(log: LocalLog) -> None:
-    """As nginx asks by default: without chunks, to the end of the connection."""
-    body = b"".join(as_line(entry(i)) for i in range(600))
-    answer = raw(
-        log.port,
-        b"POST /admin/bulk/append HTTP/1.0\r\nContent-Type: application/x-ndjson\r\nContent-Length: %d\r\n\r\n%b"
-        % (len(body), body),
-    )
-    head, _, rest = answer.partition(b"\r\n\r\n")
-    assert b"chunked" not in head
-    assert b"Content-Length" not in head
+def test_a_bulk_over_http_1_0_or_byte_by_byte(log: LocalLog) -> None:
+    """HTTP/1.0 is how nginx asks by default: without chunks, to the end of the connection."""
+    head = b"POST /admin/bulk/append HTTP/%b\r\nContent-Type: application/x-ndjson\r\nContent-Length: %d\r\n\r\n%b"
+    body = many_lines(0, 600)
+    answer, _, rest = raw(log.port, head % (b"1.0", len(body), body)).partition(b"\r\n\r\n")
+    assert b"chunked" not in answer
+    assert b"Content-Length" not in answer
     assert [json.loads(line)["type"] for line in rest.splitlines()] == ["checkpoint", *["result"] * 600, "complete"]
-
-
-def test_a_bulk_that_comes_byte_by_byte(log: LocalLog) -> None:
-    body = b"".join(as_line(entry(i)) for i in range(5))
+    body = many_lines(0, 5)
     with socket.create_connection(("127.0.0.1", log.port), 10) as connection:
-        for byte in (
-            b"POST /admin/bulk/append HTTP/1.1\r\nConnection: close\r\nContent-Type: application/x-ndjson\r\nContent-Length: %d\r\n\r\n%b"
-            % (len(body), body)
-        ):
+        for byte in head % (b"1.1\r\nConnection: close", len(body), body):
             connection.sendall(bytes([byte]))
-        connection.settimeout(10)
-        got = b""
-        while part := connection.recv(65536):
-            got += part
+        got = all_of(connection)
     assert got.count(b'"status":"logged"') == 5
     assert got.endswith(b"\r\n0\r\n\r\n")
 
@@ -2360,8 +2263,7 @@ def test_errors_of_our_own_say_nothing_of_the_inside(
     log: LocalLog, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     add(log.url, entry(0))
-    with contextlib.closing(sqlite3.connect(log.store.database.path)) as db, db:
-        db.execute("DELETE FROM bundle")
+    change_store(Path(log.store.database.path).parent, "DELETE FROM bundle")
     status, _, body = ask(log.url, "/tile/entries/000.p/1")
     assert (status, body) == (500, b'{"error": "internal error"}\n')
     assert "is missing" in caplog.text
@@ -2375,6 +2277,11 @@ def memory() -> float:
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20
 
 
+def all_of(connection: socket.socket) -> bytes:
+    """What is sent until the other side closes."""
+    return b"".join(iter(functools.partial(connection.recv, 65536), b""))
+
+
 def test_hostile_heads_take_no_time(log: LocalLog) -> None:
     """60,000 spaces and a byte that is not allowed: a regular expression that goes back would take hours."""
     for tail in b"\x7f", b"\n", b"\0", b" ":
@@ -2385,7 +2292,7 @@ def test_hostile_heads_take_no_time(log: LocalLog) -> None:
 
 
 def test_a_client_that_does_not_read_holds_little(log: LocalLog, monkeypatch: pytest.MonkeyPatch) -> None:
-    bulk(log.url, b"".join(as_line(entry(i)) for i in range(256)))
+    bulk(log.url, many_lines(0, 256))
     monkeypatch.setattr(btlog, "SEND_TIMEOUT", 1)
     request = b"GET /tile/0/000 HTTP/1.1\r\n\r\n"
     with socket.socket() as connection:
@@ -2436,15 +2343,12 @@ def test_a_flood_of_pipelined_requests_starves_nobody(log: LocalLog) -> None:
 
 def test_answers_come_in_the_order_of_the_requests(log: LocalLog) -> None:
     """Entries, which are there, and adds, which take their time, on one connection, in pieces of any size."""
-    for i in range(30):
-        add(log.url, entry(i))
+    bulk(log.url, many_lines(0, 30))
     choose = random.Random(5)
-    for trial in range(15):
-        wanted: list[int] = []
+    for trial in range(8):
+        wanted = [choose.randrange(30) for _ in range(30)]
         stream = b""
-        for _ in range(30):
-            i = choose.randrange(30)
-            wanted.append(i)
+        for i in wanted:
             body = as_line(entry(i))
             if choose.random() < 0.5:
                 stream += b"GET /entry/%d HTTP/1.1\r\n\r\n" % i
@@ -2457,9 +2361,7 @@ def test_answers_come_in_the_order_of_the_requests(log: LocalLog) -> None:
                 connection.sendall(stream[:piece])
                 stream = stream[piece:]
             connection.shutdown(socket.SHUT_WR)
-            got = b""
-            while part := connection.recv(65536):
-                got += part
+            got = all_of(connection)
         assert [int(i) for i in re.findall(rb'\r\n\r\n\{"index": ?(\d+)', got)] == wanted, trial
 
 
@@ -2474,33 +2376,20 @@ def test_a_connection_that_is_reset_says_nothing(log: LocalLog, caplog: pytest.L
 
 def test_look_ups_are_bounded(log: LocalLog, monkeypatch: pytest.MonkeyPatch) -> None:
     """Many files with one checksum, and many publishers of one file: a look-up answers with the first of them."""
-    monkeypatch.setattr(btlog, "MAX_FOUND", 40)
-    same = [Entry(f"name-{i}.whl", SUM).encode() for i in range(300)]
-    bulk(log.url, b"".join(map(as_line, same)))
+    monkeypatch.setattr(btlog, "MAX_FOUND", 20)
+    bulk(log.url, b"".join(as_line(Entry(f"name-{i}.whl", SUM).encode()) for i in range(100)))
     entries = json.loads(ask(log.url, f"/entries?checksum={SUM}")[2])["entries"]
-    assert [e["index"] for e in entries] == list(range(40))
-    publishers = [Entry("one.whl", SUM, Publisher("i", f"s{i}")).encode() for i in range(50)]
-    statuses = [add(log.url, data)[0] for data in publishers]
-    assert statuses == [200] * 40 + [409] * 10
-    assert add(log.url, publishers[7])[1]["index"] == 307
+    assert [e["index"] for e in entries] == list(range(20))
+    publishers = [Entry("one.whl", SUM, Publisher("i", f"s{i}")).encode() for i in range(25)]
+    assert [add(log.url, data)[0] for data in publishers] == [200] * 20 + [409] * 5
+    assert add(log.url, publishers[7])[1]["index"] == 107
 
 
-def test_names_that_point_here_cant_write(log: LocalLog) -> None:
-    """A web page's own name, made to point to this address: its requests look as if they were of this site."""
-    for host, status in ("evil.example:8080", 403), ("127.0.0.1:8080", 200), ("localhost", 200), ("[::1]:80", 200):
-        headers = {"Host": host, "Origin": f"http://{host}", "Sec_Fetch_Site": "same-origin"}
-        assert ask(log.url, "/add", "POST", as_line(entry(0)), **headers)[0] == status
-
-
-@pytest.mark.parametrize(
-    ("accepts", "zipped"),
-    [
-        ("gzip", True), ("br, gzip;q=0.5", True), ("GZIP ; q=1.0", True), ("gzip;q=0", False),
-        ("gzip;q=0.000, br", False), ("x-gzip", False), ("", False), ("*", False),
-    ],
-)
-def test_who_takes_gzip(accepts: str, zipped: bool) -> None:
-    assert btlog.takes_gzip(accepts) is zipped
+def test_who_takes_gzip() -> None:
+    for accepts in "gzip", "br, gzip;q=0.5", "GZIP ; q=1.0":
+        assert btlog.takes_gzip(accepts)
+    for accepts in "gzip;q=0", "gzip;q=0.000, br", "x-gzip", "", "*":
+        assert not btlog.takes_gzip(accepts)
 
 
 def test_connections_have_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
