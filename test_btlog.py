@@ -1343,19 +1343,24 @@ def test_T4_every_statement_failed_once(tmp_path: Path, persist: bool) -> None:
     assert commits == 1
 
 
-def exits(codes: int | tuple[int, ...], says: str, *args: str, cwd: Path | None = None) -> str:
-    """A command, in this process, that ends by itself with that code, and says that on stderr; what it prints."""
+def exits(codes: int | tuple[int, ...], says: str, *args: str, cwd: Path | None = None, lines: int | None = None) -> str:
+    """A command, in this process, ends with that code, and says that on stderr, in so many lines; what it prints."""
     out, err = io.StringIO(), io.StringIO()
+    got: Any
     before = signal.signal(signal.SIGALRM, lambda *_: pytest.fail(f"{args} does not end"))
     signal.alarm(60)
     try:
         with contextlib.chdir(cwd or "."), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             got = btlog.main(args)
+    except SystemExit as end:
+        got = end.code
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
     assert got in (codes if isinstance(codes, tuple) else (codes,)), (args, out.getvalue(), err.getvalue())
     assert says in err.getvalue(), args
+    assert lines in (None, err.getvalue().count("\n")), (args, err.getvalue())
+    assert "Traceback" not in err.getvalue()
     return out.getvalue()
 
 
@@ -1364,9 +1369,7 @@ def test_T8_a_second_writer_is_refused(tmp_path: Path) -> None:
         fill(store, 3)
         with pytest.raises(Unavailable, match="one writer"):
             btlog.LogStore(tmp_path)
-        done = run_btlog("serve", "--storage-dir", str(tmp_path), "--port", "0")
-        assert (done.returncode, done.stdout) == (3, "")
-        assert "one writer" in done.stderr
+        assert exits(3, "one writer", "serve", "--storage-dir", str(tmp_path), "--port", "0") == ""
         with contextlib.closing(btlog.LogStore(tmp_path, read_only=True)) as reader:
             assert reader.tree("published").size == 3
     found(tmp_path).close()  # once it is closed, the next one is let in
@@ -2406,65 +2409,59 @@ def test_connections_have_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_keygen(tmp_path: Path) -> None:
-    done = run_btlog("keygen", "--origin", "log.example/pypi", cwd=tmp_path)
-    assert done.returncode == 0
     private, public = tmp_path / "private.key", tmp_path / "public.key"
-    assert done.stdout == public.read_text()
+    keygen = ("keygen", "--origin", "log.example/pypi")
+    assert exits(0, "", *keygen, cwd=tmp_path) == public.read_text()
     signer = btlog.Signer.parse(private.read_text().removesuffix("\n"))
     assert signer.key == VerifierKey.parse(public.read_text().removesuffix("\n"))
     assert signer.name == "log.example/pypi"
     assert private.stat().st_mode & 0o777 == 0o600  # T66
     before = private.read_bytes(), public.read_bytes()
-    again = run_btlog("keygen", "--origin", "log.example/pypi", cwd=tmp_path)
-    assert (again.returncode, again.stdout) == (2, "")
-    assert "never overwritten" in again.stderr
+    assert exits(2, "never overwritten", *keygen, cwd=tmp_path) == ""
     private.rename(tmp_path / "elsewhere")
-    assert run_btlog("keygen", "--origin", "log.example/pypi", cwd=tmp_path).returncode == 2
+    exits(2, "", *keygen, cwd=tmp_path)
     assert not private.exists()  # both files or none
     assert ((tmp_path / "elsewhere").read_bytes(), public.read_bytes()) == before
     for origin in "", "a b", "a+b", "a" * 256, "a\nb":  # T38
-        done = run_btlog(
-            "keygen", "--origin", origin, "--private-key-path", "p", "--public-key-path", "q", cwd=tmp_path
-        )
-        assert (done.returncode, (tmp_path / "p").exists()) == (2, False)
-        assert done.stderr.startswith("btlog: ")
+        paths = ("--private-key-path", "p", "--public-key-path", "q")
+        exits(2, "btlog: ", "keygen", "--origin", origin, *paths, cwd=tmp_path)
+        assert not (tmp_path / "p").exists()
 
 
 def test_vkey_of_pem_and_der(tmp_path: Path) -> None:
     der = bytes.fromhex("302a300506032b6570032100") + LOG.key
     lines = "\n".join(b64(der)[i : i + 64] for i in range(0, 60, 64))
+    vkey = ("vkey", "--origin", LOG.name, "--public-key-path", "key")
     for text in f"-----BEGIN PUBLIC KEY-----\n{lines}\n-----END PUBLIC KEY-----\n", b64(der), b64(der) + "\n":
         (tmp_path / "key").write_text(text)
-        done = run_btlog("vkey", "--origin", LOG.name, "--public-key-path", "key", cwd=tmp_path)
-        assert (done.returncode, done.stdout) == (0, LOG_VKEY + "\n")
-    for text in (
-        "", "x", b64(der[:-1]), b64(LOG.key), "-----BEGIN PUBLIC KEY-----\n", b64(der.replace(b"\x70", b"\x71")),
-    ):
+        assert exits(0, "", *vkey, cwd=tmp_path) == LOG_VKEY + "\n"
+    other_type = b64(der.replace(b"\x70", b"\x71"))
+    for text in "", "x", b64(der[:-1]), b64(LOG.key), "-----BEGIN PUBLIC KEY-----\n", other_type:
         (tmp_path / "key").write_text(text)
-        done = run_btlog("vkey", "--origin", LOG.name, "--public-key-path", "key", cwd=tmp_path)
-        assert (done.returncode, done.stdout) == (2, "")
-        assert done.stderr.count("\n") == 1
+        assert exits(2, "btlog: ", *vkey, cwd=tmp_path, lines=1) == ""
 
 
-def test_a_first_start_needs_nothing(tmp_path: Path) -> None:
+def test_T7_a_first_start_needs_nothing(tmp_path: Path) -> None:
+    """What a start left that was killed is cleared away; a key that is only half there never exists under its name."""
+    folder = tmp_path / "btlog-data"
+    folder.mkdir()
+    left = [".log.sqlite3.77.new", ".log.sqlite3.77.new-wal", ".log.sqlite3.77.new-shm", ".private.key.77.new"]
+    for name in left:
+        (folder / name).write_text("half")
     with running("serve", cwd=tmp_path) as server:
         url, serves, the, log_, vkey, *_ = server.line.split()
         assert re.fullmatch(r"http://127\.0\.0\.1:\d+", url)
         assert (serves, the, log_) == ("serves", "the", "log")
-        assert (
-            ask(url, "/.well-known/public-key")[2].decode()
-            == vkey + "\n"
-            == (tmp_path / "btlog-data" / "public.key").read_text()
-        )
+        assert ask(url, "/.well-known/public-key")[2].decode() == vkey + "\n" == (folder / "public.key").read_text()
         policy = btlog.simple_policy([VerifierKey.parse(vkey)])
         assert open_checkpoint(ask(url, "/checkpoint")[2], policy).tree == Tree(0, btlog.EMPTY_ROOT)
         assert add(url, entry(0))[0] == 200
         assert server.stop()[0] == 0
-    folder = tmp_path / "btlog-data"
-    assert sorted(os.listdir(folder)) == ["log.sqlite3", "private.key", "public.key"]
+    assert sorted({*os.listdir(folder)} - {left[-1]}) == ["log.sqlite3", "private.key", "public.key"]
     assert (folder / "private.key").stat().st_mode & 0o777 == 0o600
+    (folder / "public.key").unlink()
     with running("serve", "--storage-dir", str(folder)) as server:
-        assert server.line.split()[4] == vkey
+        assert server.line.split()[4] == vkey == (folder / "public.key").read_text().strip()
         assert walk(server.url, policy) == [entry(0)]
         assert add(server.url, entry(0))[1]["index"] == 0
         assert server.stop(signal.SIGINT) == (0, "")  # no traceback
@@ -2474,75 +2471,53 @@ def test_the_keys_of_bt_log_load(tmp_path: Path) -> None:
     (tmp_path / "private.key").write_text(BT_LOG_SKEY)
     (tmp_path / "public.key").write_text(BT_LOG_VKEY)
     (tmp_path / "private.key").chmod(0o644)
-    keys = ("--private-key", "private.key", "--public-key", "public.key")
-    with running("serve", "--storage-dir", "log", *keys, "--new", cwd=tmp_path) as server:
+    serve, key, public = ("serve", "--storage-dir", "log"), ("--private-key", "private.key"), ("--public-key", "public.key")
+    with running(*serve, *key, *public, "--new", cwd=tmp_path) as server:
         assert server.line.split()[4] == BT_LOG_VKEY
         assert add(server.url, entry(0))[0] == 200
         assert "can be read by other users" in server.stop()[1]  # T66
     (tmp_path / "public.key").write_text(LOG_VKEY)
-    done = run_btlog(
-        "serve", "--storage-dir", "log", "--private-key", "private.key", "--public-key", "public.key", "--port", "0",
-        cwd=tmp_path,
-    )
-    assert done.returncode == 2
-    assert "is not the public key of" in done.stderr
-    done = run_btlog(
-        "serve", "--storage-dir", "log", "--private-key", "private.key", "--origin", "other.example", "--port", "0",
-        cwd=tmp_path,
-    )
-    assert done.returncode == 2
-    done = run_btlog("serve", "--storage-dir", "log", "--port", "0", cwd=tmp_path)
-    assert done.returncode == 2  # it has no private.key of its own, and makes none for a log that has a key
+    exits(2, "is not the public key of", *serve, *key, *public, "--port", "0", cwd=tmp_path)
+    exits(2, "", *serve, *key, "--origin", "other.example", "--port", "0", cwd=tmp_path)
+    exits(2, "", *serve, "--port", "0", cwd=tmp_path)  # it makes no key for a log that has one
     assert not (tmp_path / "log" / "private.key").exists()
 
 
 def test_a_server_that_is_only_read(tmp_path: Path) -> None:
-    with running("serve", "--storage-dir", "log", cwd=tmp_path) as writer:
-        for i in range(3):
-            add(writer.url, entry(i))
-        with running("serve", "--storage-dir", "log", "--read-only", "--host", "127.0.0.1", cwd=tmp_path) as reader:
-            policy = btlog.simple_policy([VerifierKey.parse(reader.line.split()[4])])
-            assert walk(reader.url, policy) == [entry(0), entry(1), entry(2)]
+    serve = ("serve", "--storage-dir", "log", "--read-only")
+    with contextlib.closing(LocalLog(tmp_path / "log")) as writer:
+        bulk(writer.url, many_lines(0, 3))
+        with running(*serve, "--host", "127.0.0.1", cwd=tmp_path) as reader:
+            assert reader.line.split()[4] == LOG_VKEY
+            assert walk(reader.url) == [entry(0), entry(1), entry(2)]
             assert add(reader.url, entry(9))[0] == 405
             add(writer.url, entry(3))  # what is published later is seen
-            assert walk(reader.url, policy) == [entry(0), entry(1), entry(2), entry(3)]
-            assert (
-                json.loads(ask(reader.url, f"/entries?filename={Entry.parse(entry(3)).filename}")[2])["entries"][0][
-                    "index"
-                ]
-                == 3
-            )
+            assert walk(reader.url) == [entry(0), entry(1), entry(2), entry(3)]
+            name = Entry.parse(entry(3)).filename
+            assert json.loads(ask(reader.url, f"/entries?filename={name}")[2])["entries"][0]["index"] == 3
             assert reader.stop() == (0, "")
-        assert writer.stop()[0] == 0
-    with running("serve", "--storage-dir", "log", "--read-only", cwd=tmp_path) as reader:  # without a writer
-        assert len(walk(reader.url, policy)) == 4
-    done = run_btlog("serve", "--storage-dir", "nothing", "--read-only", cwd=tmp_path)
-    assert (done.returncode, (tmp_path / "nothing").exists()) == (3, False)
+    with running(*serve, cwd=tmp_path) as reader:  # without a writer
+        assert len(walk(reader.url)) == 4
+    exits(3, "", "serve", "--storage-dir", "nothing", "--read-only", cwd=tmp_path)
+    assert not (tmp_path / "nothing").exists()
 
 
 def test_on_other_addresses_writing_needs_a_word(tmp_path: Path) -> None:
-    done = run_btlog("serve", "--host", "0.0.0.0", "--port", "0", cwd=tmp_path)
-    assert (done.returncode, os.listdir(tmp_path)) == (2, [])
-    assert "--write-token-file, --read-only or --open-writes" in done.stderr
+    serve = ("serve", "--host", "0.0.0.0", "--port", "0")
+    exits(2, "--write-token-file, --read-only or --open-writes", *serve, cwd=tmp_path)
+    assert os.listdir(tmp_path) == []
     (tmp_path / "empty").write_text("\n")
-    assert (
-        run_btlog("serve", "--host", "0.0.0.0", "--port", "0", "--write-token-file", "empty", cwd=tmp_path).returncode
-        == 2
-    )
-    for host, loopback in (
-        ("127.0.0.1", True), ("127.1.2.3", True), ("::1", True), ("localhost", True), ("0.0.0.0", False), ("::", False),
-        ("10.0.0.1", False), ("log.example", False),
-    ):
-        assert btlog.is_loopback(host) is loopback
+    exits(2, "", *serve, "--write-token-file", "empty", cwd=tmp_path)
+    for host in "127.0.0.1", "127.1.2.3", "::1", "localhost":
+        assert btlog.is_loopback(host)
+    for host in "0.0.0.0", "::", "10.0.0.1", "log.example":
+        assert not btlog.is_loopback(host)
 
 
-def test_one_port_one_server(tmp_path: Path) -> None:
-    with running("serve", "--storage-dir", "a", cwd=tmp_path) as server:
-        done = run_btlog("serve", "--storage-dir", "b", "--port", server.url.rpartition(":")[2], cwd=tmp_path)
-        assert done.returncode == 3  # so that who started it tries again
-        assert "can't listen" in done.stderr
-        assert not (tmp_path / "b").exists()  # L7: nothing is made before
-        assert "Traceback" not in done.stderr
+def test_one_port_one_server(log: LocalLog, tmp_path: Path) -> None:
+    said = exits(3, "can't listen", "serve", "--storage-dir", "b", "--port", f"{log.port}", cwd=tmp_path)
+    assert said == ""  # 3: who started it tries again
+    assert not (tmp_path / "b").exists()  # L7: nothing is made before
 
 
 def wheel(path_: Path, text: str = "x") -> Path:
@@ -2550,82 +2525,59 @@ def wheel(path_: Path, text: str = "x") -> Path:
     return path_
 
 
-def test_add_and_verify_online_and_offline(tmp_path: Path) -> None:
-    file, other = wheel(tmp_path / "some-1.0-py3-none-any.whl"), wheel(tmp_path / "other-1.0+local é.tar.gz", "y")
-    with running("serve", cwd=tmp_path) as server:
-        key, at = ("--public-key", "btlog-data/public.key"), ("--log-url", server.url)
-        done = run_btlog("add", file.name, other.name, *at, *key, cwd=tmp_path)
-        assert (done.returncode, done.stderr) == (0, "")
-        assert done.stdout.count("logged at index") == 2
-        done = run_btlog("add", file.name, *at, "--proof-dir", "proofs", cwd=tmp_path)
-        assert done.returncode == 3
-        (tmp_path / "proofs").mkdir()
-        done = run_btlog("add", file.name, *at, "--proof-dir", "proofs", cwd=tmp_path)
-        assert (done.returncode, os.listdir(tmp_path / "proofs")) == (0, [f"{file.name}.tlog-proof"])
-        assert "hold it to that with --public-key" in done.stderr
-        for more in at, (), ("--proof", f"proofs/{file.name}.tlog-proof"):
-            done = run_btlog("verify", file.name, *key, *more, cwd=tmp_path)
-            assert (done.returncode, done.stderr) == (0, "")
-            assert "logged at index 0 of" in done.stdout
-        assert run_btlog("verify", file.name, other.name, *key, *at, cwd=tmp_path).returncode == 0
-        (tmp_path / "policy").write_text(
-            f"log {(tmp_path / 'btlog-data/public.key').read_text().strip()} {server.url}\nquorum none\n"
-        )
-        (tmp_path / f"{other.name}.tlog-proof").unlink()
-        assert (
-            run_btlog("verify", file.name, other.name, "--policy", "policy", cwd=tmp_path).returncode == 0
-        )  # the policy knows the log's URL
-        done = run_btlog("verify", other.name, *key, cwd=tmp_path)
-        assert done.returncode == 3
-        assert "--log-url" in done.stderr
+def test_add_and_verify_online_and_offline(log: LocalLog, tmp_path: Path) -> None:
+    file, other = "some-1.0-py3-none-any.whl", "other-1.0+local é.tar.gz"
+    for name in file, other:
+        wheel(tmp_path / name, name)
+    (tmp_path / "public.key").write_text(LOG_VKEY)
+    (tmp_path / "policy").write_text(f"log {LOG_VKEY} {log.url}\nquorum none\n")
+    key, at = ("--public-key", "public.key"), ("--log-url", log.url)
 
-        def fails(code: int, says: str, *args: str) -> None:
-            done = run_btlog("verify", *args, cwd=tmp_path)
-            assert (done.returncode, done.stdout) == (code, "")
-            assert done.stderr.count("\n") == 1
-            assert says in done.stderr
+    def does(code: int, says: str, *args: str, lines: int | None = None) -> str:
+        return exits(code, says, *args, cwd=tmp_path, lines=lines)
 
-        renamed = tmp_path / "some-1.1-py3-none-any.whl"
-        shutil.copy(file, renamed)
-        fails(1, "not logged", renamed.name, *key, *at)  # T54
-        fails(1, "the proof does not show", renamed.name, *key, "--proof", f"{file.name}.tlog-proof")  # T55
-        data = bytearray(file.read_bytes())
-        data[5000] ^= 1
-        file.write_bytes(data)
-        fails(1, "with another checksum at index 0", file.name, *key, *at)
-        fails(1, "the proof does not show", file.name, *key)
-        done = run_btlog("add", file.name, *at, cwd=tmp_path)
-        assert done.returncode == 1
-        assert "is logged with another checksum, at index 0" in done.stderr
-        wheel(file)
-        (tmp_path / "wrong.key").write_text(LOG_VKEY)
-        fails(1, "no signature of a trusted key", file.name, "--public-key", "wrong.key", *at)
-        fails(1, "no signature of a trusted key", file.name, "--public-key", "wrong.key")
-        (tmp_path / "garbage").write_bytes(b"garbage")
-        fails(1, "not a c2sp.org/tlog-proof@v1", file.name, *key, "--proof", "garbage")
-        fails(3, "can't read", "missing.whl", *key, *at)
-        fails(3, "can't read", file.name, *key, "--proof", "missing")
-        fails(2, "can't read", file.name, "--public-key", "missing", *at)
-        fails(2, "give --policy F, or --public-key F", file.name, *at)
-        fails(2, "give --policy F, or --public-key F", file.name, *key, "--policy", "policy")
-        fails(2, "the proof of one file", file.name, other.name, *key, "--proof", "garbage")
-        server.stop()
-        fails(3, "is not reached", file.name, *key, *at)
-        done = run_btlog("add", file.name, *at, cwd=tmp_path)
-        assert (done.returncode, done.stderr.count("\n")) == (3, 1)
-        assert run_btlog("verify", file.name, *key, cwd=tmp_path).returncode == 0  # offline it still holds
+    assert does(0, "", "add", file, other, *at, *key, lines=0).count("logged at index") == 2
+    does(3, "", "add", file, *at, "--proof-dir", "proofs")
+    (tmp_path / "proofs").mkdir()
+    does(0, "hold it to that with --public-key", "add", file, *at, "--proof-dir", "proofs")
+    assert os.listdir(tmp_path / "proofs") == [f"{file}.tlog-proof"]
+    for more in at, (), ("--proof", f"proofs/{file}.tlog-proof"):
+        assert "logged at index 0 of" in does(0, "", "verify", file, *key, *more, lines=0)
+    does(0, "", "verify", file, other, *key, *at)
+    (tmp_path / f"{other}.tlog-proof").unlink()
+    does(0, "", "verify", file, other, "--policy", "policy")  # which knows the log's URL
+    does(3, "--log-url", "verify", other, *key)
+    signed = wheel(tmp_path / "signed-1.0.whl")
+    assert add(log.url, Entry(signed.name, btlog.checksum_of(signed), PUBLISHER).encode())[0] == 200
+    assert "published by https://example.com/a b" in does(0, "", "verify", signed.name, *key, *at)
 
-
-def test_verify_with_a_publisher(tmp_path: Path) -> None:
-    file = wheel(tmp_path / "signed-1.0.whl")
-    with running("serve", cwd=tmp_path) as server:
-        data = Entry(file.name, btlog.checksum_of(file), PUBLISHER).encode()
-        assert add(server.url, data)[0] == 200
-        done = run_btlog(
-            "verify", file.name, "--public-key", "btlog-data/public.key", "--log-url", server.url, cwd=tmp_path
-        )
-        assert done.returncode == 0
-        assert "published by https://example.com/a b" in done.stdout
+    shutil.copy(tmp_path / file, tmp_path / "some-1.1-py3-none-any.whl")
+    changed, proof = f"changed/{file}", ("--proof", f"{file}.tlog-proof")
+    (tmp_path / "changed").mkdir()
+    wheel(tmp_path / changed, "another")
+    (tmp_path / "wrong.key").write_text(WITNESS_VKEY)
+    (tmp_path / "garbage").write_bytes(b"garbage")
+    for code, says, *args in (
+        (1, "not logged", "some-1.1-py3-none-any.whl", *key, *at),  # T54
+        (1, "the proof does not show", "some-1.1-py3-none-any.whl", *key, *proof),  # T55
+        (1, "with another checksum at index 0", changed, *key, *at),
+        (1, "the proof does not show", changed, *key, *proof),
+        (1, "no signature of a trusted key", file, "--public-key", "wrong.key", *at),
+        (1, "no signature of a trusted key", file, "--public-key", "wrong.key"),
+        (1, "not a c2sp.org/tlog-proof@v1", file, *key, "--proof", "garbage"),
+        (3, "can't read", "missing.whl", *key, *at),
+        (3, "can't read", file, *key, "--proof", "missing"),
+        (2, "can't read", file, "--public-key", "missing", *at),
+        (2, "give --policy F, or --public-key F", file, *at),
+        (2, "give --policy F, or --public-key F", file, *key, "--policy", "policy"),
+        (2, "the proof of one file", file, other, *key, "--proof", "garbage"),
+        (3, "is not reached", other, *key, "--log-url", "http://127.0.0.1:1"),
+    ):
+        assert does(code, says, "verify", *args, lines=1) == "", args
+    does(1, "is logged with another checksum, at index 0", "add", changed, *at)
+    does(3, "btlog: ", "add", other, "--log-url", "http://127.0.0.1:1", lines=1)
+    Local.close(log)
+    does(0, "", "verify", file, *key)  # offline it still holds
 
 
 class Liar:
@@ -2642,214 +2594,137 @@ class Liar:
         return value if isinstance(value, btlog.Response) else btlog.Response(value)
 
 
-@pytest.mark.parametrize(
-    ("answers", "code"),
-    [
-        ({}, 3),
-        ({"entries": b"x"}, 3),
-        ({"entries": b"[]"}, 3),
-        ({"entries": b'{"entries":1}'}, 3),
-        ({"entries": b'{"entries":[1]}'}, 3),
-        ({"entries": b"[" * 100_000}, 3),
-        ({"entries": b'{"entries":[]}'}, 1),
-        ({"entries": b'{"entries":[{"index":0,"filename":"%b","checksum":"x"}]}'}, 1),
-        ({"entries": b'{"entries":[{"index":0,"filename":"%bx","checksum":"%c"}]}'}, 1),  # T54: only starts alike
-        ({"entries": b'{"entries":[{"index":0,"filename":"%b","checksum":"%c"}]}'}, 3),
-        ({"entries": b'{"entries":[{"index":"../x","filename":"%b","checksum":"%c"}]}'}, 3),
-        ({"entries": b'{"entries":[{"index":0,"filename":"%b","checksum":"%c"}]}', "entry_0_proof": b"x"}, 1),
-        ({"entries": b'{"entries":[{"index":0,"filename":"%b","checksum":"%c"}]}', "entry_0_proof": b"OTHER"}, 1),
-        ({"else_": btlog.Response(b"", status=302, headers={"Location": "/x"})}, 3),
-        ({"else_": btlog.Response(b"", status=500)}, 3),
-        ({"entries": btlog.Response(b"x", headers={"Content-Encoding": "gzip"})}, 3),
-        ({"entries": btlog.Response(gzip.compress(bytes(1 << 27)), headers={"Content-Encoding": "gzip"})}, 3),
-    ],
-)
-def test_T53_T54_logs_that_lie(
-    tmp_path: Path, answers: dict[str, Any], code: int, caplog: pytest.LogCaptureFixture
-) -> None:
-    """What a log says beside the proof is believed for nothing."""
+def facing(tmp_path: Path, command: str, code: int, **answers: Any) -> None:
+    """A command ends with that code where a log answers so, and passes nothing odd on to the terminal."""
+    with contextlib.closing(Local(Liar(**answers).answer)) as liar:
+        done = call_btlog(
+            command, str(tmp_path / "some-1.0.whl"), "--public-key", str(tmp_path / "key"), "--log-url", liar.url
+        )
+    assert done[0] == code, (answers, done)
+    assert not re.search("[\x07\x1b]", done[2])
+
+
+def test_T53_T54_logs_that_lie(tmp_path: Path) -> None:
+    """What a log says beside the proof is believed for nothing, and does not reach the terminal."""
     file = wheel(tmp_path / "some-1.0.whl")
     (tmp_path / "key").write_text(LOG_VKEY)
+    checksum = btlog.checksum_of(file)
+
+    def row(index: Any = 0, filename: str = file.name, checksum: str = checksum) -> bytes:
+        return json.dumps({"entries": [{"index": index, "filename": filename, "checksum": checksum}]}).encode()
+
+    evil = "\x1b[31mEVIL\x1b]0;x\x07"
     other = proof_of_one(Entry("other", SUM))  # a valid proof, of something else
-    filled = {
-        key: value.replace(b"%b", file.name.encode())
-        .replace(b"%c", btlog.checksum_of(file).encode())
-        .replace(b"OTHER", other)
-        if isinstance(value, bytes)
-        else value
-        for key, value in answers.items()
-    }
-    with contextlib.closing(Local(Liar(**filled).answer)) as liar:
-        assert btlog.main(["verify", str(file), "--public-key", str(tmp_path / "key"), "--log-url", liar.url]) == code
+    bomb = btlog.Response(gzip.compress(bytes(1 << 25)), headers={"Content-Encoding": "gzip"})
+    answers: list[tuple[int, dict[str, Any]]] = [
+        (3, {}),
+        *((3, {"entries": body}) for body in (
+            b"x", b"[]", b'{"entries":1}', b'{"entries":[1]}', b"[" * 100_000, row(), row("../x"), row(evil),
+            btlog.Response(b"x", headers={"Content-Encoding": "gzip"}), bomb, btlog.Response.json({"error": evil}, {}, 500),
+        )),
+        *((1, {"entries": body}) for body in (
+            b'{"entries":[]}', row(checksum="x"), row(filename=file.name + "x"),  # T54: only starts alike
+        )),
+        (1, {"entries": row(), "entry_0_proof": b"x"}),
+        (1, {"entries": row(), "entry_0_proof": other}),
+        (3, {"else_": btlog.Response(b"", status=302, headers={"Location": "/x"})}),
+        (3, {"else_": btlog.Response(b"", status=500)}),
+        (3, {"else_": btlog.Response(evil.encode(), status=400)}),
+    ]
+    for code, answer in answers:
+        facing(tmp_path, "verify", code, **answer)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda a: {**a, "index": a["index"] + 1}, lambda a: {**a, "index": -1}, lambda a: {**a, "index": 0.0},
-        lambda a: {**a, "index": None}, lambda a: {**a, "checkpoint": ""},
-        lambda a: {**a, "checkpoint": b64(SIGNED.encode())}, lambda a: {**a, "inclusionProof": [b64(bytes(32))]},
-        lambda a: {**a, "inclusionProof": 5}, lambda a: {**a, "inclusionProof": None}, lambda a: {**a, "more": 1},
-        lambda a: {k: v for k, v in a.items() if k != "index"}, lambda a: [a], lambda a: {},
-    ],
-)
-def test_add_believes_nothing(tmp_path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+def test_T26_add_believes_nothing_and_follows_no_redirect(tmp_path: Path) -> None:
     file = wheel(tmp_path / "some-1.0.whl")
     (tmp_path / "key").write_text(LOG_VKEY)
     data = Entry(file.name, btlog.checksum_of(file)).encode()
-    honest = {
-        "index": 0, "checkpoint": b64(SIGNER.sign(Checkpoint(LOG.name, Tree(1, leaf_hash(data))))),
-        "inclusionProof": [],
-    }
-    for answer, code in (honest, 0), (change(honest), 1):
-        with contextlib.closing(Local(Liar(add=json.dumps(answer).encode()).answer)) as liar:
-            assert btlog.main(["add", str(file), "--public-key", str(tmp_path / "key"), "--log-url", liar.url]) == code
-        assert (tmp_path / f"{file.name}.tlog-proof").exists() is (code == 0)
-        (tmp_path / f"{file.name}.tlog-proof").unlink(missing_ok=True)
-
-
-def test_T26_a_redirect_is_not_followed(tmp_path: Path) -> None:
-    file = wheel(tmp_path / "some-1.0.whl")
-    (tmp_path / "key").write_text(LOG_VKEY)
+    note = b64(SIGNER.sign(Checkpoint(LOG.name, Tree(1, leaf_hash(data)))))
+    good = {"index": 0, "checkpoint": note, "inclusionProof": []}
+    proof = Path(f"{file}.tlog-proof")
+    for bad in (
+        {**good, "index": 1}, {**good, "index": -1}, {**good, "index": 0.0}, {**good, "index": None},
+        {**good, "checkpoint": ""}, {**good, "checkpoint": b64(SIGNED.encode())}, {**good, "more": 1},
+        {**good, "inclusionProof": [b64(bytes(32))]}, {**good, "inclusionProof": 5}, {**good, "inclusionProof": None},
+        {"checkpoint": note, "inclusionProof": []}, [good], {},
+    ):
+        facing(tmp_path, "add", 1, add=json.dumps(bad).encode())
     for status in 301, 302, 303, 307, 308:
         redirect = btlog.Response(b"", status=status, headers={"Location": "/elsewhere"})
-        with contextlib.closing(Local(Liar(add=redirect, elsewhere=b"{}").answer)) as liar:
-            assert btlog.main(["add", str(file), "--public-key", str(tmp_path / "key"), "--log-url", liar.url]) == 3
+        facing(tmp_path, "add", 3, add=redirect, elsewhere=json.dumps(good).encode())
+    assert not proof.exists()
+    facing(tmp_path, "add", 0, add=json.dumps(good).encode())
+    assert proof.exists()
 
 
 def test_fsck_as_a_command(tmp_path: Path) -> None:
+    fsck = ("fsck", "--storage-dir", "log")
     with contextlib.closing(found(tmp_path / "log")) as store:
         fill(store, 300)
-        done = run_btlog("fsck", "--storage-dir", "log", cwd=tmp_path)  # also while it is open elsewhere
-        assert (done.returncode, done.stderr) == (0, "")
-        assert "all 300 entries" in done.stdout
-    with contextlib.closing(sqlite3.connect(tmp_path / "log" / "log.sqlite3")) as db, db:
-        db.execute("UPDATE tile SET data = zeroblob(8192) WHERE key = 0")
-    done = run_btlog("fsck", "--storage-dir", "log", cwd=tmp_path)
-    assert done.returncode == 1
-    assert "tile/0/000, hash 0: not the hash of entry 0" in done.stdout
+        assert "all 300 entries" in exits(0, "", *fsck, cwd=tmp_path, lines=0)  # also while it is open elsewhere
+    change_store(tmp_path / "log", "UPDATE tile SET data = zeroblob(8192) WHERE key = 0")
+    assert "tile/0/000, hash 0: not the hash of entry 0" in exits(1, "", *fsck, cwd=tmp_path)
     (tmp_path / "log" / "log.sqlite3").write_bytes(b"\0" * 8192)  # T1: an accident, not a finding
-    done = run_btlog("fsck", "--storage-dir", "log", cwd=tmp_path)
-    assert done.returncode == 3
-    assert run_btlog("fsck", "--storage-dir", "nothing", cwd=tmp_path).returncode == 3
+    exits(3, "", *fsck, cwd=tmp_path)
+    exits(3, "", "fsck", "--storage-dir", "nothing", cwd=tmp_path)
 
 
-def test_fsck_of_a_log_that_goes_on(tmp_path: Path) -> None:
-    with running("serve", "--storage-dir", "log", cwd=tmp_path) as server:
-        over = threading.Event()
+def test_fsck_of_a_log_that_goes_on(log: LocalLog, tmp_path: Path) -> None:
+    over = threading.Event()
 
-        def write() -> None:
-            for i in itertools.count():
-                if over.is_set():
-                    return
-                bulk(server.url, b"".join(as_line(entry(7 * i + j)) for j in range(7)))
+    def write() -> None:
+        for i in itertools.count(0, 7):
+            bulk(log.url, many_lines(i, i + 7))
+            if over.is_set():
+                return
 
-        thread = threading.Thread(target=write)
-        thread.start()
-        try:
-            for _ in range(6):
-                done = run_btlog("fsck", "--storage-dir", "log", cwd=tmp_path)
-                assert (done.returncode, done.stderr) == (0, "")
-        finally:
-            over.set()
-            thread.join()
+    thread = threading.Thread(target=write)
+    thread.start()
+    try:
+        for _ in range(6):
+            exits(0, "", "fsck", "--storage-dir", "log", cwd=tmp_path, lines=0)
+    finally:
+        over.set()
+        thread.join()
 
 
-def test_T7_a_first_start_that_was_killed(tmp_path: Path) -> None:
-    """What it left is cleared away, and a key that is only half there never exists under its name."""
-    folder = tmp_path / "log"
-    folder.mkdir()
-    for name in ".log.sqlite3.77.new", ".log.sqlite3.77.new-wal", ".log.sqlite3.77.new-shm", ".private.key.77.new":
-        (folder / name).write_text("half")
-    with running("serve", "--storage-dir", str(folder)) as server:
-        assert add(server.url, entry(0))[0] == 200
-        server.stop()
-    assert sorted(name for name in os.listdir(folder) if "sqlite3" in name) == ["log.sqlite3"]
-    (folder / "public.key").unlink()
-    with running("serve", "--storage-dir", str(folder)) as server:
-        assert (folder / "public.key").read_text().strip() == server.line.split()[4]
-        server.stop()
-
-
-@pytest.mark.parametrize(
-    "url",
-    [
-        "http://[::1", "http://a..b/", "http://.example/", "http://" + "a" * 70 + ".example/",
-        "http://127.0.0.1:1/\u00fc", "http://a b/", "http://h\u2100.example/", "x", "http://",
-        "http://127.0.0.1:99999/", "http://127.0.0.1:1/ x",
-    ],
-)
-def test_urls_that_are_none(
-    tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_urls_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "key").write_text(LOG_VKEY)
     (tmp_path / "w").write_text(WITNESS_VKEY)
     wheel(tmp_path / "a.whl")
-    for command in (
-        ("health", url), ("verify", "a.whl", "--public-key", "key", "--log-url", url),
-        ("add", "a.whl", "--log-url", url), ("serve", "--port", "0", "--witness-url", url, "--witness-public-key", "w"),
+    for url in (
+        "http://[::1", "http://a..b/", "http://.example/", "http://" + "a" * 70 + ".example/",
+        "http://127.0.0.1:1/\u00fc", "http://a b/", "http://h\u2100.example/", "x", "http://",
+        "http://127.0.0.1:99999/", "http://127.0.0.1:1/ x",
     ):
-        assert btlog.main(command) in (2, 3), command
-        assert capfd.readouterr().err.count("btlog: ") >= 1
+        for command in (
+            ("health", url), ("verify", "a.whl", "--public-key", "key", "--log-url", url),
+            ("add", "a.whl", "--log-url", url),
+            ("serve", "--port", "0", "--witness-url", url, "--witness-public-key", "w"),
+        ):
+            exits((2, 3), "btlog: ", *command, cwd=tmp_path)
 
 
 def test_tokens_that_dont_fit_are_not_shown(tmp_path: Path) -> None:
     wheel(tmp_path / "a.whl")
+    token = ("--write-token-file", str(tmp_path / "token"))
     for text in "tok\nen", "t\u00f6ken", "", "a b", "\n":
         (tmp_path / "token").write_text(text)
-        for command in ("add", "a.whl", "--log-url", "http://127.0.0.1:1"), ("serve", "--port", "0"):
-            done = run_btlog(*command, "--write-token-file", "token", cwd=tmp_path)
-            assert done.returncode == 2
-            assert "tok" not in done.stderr.replace("token", "")
+        for command in ("add", str(tmp_path / "a.whl"), "--log-url", "http://127.0.0.1:1"), ("serve", "--port", "0"):
+            code, _, said = call_btlog(*command, *token)
+            assert (code, "tok" in said.replace("token", "")) == (2, False)
     (tmp_path / "token").write_text(" s3cret \n")
-    with running("serve", "--write-token-file", "token", cwd=tmp_path) as server:
-        assert (
-            run_btlog("add", "a.whl", "--log-url", server.url, "--write-token-file", "token", cwd=tmp_path).returncode
-            == 0
-        )
-        done = run_btlog("add", "a.whl", "--log-url", server.url, cwd=tmp_path)
-        assert (done.returncode, "see --write-token-file" in done.stderr) == (2, True)
-        server.stop()
-
-
-def test_what_a_log_says_does_not_reach_the_terminal(tmp_path: Path) -> None:
-    file = wheel(tmp_path / "some-1.0.whl")
-    (tmp_path / "key").write_text(LOG_VKEY)
-    evil = "\x1b[31mEVIL\x1b]0;x\x07"
-    for answers in (
-        {"entries": json.dumps({"entries": [{"index": evil, "filename": file.name, "checksum": "x"}]}).encode()},
-        {"entries": btlog.Response.json({"error": evil}, {}, 500)},
-        {"else_": btlog.Response(evil.encode(), status=400)},
-    ):
-        with contextlib.closing(Local(Liar(**answers).answer)) as liar:
-            done = run_btlog("verify", str(file), "--public-key", "key", "--log-url", liar.url, cwd=tmp_path)
-            assert done.returncode in (1, 3)
-            assert "\x1b" not in done.stderr
-            assert "\x07" not in done.stderr
-
-
-@pytest.mark.parametrize(
-    "args",
-    [
-        ["--add-timeout", "-1"], ["--add-timeout", "nan"], ["--witness-timeout", "inf"],
-        ["--republish-interval", "1e300"], ["--checkpoint-interval", "x"], ["--bulk-append-max-entries", "-1"],
-        ["--port", "abc"],
-    ],
-)
-def test_numbers_that_are_none(tmp_path: Path, args: list[str]) -> None:
-    done = run_btlog("serve", *args, cwd=tmp_path)
-    assert (done.returncode, os.listdir(tmp_path)) == (2, [])
-    assert args[0] in done.stderr
-    assert done.stderr.count("\n") == 1
+    with running("serve", *token, cwd=tmp_path) as server:
+        to = ("add", "a.whl", "--log-url", server.url)
+        exits(0, "", *to, *token, cwd=tmp_path)
+        exits(2, "see --write-token-file", *to, cwd=tmp_path)
 
 
 def test_health_as_a_command(log: LocalLog) -> None:
-    assert run_btlog("health", log.url).returncode == 0
-    assert run_btlog("health", "http://127.0.0.1:1", log.url).returncode == 0
+    exits(0, "", "health", log.url)
+    exits(0, "", "health", "http://127.0.0.1:1", log.url)
     log.log.trouble = "x"
-    done = run_btlog("health", log.url, "http://127.0.0.1:1")
-    assert (done.returncode, done.stderr.count("\n")) == (3, 1)
+    exits(3, "btlog: ", "health", log.url, "http://127.0.0.1:1", lines=1)
 
 
 COMMANDS = [
@@ -2858,51 +2733,44 @@ COMMANDS = [
 
 
 def test_help_reads_well() -> None:
-    top = run_btlog("--help")
-    assert (top.returncode, top.stderr) == (0, "")
-    assert all(re.search(rf"^    {name} ", top.stdout, re.MULTILINE) for name in COMMANDS)
-    bare = run_btlog()
-    assert (bare.returncode, bare.stdout) == (2, top.stdout)
+    top = exits(0, "", "--help", lines=0)
+    assert all(re.search(rf"^    {name} ", top, re.MULTILINE) for name in COMMANDS)
+    assert exits(2, "") == top
     for name in COMMANDS:
-        done = run_btlog(name, "--help")
-        assert done.returncode == 0
-        example = re.search(rf"example:\n  btlog ({name} .*)", done.stdout)
+        text = exits(0, "", name, "--help")
+        example = re.search(rf"example:\n  btlog ({name} .*)", text)
         assert example
         assert btlog.parser().parse_args(example[1].split())
-        for line in re.findall(r"^  (--\S+.*)$", done.stdout, re.MULTILINE):
-            assert line.split()[0] in done.stdout
-        assert "None" not in done.stdout
-    assert run_btlog("--version").stdout == f"btlog {btlog.__version__}\n"
+        assert "None" not in text
+    assert exits(0, "", "--version") == f"btlog {btlog.__version__}\n"
 
 
-@pytest.mark.parametrize(
-    "args",
-    [
+def test_wrong_usage(tmp_path: Path) -> None:
+    for args in (
         ["x"], ["serve", "--port", "x"], ["keygen"], ["add"], ["verify"], ["serve", "--por", "1"], ["--x"],
         ["fsck", "x"], ["add", "f", "--log-url", "x"], ["add", "f", "--log-url", "ftp://x"],
         ["add", "f", "--log-url", "http://x:y"], ["serve", "--port", "70000"],
-    ],
-)
-def test_wrong_usage(args: list[str], tmp_path: Path) -> None:
-    done = run_btlog(*args, cwd=tmp_path)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("btlog: ")
-    assert done.stderr.count("\n") == 1
+    ):
+        assert exits(2, "btlog: ", *args, cwd=tmp_path, lines=1) == ""
+    for name, value in (
+        ("--add-timeout", "-1"), ("--add-timeout", "nan"), ("--witness-timeout", "inf"),
+        ("--republish-interval", "1e300"), ("--checkpoint-interval", "x"), ("--bulk-append-max-entries", "-1"),
+        ("--port", "abc"),
+    ):
+        assert exits(2, name, "serve", name, value, cwd=tmp_path, lines=1) == ""
+    assert os.listdir(tmp_path) == []
 
 
 def test_output_that_nobody_reads(tmp_path: Path) -> None:
     with contextlib.closing(found(tmp_path / "log")) as store:
         fill(store, 3)
-    process = subprocess.Popen(
-        [sys.executable, str(SOURCE), "fsck", "--storage-dir", "log"], cwd=tmp_path, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, text=True,
-    )
-    assert process.stdout
-    process.stdout.close()
-    assert process.stderr
-    assert "Traceback" not in process.stderr.read()
-    process.stderr.close()
-    process.wait()
+    command = [sys.executable, str(SOURCE), "fsck", "--storage-dir", "log"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=tmp_path, stdout=pipe, stderr=pipe, text=True) as process:
+        assert process.stdout
+        assert process.stderr
+        process.stdout.close()
+        assert "Traceback" not in process.stderr.read()
 
 
 # --- The witness: tlog-witness, status by status ---------------------------------------------------------------------------
