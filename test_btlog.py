@@ -1364,17 +1364,6 @@ def exits(codes: int | tuple[int, ...], says: str, *args: str, cwd: Path | None 
     return out.getvalue()
 
 
-def test_T8_a_second_writer_is_refused(tmp_path: Path) -> None:
-    with contextlib.closing(found(tmp_path)) as store:
-        fill(store, 3)
-        with pytest.raises(Unavailable, match="one writer"):
-            btlog.LogStore(tmp_path)
-        assert exits(3, "one writer", "serve", "--storage-dir", str(tmp_path), "--port", "0") == ""
-        with contextlib.closing(btlog.LogStore(tmp_path, read_only=True)) as reader:
-            assert reader.tree("published").size == 3
-    found(tmp_path).close()  # once it is closed, the next one is let in
-
-
 def test_T13_a_folder_is_of_one_log(tmp_path: Path) -> None:
     (tmp_path / "b").write_text(new_key("b.example").encode())
     with contextlib.closing(found(tmp_path / "log", new_key("a.example"))) as store:
@@ -1387,6 +1376,7 @@ def test_T13_a_folder_is_of_one_log(tmp_path: Path) -> None:
 def test_T7_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "checkpoint").write_text("something else's")
     serve = ("serve", "--port", "0", "--storage-dir")
+    exits(3, "can't make", *serve, str(tmp_path / "checkpoint" / "log"))
     exits(3, "holds no log but other things", *serve, str(tmp_path))
     assert os.listdir(tmp_path) == ["checkpoint"]
     folder = tmp_path / "x"
@@ -1417,17 +1407,6 @@ def test_T7_many_first_starts_make_one_log(tmp_path: Path) -> None:
             start.communicate()
     with contextlib.closing(btlog.LogStore(tmp_path / "log")) as store:
         assert store.key() == VerifierKey.parse((tmp_path / "log" / "public.key").read_text().strip())
-
-
-def test_T18_a_folder_that_cant_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere
-    with pytest.raises(Unavailable, match="not writable"):
-        btlog.LogStore(tmp_path)
-    assert os.listdir(tmp_path) == []
-    (tmp_path / "file").write_text("")
-    start = time.perf_counter()
-    exits(3, "can't make", "serve", "--storage-dir", str(tmp_path / "file" / "log"), "--port", "0")
-    assert time.perf_counter() - start < 5
 
 
 def corruptions(path: Path) -> Iterator[tuple[str, str, str, tuple[Any, ...]]]:
@@ -1989,6 +1968,10 @@ def test_what_is_read_may_be_zipped_and_used_by_any_page(log: LocalLog) -> None:
             status, headers, _ = ask(log.url, path_, method, b"" if method == "PUT" else None)
             assert (status, headers["allow"]) == (405, "POST")
     assert "access-control-allow-origin" not in ask(log.url, "/add", "POST", as_line(entry(1)))[1]
+    for accepts in "gzip", "br, gzip;q=0.5", "GZIP ; q=1.0":
+        assert btlog.takes_gzip(accepts)
+    for accepts in "gzip;q=0", "gzip;q=0.000, br", "x-gzip", "", "*":
+        assert not btlog.takes_gzip(accepts)
 
 
 def test_pages_of_other_sites_cant_write(log: LocalLog) -> None:
@@ -2071,24 +2054,6 @@ def test_T68_a_passing_error_fails_nobody(log: LocalLog) -> None:
     assert faulty.left < 0
     assert log.log.trouble == ""
     assert sorted(walk(log.url)) == sorted(entry(i) for i in range(8))
-
-
-def test_a_disk_that_stays_full_is_said(tmp_path: Path) -> None:
-    with contextlib.closing(LocalLog(tmp_path / "log", timeout=0.4)) as log:
-        pages = log.store.database._writer.execute("PRAGMA page_count").fetchone()[0]
-        log.store.database._writer.execute(f"PRAGMA max_page_count = {pages}")
-        for i in range(400):
-            status, answer = add(log.url, entry(i))
-            if status != 200:
-                break
-        assert status == 503
-        assert "full" in answer["error"]
-        assert ask(log.url, "/healthz")[0] == 503
-        walk(log.url)  # reads go on
-        log.store.database._writer.execute("PRAGMA max_page_count = 1000000")
-        eventually(lambda: add(log.url, entry(i))[0] == 200)
-        assert ask(log.url, "/healthz")[0] == 200  # by itself, once there is room
-        assert walk(log.url) == [entry(j) for j in range(i + 1)]
 
 
 # --- HTTP: what is not a request ----------------------------------------------------------------------------------------------------
@@ -2182,13 +2147,18 @@ REQUESTS = [  # what is sent, and the statuses of the answers
     (b"GET / HTTP/1.1\r\nA: " + b"x" * 65_536 + b"\r\n\r\n", [431]),
     (b"GET / HTTP/1.1\r\n" + b"A: b\r\n" * 101 + b"\r\n", [431]),
     (b"GET / HTTP/1.1\r\n" + b"A: b\r\n" * 50_000, [431]),
+    # 60,000 spaces and a byte that is not allowed: a regular expression that goes back would take hours
+    *((b"GET /x HTTP/1.1\r\nX:" + b" " * 60_000 + tail + b"\r\n\r\n", [400]) for tail in (b"\x7f", b"\n", b"\0")),
+    (b"GET /x HTTP/1.1\r\nX:" + b" " * 60_000 + b"\r\n\r\n", [404]),
 ]
 
 
 def test_raw_requests(log: LocalLog, http_server: int) -> None:
-    assert len(REQUESTS) == 58
+    assert len(REQUESTS) == 62
     for data, statuses in REQUESTS:
+        begun = time.monotonic()
         answer = raw(log.port, data, answers=len(statuses))
+        assert time.monotonic() - begun < 1
         assert [int(s) for s in re.findall(rb"HTTP/1\.1 (\d+) [A-Z]", answer)] == statuses, data[:100]
         if statuses[0] >= 400:
             assert b"\r\nContent-Type: application/json\r\n" in answer
@@ -2285,15 +2255,6 @@ def all_of(connection: socket.socket) -> bytes:
     return b"".join(iter(functools.partial(connection.recv, 65536), b""))
 
 
-def test_hostile_heads_take_no_time(log: LocalLog) -> None:
-    """60,000 spaces and a byte that is not allowed: a regular expression that goes back would take hours."""
-    for tail in b"\x7f", b"\n", b"\0", b" ":
-        begun = time.monotonic()
-        answer = raw(log.port, b"GET /x HTTP/1.1\r\nX:" + b" " * 60_000 + tail + b"\r\n\r\n", answers=1)
-        assert answer.startswith(b"HTTP/1.1 404 " if tail == b" " else b"HTTP/1.1 400 ")
-        assert time.monotonic() - begun < 1
-
-
 def test_a_client_that_does_not_read_holds_little(log: LocalLog, monkeypatch: pytest.MonkeyPatch) -> None:
     bulk(log.url, many_lines(0, 256))
     monkeypatch.setattr(btlog, "SEND_TIMEOUT", 1)
@@ -2377,22 +2338,12 @@ def test_a_connection_that_is_reset_says_nothing(log: LocalLog, caplog: pytest.L
     assert caplog.records == []
 
 
-def test_look_ups_are_bounded(log: LocalLog, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Many files with one checksum, and many publishers of one file: a look-up answers with the first of them."""
+def test_publishers_of_one_file_are_bounded(log: LocalLog, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(btlog, "MAX_FOUND", 20)
-    bulk(log.url, b"".join(as_line(Entry(f"name-{i}.whl", SUM).encode()) for i in range(100)))
-    entries = json.loads(ask(log.url, f"/entries?checksum={SUM}")[2])["entries"]
-    assert [e["index"] for e in entries] == list(range(20))
     publishers = [Entry("one.whl", SUM, Publisher("i", f"s{i}")).encode() for i in range(25)]
     assert [add(log.url, data)[0] for data in publishers] == [200] * 20 + [409] * 5
-    assert add(log.url, publishers[7])[1]["index"] == 107
-
-
-def test_who_takes_gzip() -> None:
-    for accepts in "gzip", "br, gzip;q=0.5", "GZIP ; q=1.0":
-        assert btlog.takes_gzip(accepts)
-    for accepts in "gzip;q=0", "gzip;q=0.000, br", "x-gzip", "", "*":
-        assert not btlog.takes_gzip(accepts)
+    assert add(log.url, publishers[7])[1]["index"] == 7
+    assert len(json.loads(ask(log.url, f"/entries?checksum={SUM}")[2])["entries"]) == 20
 
 
 def test_connections_have_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -2484,20 +2435,18 @@ def test_the_keys_of_bt_log_load(tmp_path: Path) -> None:
 
 
 def test_a_server_that_is_only_read(tmp_path: Path) -> None:
-    serve = ("serve", "--storage-dir", "log", "--read-only")
-    with contextlib.closing(LocalLog(tmp_path / "log")) as writer:
-        bulk(writer.url, many_lines(0, 3))
-        with running(*serve, "--host", "127.0.0.1", cwd=tmp_path) as reader:
-            assert reader.line.split()[4] == LOG_VKEY
-            assert walk(reader.url) == [entry(0), entry(1), entry(2)]
-            assert add(reader.url, entry(9))[0] == 405
+    with contextlib.closing(found(tmp_path / "log")) as store:
+        fill(store, 3)
+    with running("serve", "--storage-dir", "log", "--read-only", "--host", "127.0.0.1", cwd=tmp_path) as reader:
+        assert reader.line.split()[4] == LOG_VKEY
+        assert walk(reader.url) == [entry(0), entry(1), entry(2)]  # without a writer
+        with contextlib.closing(LocalLog(tmp_path / "log")) as writer:
             add(writer.url, entry(3))  # what is published later is seen
             assert walk(reader.url) == [entry(0), entry(1), entry(2), entry(3)]
             name = Entry.parse(entry(3)).filename
             assert json.loads(ask(reader.url, f"/entries?filename={name}")[2])["entries"][0]["index"] == 3
-            assert reader.stop() == (0, "")
-    with running(*serve, cwd=tmp_path) as reader:  # without a writer
-        assert len(walk(reader.url)) == 4
+        assert add(reader.url, entry(9))[0] == 405
+        assert reader.stop() == (0, "")
     exits(3, "", "serve", "--storage-dir", "nothing", "--read-only", cwd=tmp_path)
     assert not (tmp_path / "nothing").exists()
 
@@ -2512,12 +2461,6 @@ def test_on_other_addresses_writing_needs_a_word(tmp_path: Path) -> None:
         assert btlog.is_loopback(host)
     for host in "0.0.0.0", "::", "10.0.0.1", "log.example":
         assert not btlog.is_loopback(host)
-
-
-def test_one_port_one_server(log: LocalLog, tmp_path: Path) -> None:
-    said = exits(3, "can't listen", "serve", "--storage-dir", "b", "--port", f"{log.port}", cwd=tmp_path)
-    assert said == ""  # 3: who started it tries again
-    assert not (tmp_path / "b").exists()  # L7: nothing is made before
 
 
 def wheel(path_: Path, text: str = "x") -> Path:
@@ -2866,15 +2809,8 @@ def test_T34_T35_only_the_witness_signs_the_answer(witness: LocalWitness) -> Non
     assert cosign(witness, request_for(3, 12))[0] == 200
 
 
-def test_T30_the_same_checkpoint_again(witness: LocalWitness) -> None:
-    assert cosign(witness, request_for(0, 5))[0] == 200
-    for later in 1, 3600:
-        witness.now += later
-        assert cosigned(witness, request_for(5, 5)).cosigned[0][1] == int(witness.now)
-    assert cosign(witness, request_for(0, 5))[0] == 409
-
-
-def test_T12_the_clock_may_jump(witness: LocalWitness) -> None:
+def test_T12_T30_the_clock_may_jump(witness: LocalWitness) -> None:
+    """Each is answered with a time that is new, unless the clock went back; also a checkpoint that it has seen."""
     times = []
     for now, old, new in (500, 0, 1), (400, 1, 1), (0, 1, 2), (-5, 2, 2), (501.9, 2, 3), (2**40, 3, 3), (500, 3, 4):
         witness.now = now
@@ -2912,14 +2848,14 @@ def test_T32_T33_statuses(witness: LocalWitness) -> None:
         [other, mine], [mine.replace(LOG.name, "other.example")],
     ):
         assert cosign(witness, head + note_of(text, *lines))[0] == 403
-    for status, *bodies in (
-        (400, request_for(8, 7, proof=[])),  # old above the checkpoint's size, and no conflict
-        (409, *(request_for(old, new) for old, new in ((6, 9), (0, 9), (8, 9), (0, 3), (3, 5)))),
-        (422, *(request_for(7, 9, proof=proof) for proof in ([], [bytes(32)] * 3, right[:-1], [*right, bytes(32)]))),
-        (422, request_for(7, 9, tag="x"), request_for(7, 7, tag="x")),  # also the same size with another root
-        (422, request_for(7, 7, proof=[bytes(32)]), request_for(7, 7, tag="x", proof=[bytes(32)])),
-        (422, request_for(7, 9, proof=[bytes(32)] * 63)),  # T63: as many lines as there may be
-        (400, request_for(7, 9, proof=[bytes(32)] * 64)),
+    for status, bodies in (
+        (400, [request_for(8, 7, proof=[])]),  # old above the checkpoint's size, and no conflict
+        (409, [request_for(old, new) for old, new in ((6, 9), (0, 9), (8, 9), (0, 3), (3, 5))]),
+        (422, [request_for(7, 9, proof=proof) for proof in ([], [bytes(32)] * 3, right[:-1], [*right, bytes(32)])]),
+        (422, [request_for(7, 9, tag="x"), request_for(7, 7, tag="x")]),  # also the same size with another root
+        (422, [request_for(7, 7, proof=[bytes(32)]), request_for(7, 7, tag="x", proof=[bytes(32)])]),
+        (422, [request_for(7, 9, proof=[bytes(32)] * 63)]),  # T63: as many lines as there may be
+        (400, [request_for(7, 9, proof=[bytes(32)] * 64)]),
     ):
         for body in bodies:
             got = cosign(witness, body)
@@ -3226,31 +3162,34 @@ def test_a_log_publishes_what_its_quorum_has_cosigned(tmp_path: Path) -> None:
 
 
 def test_the_quorum_is_missed_and_met_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with several_witnesses(tmp_path, 2) as witnesses:
-        policy = witnessed_policy(*witnesses)
+    """One of three is down: adds go on. A second one: adds get 503. It is back: all that waited is there, once."""
+    with several_witnesses(tmp_path, 3) as witnesses:
+        policy = witnessed_policy(*witnesses, k=2)
         with contextlib.closing(LocalLog(tmp_path / "log", policy=policy, timeout=0.5)) as log:
-            assert add(log.url, entry(0))[0] == 200
+            witnesses[2].close()
+            assert add(log.url, entry(0))[0] == ask(log.url, "/healthz")[0] == 200
             before = ask(log.url, "/checkpoint")[2]
-            port = witnesses[1].port
             witnesses[1].close()
             status, headers, body = ask(log.url, "/add", "POST", as_line(entry(1)))
             assert (status, "retry-after" in headers) == (503, True)
-            assert b"w1.example since 20" in body
             assert bulk(log.url, as_line(entry(2)))[0] == 503
             assert ask(log.url, "/checkpoint")[2] == before  # it stays at the last one that met the quorum
             assert ask(log.url, "/entry/1")[0] == ask(log.url, "/tile/0/000.p/2")[0] == 404
-            health = ask(log.url, "/healthz")
-            assert (health[0], b"w1.example since 20" in health[2]) == (503, True)
-            [_, dark] = json.loads(ask(log.url, "/status.json")[2])["witnesses"]
+            status, _, health = ask(log.url, "/healthz")
+            assert status == 503
+            for said in body, health:
+                assert [b"w%d.example since 20" % i in said for i in range(3)] == [False, True, True]
+            up, dark, _ = json.loads(ask(log.url, "/status.json")[2])["witnesses"]
+            assert (up["dark_since"], "refused" in dark["error"]) == (None, True)
             assert dark["dark_since"]
-            assert "refused" in dark["error"]
             assert log.store.tree("signed").size == 3  # what is sequenced stays
-            with contextlib.closing(LocalWitness(tmp_path / "w1.db", signer=new_key("w1.example"), port=port)):
-                witnesses.pop()
+            port, signer = witnesses[1].port, new_key("w1.example")
+            with contextlib.closing(LocalWitness(tmp_path / "w1.db", signer=signer, port=port)):
                 eventually(lambda: published(log.url, policy).tree.size == 3)  # type: ignore[union-attr]
                 assert ask(log.url, "/healthz")[0] == 200
                 assert add(log.url, entry(1))[1]["index"] == 1  # once
                 assert walk(log.url, policy) == [entry(0), entry(1), entry(2)]
+        del witnesses[1:]
     assert caplog.text.count("the quorum of witnesses is missed") == 1
 
 
@@ -3305,11 +3244,14 @@ def honest(request: btlog.AddCheckpoint, signer: btlog.Signer = COSIGNER) -> byt
     return signature_line(signer, text, 77).encode()
 
 
+def offered_text(request: btlog.AddCheckpoint) -> str:
+    return btlog.split_note(request.note)[0]
+
+
+BOMB = gzip.compress(b"ab\n" * (1 << 24))  # 64 KiB that become 48 MiB
 ODD_ANSWERS: list[Callable[[btlog.AddCheckpoint, btlog.Signer], btlog.Response]] = [
-    lambda r, s: btlog.Response(b""),
-    lambda r, s: btlog.Response(b"garbage"),
-    lambda r, s: btlog.Response(b"\xff" * 1000),
     lambda r, s: btlog.Response(b"x" * 100_000),
+    lambda r, s: btlog.Response(BOMB, headers={"Content-Encoding": "gzip"}),
     lambda r, s: btlog.Response(honest(r, s)[:-1]),
     lambda r, s: btlog.Response(b"\n" + honest(r, s)),
     lambda r, s: btlog.Response(honest(r, s) + b"\n"),
@@ -3318,43 +3260,46 @@ ODD_ANSWERS: list[Callable[[btlog.AddCheckpoint, btlog.Signer], btlog.Response]]
     lambda r, s: btlog.Response(signature_line(btlog.Signer(s.name, bytes(32)), offered_text(r), 5).encode()),
     lambda r, s: btlog.Response(signature_line(s, "other\n", 5).encode()),
     lambda r, s: btlog.Response(signature_line(s, offered_text(r)).encode()),
-    lambda r, s: btlog.Response(honest(r, s), status=201),
-    lambda r, s: btlog.Response(honest(r, s), status=500),
+    *(lambda r, s, status=status: btlog.Response(honest(r, s), status=status) for status in (201, 403, 404, 500)),
     lambda r, s: btlog.Response(b"", status=302, headers={"Location": "/x"}),
-    lambda r, s: btlog.Response(b"", status=404),
-    lambda r, s: btlog.Response(b"", status=403),
-    lambda r, s: btlog.Response(b"x\n", status=409),
-    lambda r, s: btlog.Response(b"", status=409),
-    lambda r, s: btlog.Response(b"01\n", status=409),
-    lambda r, s: btlog.Response(b"-1\n", status=409),
-    lambda r, s: btlog.Response(b"0\n", "text/x.tlog.size", 409),
-]
+    *(lambda r, s, body=body: btlog.Response(body) for body in (b"", b"garbage", b"\xff" * 1000)),
+    *(lambda r, s, size=size: btlog.Response(size, "text/x.tlog.size", 409) for size in (
+        b"x\n", b"", b"01\n", b"-1\n", b"0\n")),
+]  # fmt: skip
 
 
-def offered_text(request: btlog.AddCheckpoint) -> str:
-    return btlog.split_note(request.note)[0]
-
-
-def test_T26_T36_witnesses_that_answer_oddly(tmp_path: Path) -> None:
-    """Nothing of it enters a checkpoint, and it does not keep the others from making the quorum."""
-    assert len(ODD_ANSWERS) == 22
-    with several_witnesses(tmp_path, 1) as [good], contextlib.ExitStack() as stack:
-        odd: list[tuple[VerifierKey, Odd]] = []
+def test_T26_T36_T67_witnesses_that_answer_oddly_or_not_at_all(tmp_path: Path) -> None:
+    """Nothing of it enters a checkpoint or stays in memory, and it does not keep the others from making the quorum."""
+    assert len(ODD_ANSWERS) == 23
+    with contextlib.ExitStack() as stack:
+        [good] = stack.enter_context(several_witnesses(tmp_path, 1))
+        silent = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        asked = [(good.witness.signer.key, good.url), (WITNESS, f"http://127.0.0.1:{silent.getsockname()[1]}")]
+        odd: list[Odd] = []
         for i, answer in enumerate(ODD_ANSWERS):
             signer = new_key(f"odd{i}.example")
-            server = Odd(lambda request, answer=answer, signer=signer: answer(request, signer))  # type: ignore[misc]
-            odd.append((signer.key, stack.enter_context(contextlib.closing(server))))
-        policy = asks(1, (good.witness.signer.key, good.url), *((key, server.url) for key, server in odd))
-        with contextlib.closing(LocalLog(tmp_path / "log", policy=policy)) as log:
-            for i in range(2):
+            odd.append(Odd(lambda request, answer=answer, signer=signer: answer(request, signer)))  # type: ignore[misc]
+            stack.callback(odd[-1].close)
+            asked.append((signer.key, odd[-1].url))
+        policy, held = asks(1, *asked), memory()
+        options = {"witness_timeout": 0.3}
+        with contextlib.closing(LocalLog(tmp_path / "log", policy=policy, options=options)) as log:
+            threads, begun = threading.active_count(), time.monotonic()
+            for i in range(6):
                 status, got = add(log.url, entry(i))
                 assert status == 200
                 assert [key.name for key, _ in answered(got, policy).cosigned] == ["w0.example"]
-            assert len(btlog.split_note(base64.b64decode(got["checkpoint"]))[1]) == 2
-            for caller, (key, server) in zip(log.log.callers[1:], odd, strict=True):
+                assert len(btlog.split_note(base64.b64decode(got["checkpoint"]))[1]) == 2
+            assert time.monotonic() - begun < 5
+            assert threading.active_count() <= threads + 5  # nothing piles up
+            for caller in log.log.callers[1:]:
                 eventually(lambda: caller.dark_since)  # noqa: B023
-                assert 1 <= len(server.asked) <= 12, key.name
+            assert "larger than" in log.log.callers[3].error
+            assert all(1 <= len(server.asked) <= 28 for server in odd)  # four times for each of seven checkpoints
             assert not log.log.callers[0].dark_since
+            begun = time.monotonic()
+        assert time.monotonic() - begun < 10
+        assert memory() - held < 100
 
 
 def test_T36_hints_are_taken_and_unknown_lines_are_not(tmp_path: Path) -> None:
@@ -3388,88 +3333,6 @@ def test_T36_hints_are_taken_and_unknown_lines_are_not(tmp_path: Path) -> None:
         assert adds(3) == [3, 3]  # remembered across a restart
         size = 2  # it has lost a checkpoint
         assert adds(4) == [4, 2, 4]
-
-
-def test_T36_T67_a_slow_witness_delays_nobody(tmp_path: Path) -> None:
-    with several_witnesses(tmp_path, 2) as witnesses, socket.create_server(("127.0.0.1", 0)) as silent:
-        slow = (WITNESS, f"http://127.0.0.1:{silent.getsockname()[1]}")
-        policy = asks(2, *((w.witness.signer.key, w.url) for w in witnesses), slow)
-        with contextlib.closing(LocalLog(tmp_path / "log", policy=policy, options={"witness_timeout": 0.3})) as log:
-            threads = threading.active_count()
-            begun = time.monotonic()
-            for i in range(6):
-                assert add(log.url, entry(i))[0] == 200
-            assert time.monotonic() - begun < 5
-            assert threading.active_count() <= threads + 5  # nothing piles up
-            eventually(lambda: log.log.callers[2].dark_since)
-            begun = time.monotonic()
-        assert time.monotonic() - begun < 10
-
-
-def test_a_witness_that_was_shown_more_halts_nothing(tmp_path: Path) -> None:
-    """A third party shows it what was published while a request of the log was on its way."""
-    with several_witnesses(tmp_path, 1) as [fast], contextlib.closing(LocalWitness(tmp_path / "late.db")) as late:
-        hold = threading.Event()
-
-        async def slow(request: btlog.Request, body: btlog.Body) -> btlog.Response:
-            data = await body.all(1 << 16)
-            while not hold.is_set():
-                await asyncio.sleep(0.02)
-            status, kind, answer = await asyncio.to_thread(cosign, late, data)
-            return btlog.Response(answer, kind, status)
-
-        with contextlib.closing(Local(slow)) as proxy:
-            policy = asks(1, (fast.witness.signer.key, fast.url), (WITNESS, proxy.url))
-            hold.set()
-            with contextlib.closing(LocalLog(tmp_path / "log", policy=policy)) as log:
-                assert add(log.url, entry(0))[0] == 200
-                eventually(lambda: late.store.last(LOG.name).tree.size == 1)  # type: ignore[union-attr]
-                hold.clear()
-                assert add(log.url, entry(1))[0] == 200  # on its way to the late one: size 2
-                assert add(log.url, entry(2))[0] == 200
-                note = b"\n".join(ask(log.url, "/checkpoint")[2].split(b"\n")[:5]) + b"\n"
-                proof = btlog.prove_consistency(log.log.tiles(log.log.signed.tree), 1)
-                body = btlog.AddCheckpoint(1, tuple(proof), note).encode()
-                assert cosign(late, body)[0] == 200  # which has size 3 now
-                hold.set()
-                for i in range(3, 6):
-                    assert add(log.url, entry(i))[0] == 200
-                assert ask(log.url, "/healthz")[0] == 200
-                eventually(lambda: late.store.last(LOG.name).tree.size == 6)  # type: ignore[union-attr]
-
-
-@pytest.mark.parametrize(
-    "claim", [btlog.Response(b"999999\n", "text/x.tlog.size", 409), btlog.Response(b"no", status=422)]
-)
-def test_claims_without_a_signature_pass(tmp_path: Path, claim: btlog.Response) -> None:
-    """A number, or a refusal, is nobody's signature: it stops nothing (L1), and passes."""
-    lies = True
-
-    def answer(request: btlog.AddCheckpoint) -> btlog.Response:
-        return claim if lies else btlog.Response(honest(request))
-
-    with several_witnesses(tmp_path, 1) as [good], contextlib.closing(Odd(answer)) as odd:
-        policy = asks(1, (good.witness.signer.key, good.url), (WITNESS, odd.url))
-        with contextlib.closing(LocalLog(tmp_path / "log", policy=policy, timeout=0.7)) as log:
-            assert add(log.url, entry(0))[0] == 200
-            eventually(lambda: "it does not show that" in log.log.callers[1].error)
-            lies = False
-            eventually(lambda: ask(log.url, "/healthz")[0] == 200)
-            assert add(log.url, entry(0))[0] == 200
-            assert log.log.trouble == ""
-
-
-def test_a_witness_can_t_fill_the_log_s_memory(tmp_path: Path) -> None:
-    bomb = gzip.compress(b"ab\n" * (1 << 24))
-    assert len(bomb) < 65_536
-    odd_ = Odd(lambda r: btlog.Response(bomb, headers={"Content-Encoding": "gzip"}))
-    with contextlib.closing(odd_) as odd, several_witnesses(tmp_path, 1) as [good]:
-        policy = asks(1, (good.witness.signer.key, good.url), (WITNESS, odd.url))
-        before = memory()
-        with contextlib.closing(LocalLog(tmp_path / "log", policy=policy)) as log:
-            assert add(log.url, entry(0))[0] == 200
-            eventually(lambda: "larger than" in log.log.callers[1].error)
-        assert memory() - before < 60
 
 
 def test_a_client_s_time_out_is_for_all_of_it() -> None:
@@ -3557,19 +3420,14 @@ def test_sighup_under_load(tmp_path: Path) -> None:
 
 def test_T67_adds_that_wait_are_told_at_the_end(tmp_path: Path) -> None:
     (tmp_path / "w").write_text(WITNESS_VKEY)
-    with running("serve", "--witness-url", "http://127.0.0.1:1", "--witness-public-key", "w", cwd=tmp_path) as server:
-        statuses: list[int] = []
-        threads = [threading.Thread(target=lambda i=i: statuses.append(add(server.url, entry(i))[0])) for i in range(8)]
-        for thread in threads:
-            thread.start()
-        eventually(lambda: "since" in ask(server.url, "/healthz")[2].decode())
+    witness_ = ("--witness-url", "http://127.0.0.1:1", "--witness-public-key", "w")
+    with running("serve", *witness_, cwd=tmp_path) as server, concurrent.futures.ThreadPoolExecutor(8) as pool:
+        answers = [pool.submit(add, server.url, entry(i)) for i in range(8)]
         eventually(lambda: samples_of(server.url)["btlog_queue_entries", ""] == 8)
         begun = time.monotonic()
         assert server.stop()[0] == 0
         assert time.monotonic() - begun < 5
-        for thread in threads:
-            thread.join()
-        assert statuses == [503] * 8
+        assert [answer.result()[0] for answer in answers] == [503] * 8
 
 
 def test_an_idle_log_has_its_checkpoint_cosigned_anew(tmp_path: Path) -> None:
@@ -3600,69 +3458,6 @@ def test_quorums_that_cant_be_met_are_refused(tmp_path: Path) -> None:
     for args in url, key, ("--policy", "p", *url, *key):
         exits(2, "", "serve", *args, "--port", "0", cwd=tmp_path)
         assert not (tmp_path / "btlog-data").exists()
-
-
-@pytest.mark.slow
-def test_three_of_five_witnesses(tmp_path: Path) -> None:
-    """Two killed: adds go on. A third: adds get 503. It is back: all that waited is there, once."""
-    ports = dict.fromkeys(range(5), "0")
-    signers = [new_key(f"w{i}.example/five") for i in range(5)]
-
-    def start(i: int) -> Running:
-        """A witness as a process, on the port that it had."""
-        files = ("--database-path", f"w{i}.db", "--private-key", f"w{i}.key", "--log-public-key", "public.key")
-        server = Running("witness", *files, cwd=tmp_path, port=ports[i])
-        ports[i] = server.url.rpartition(":")[2]
-        return server
-
-    def load(url: str, count: int) -> set[int]:
-        """Each of 16 clients adds `count` new entries; the statuses."""
-        got: list[int] = []
-
-        def client() -> None:
-            for _ in range(count):
-                got.append(add(url, entry(next(numbers)))[0])
-
-        at_once(*[client] * 16)
-        return set(got)
-
-    exits(0, "", "keygen", "--origin", "log.example/five", cwd=tmp_path)
-    for i, signer in enumerate(signers):
-        (tmp_path / f"w{i}.key").write_text(signer.encode())
-        (tmp_path / f"w{i}.key").chmod(0o600)
-    witnesses = [start(i) for i in range(5)]
-    lines = [f"witness w{i} {btlog.encode_vkey(s.key)} {witnesses[i].url}\n" for i, s in enumerate(signers)]
-    text = f"log {(tmp_path / 'public.key').read_text()}{''.join(lines)}group all5 3 w0 w1 w2 w3 w4\nquorum all5\n"
-    (tmp_path / "policy").write_text(text)
-    policy = parse_policy(text.encode())
-    keys = ("--private-key", "private.key", "--public-key", "public.key")
-    args = ("serve", "--storage-dir", "log", *keys, "--policy", "policy", "--witness-timeout", "2")
-    numbers = itertools.count()
-    try:
-        with running(*args, "--add-timeout", "2", cwd=tmp_path) as log:
-            assert load(log.url, 3) == {200}
-            for i in 0, 3:
-                witnesses[i].stop(signal.SIGKILL)
-            assert load(log.url, 3) == {200}
-            witnesses[4].stop(signal.SIGKILL)
-            assert load(log.url, 1) == {503}
-            health = ask(log.url, "/healthz")
-            assert health[0] == 503
-            assert all(f"w{i}.example/five since".encode() in health[2] for i in (0, 3, 4))
-            assert b"w1.example" not in health[2]
-            witnesses[4] = start(4)
-            eventually(lambda: ask(log.url, "/healthz")[0] == 200)
-            assert load(log.url, 1) == {200}
-            entries = walk(log.url, policy)
-            assert sorted(entries) == sorted(entry(i) for i in range(8 * 16))  # also what was answered with 503
-            log.stop(signal.SIGKILL)
-        with running(*args, cwd=tmp_path) as log:
-            assert walk(log.url, policy) == entries
-            assert load(log.url, 1) == {200}
-            assert log.stop()[0] == 0
-    finally:
-        for witness_ in witnesses:
-            witness_.stop(signal.SIGKILL)
 
 
 def test_verify_with_witnesses(tmp_path: Path) -> None:
