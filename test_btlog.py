@@ -973,7 +973,8 @@ def test_every_byte_of_a_tile_path_and_a_bundle_counts() -> None:
 
 def test_every_byte_of_a_policy_counts() -> None:
     """It stays the same policy (a comment, a name, white space), becomes another one, or is refused with an Error."""
-    file = policy_file(TWO_AND_ONE)
+    groups = "group X 2 W0 W1\n group\tY any W2  W3\ngroup both all X Y\nquorum both\n"
+    file = f"log {LOG_VKEY} u\n{''.join(WITNESS_LINES.splitlines(True)[:4])}{groups}".encode()
     policy, same, refused = parse_policy(file), 0, 0
     for case in mutations(file):
         try:
@@ -986,7 +987,7 @@ def test_every_byte_of_a_policy_counts() -> None:
             assert set(changed.quorum.leaves()) <= set(policy.witnesses)
             assert not changed.quorum.met([]) or changed.quorum == Quorum(0, ())
     assert refused > 5000
-    assert same > 100
+    assert same > 30
 
 
 # --- Tiles ---------------------------------------------------------------------------------------------------------------------
@@ -1396,10 +1397,10 @@ def test_T7_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
 def test_T7_many_first_starts_make_one_log(tmp_path: Path) -> None:
     command = [sys.executable, str(SOURCE), "serve", "--storage-dir", "log", "--port", "0", "--origin", "log.example"]
     pipe = subprocess.PIPE
-    starts = [subprocess.Popen(command, cwd=tmp_path, stdout=pipe, stderr=pipe, text=True) for _ in range(5)]
+    starts = [subprocess.Popen(command, cwd=tmp_path, stdout=pipe, stderr=pipe, text=True) for _ in range(4)]
     try:
         lines = [start.stdout.readline() for start in starts if start.stdout]  # one answers, the others end
-        assert sorted(map(bool, lines)) == [False] * 4 + [True]
+        assert sorted(map(bool, lines)) == [False] * 3 + [True]
         assert all(start.wait(20) == 3 for start, line in zip(starts, lines, strict=True) if not line)
     finally:
         for start in starts:
@@ -1704,8 +1705,9 @@ def test_an_add_is_answered_with_index_checkpoint_and_proof(log: LocalLog) -> No
 
 def test_T50_json_is_an_entry_or_is_refused(log: LocalLog) -> None:
     for body in (
-        b"", b"{", b"[]", b"null", b"1", b'"a"', b"{}", b"\xff", b"\xef\xbb\xbf{}", b"1" * 5000, b"Infinity", b"-Infinity",
-        b"[" * 100_000, b'{"a":' * 100_000, b'{"filename":"a"}', b'{"checksum":"%b"}', b'{"filename":"a","checksum":NaN}',
+        b"", b"{", b"[]", b"null", b"1", b'"a"', b"{}", b"\xff", b"\xef\xbb\xbf{}", b"1" * 5000, b"Infinity",
+        b"-Infinity", b"[" * 100_000, b'{"a":' * 100_000, b'{"filename":"a"}', b'{"checksum":"%b"}',
+        b'{"filename":"a","checksum":NaN}',
         b'{"filename":1,"checksum":"%b"}', b'{"filename":["a"],"checksum":"%b"}', b'{"filename":"a/b","checksum":"%b"}',
         b'{"filename":"a","checksum":"%b","filename":"a"}', b'{"filename":"a","checksum":"%b","x":1}',
         b'{"filename":"\\ud800","checksum":"%b"}', b'{"filename":"a","checksum":"%b"} x',
@@ -1975,7 +1977,7 @@ def test_what_is_read_may_be_zipped_and_used_by_any_page(log: LocalLog) -> None:
 
 
 def test_pages_of_other_sites_cant_write(log: LocalLog) -> None:
-    """Nor does a page whose own name was made to point to this address: its requests look as if they were of this site."""
+    """Nor does a page whose own name was made to point to this address: its requests look like those of this site."""
     refused: list[dict[str, str]] = [
         {"Origin": "https://evil.example"}, {"Origin": "null"}, {"Sec_Fetch_Site": "cross-site"},
         {"Sec_Fetch_Site": "same-site"}, {"Origin": ""},
@@ -2422,7 +2424,8 @@ def test_the_keys_of_bt_log_load(tmp_path: Path) -> None:
     (tmp_path / "private.key").write_text(BT_LOG_SKEY)
     (tmp_path / "public.key").write_text(BT_LOG_VKEY)
     (tmp_path / "private.key").chmod(0o644)
-    serve, key, public = ("serve", "--storage-dir", "log"), ("--private-key", "private.key"), ("--public-key", "public.key")
+    serve = ("serve", "--storage-dir", "log")
+    key, public = ("--private-key", "private.key"), ("--public-key", "public.key")
     with running(*serve, *key, *public, "--new", cwd=tmp_path) as server:
         assert server.line.split()[4] == BT_LOG_VKEY
         assert add(server.url, entry(0))[0] == 200
@@ -2558,12 +2561,13 @@ def test_T53_T54_logs_that_lie(tmp_path: Path) -> None:
 
     evil = "\x1b[31mEVIL\x1b]0;x\x07"
     other = proof_of_one(Entry("other", SUM))  # a valid proof, of something else
-    bomb = btlog.Response(gzip.compress(bytes(1 << 25)), headers={"Content-Encoding": "gzip"})
+    bomb = btlog.Response(gzip.compress(bytes(btlog.MAX_ANSWER + 1)), headers={"Content-Encoding": "gzip"})
     answers: list[tuple[int, dict[str, Any]]] = [
         (3, {}),
         *((3, {"entries": body}) for body in (
             b"x", b"[]", b'{"entries":1}', b'{"entries":[1]}', b"[" * 100_000, row(), row("../x"), row(evil),
-            btlog.Response(b"x", headers={"Content-Encoding": "gzip"}), bomb, btlog.Response.json({"error": evil}, {}, 500),
+            btlog.Response(b"x", headers={"Content-Encoding": "gzip"}), bomb,
+            btlog.Response.json({"error": evil}, {}, 500),
         )),
         *((1, {"entries": body}) for body in (
             b'{"entries":[]}', row(checksum="x"), row(filename=file.name + "x"),  # T54: only starts alike
