@@ -129,83 +129,32 @@ COSIGNATURE = "— witness.example/w1 N94kJgAAAABqsTuAzQRMu3OerpUMXbtCT1iOJS6zz0
 COSIGNED = SIGNED + COSIGNATURE
 COSIGNED_AT = 1790000000
 ROOTS = {  # of the first n of the entries "entry 0", "entry 1", …
-    0: "47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=",
-    1: "dziFphNIniTOLPdhmdakI/BC5LvxLX7s7pEu8nbGVwE=",
-    2: "WkdmL9ijF9lgSaP59HxV3GfKZgUbqjaD27GbL+CaB7A=",
-    3: "lPvQ3YNvUDAWkubQ6t5yjuGexSv/8WBu2AfIV11aqhk=",
-    4: "l5nzB1F+9RfCIF35tndivzR1ayAJn7ffzOdrzr0nOy4=",
-    5: "fKo0Xb2JKmZFTWxlEuo8PqPw0+whvj/C4jdXBf049nI=",
-    6: "y+7JnbPk1n26qmDBa11M9zesLdwVB7eK83V2PrrRwB4=",
-    7: "mMl/C6MXXNCLAx3QhLncTmSbZNGijm6mlGRlAxc6tYc=",
-    8: "tpcyzlyRQWLKmsz69OldP5h01ogFQ3CIqv8YSk25Z3M=",
-    9: "JA2btqVfDLN1tdAIJR5xRUWLexrchGOrj+92/RT3X2s=",
-    15: "3ZednduKo2udzbV2BhOlYC9u84+nMbSdqCF62jbxuMg=",
-    16: "xx5OIvnaHWqhEh6W7X4IV2WsZ7RVaDJqj/i3yN3iOl8=",
-    17: "jdjVxVyqRcO5WYL8Fl5e3XIueSPvGQuynS3U7BGEue8=",
-    31: "aEFZBAy92y635HIEYgTrPDqX624tmt0KqNmcvuVbqHE=",
-    33: "YxCgz+StOp/7Pye3gNzz8z0PT8oGERhNY4ZifLKUkwU=",
-    63: "EgzrwFkY/7GyUQ3TwFfYHXQWaeMRuc/d6Rhd+qUe3wc=",
-    64: "XLzAg+gACv0VcwjMo+tUlHo5GHjMA3NrD8Rxvc2cTBw=",
-    65: "r7Sal9INk9tb4xmIMCTHGgJOWmVdQvRss1Qflt86mU4=",
-    127: "dKvd4JKE9Dd6FAfz72f5eWz8ceasRBUFJB1Jh5Qel5Q=",
-    128: "Y9TldO9rV2Bvn1rrhx8jsQshQGvXUIJNxBcKNW6Adyk=",
-    129: "zU+LJxfF2J55kj6aUGInRJ25DM0uZ5u8Ob3NpIr/kHI=",
-    255: "z2Z5PmMp3/JC6zzuCm82rT46GW3MVzoex3XhAr6GPxw=",
-    256: "2mWW2VNp9f7zIquOTg2jsLUCNqqcijsdJG90Ecni4y4=",
-    257: "XB/f6DU1gCLyOS3keNvgU/wTDP4dOggoeakM9r8Uv34=",
-    511: "uiTGt6wKXP4z1jM1r8HnaLsgypMfJxLzM+YIbyIp5KE=",
-    512: "xtuUnnbP1dYUB8c6SBkhJlqwJOphMdAtxrcN79/U+to=",
-    513: "eNZ0zD3mmFwl1kdju5aKzwItgn68EVhYSmYpuuvEwxw=",
-    1000: "NGxrnLicS3b6ydyyDNqG46AcCldBfBOQKOrNRTj96Vs=",
-    4096: "B22ASenXfQ7W6g2VF3zdj+x3PG3BDQa5GBF2RtLvxJ4=",
-    65535: "uM1QRqGZab3H6JKJJyOQtA3WarGKeGbCC4kgpnUmaKU=",
-    65536: "B7Gjd5YKThLjNI1ukymuYxapWwL7HCLpCSMbOqRIYac=",
-    65537: "uZxXCq8TuW4CY4Po4lLmnHFCs61+bgJk89wQ39iE2MU=",
-    65792: "Y8oZodj104kWrM5pXBaVKjxoeEh9FXjaGn5tWRnKFlY=",
-    69999: "dwSVkzH4FloReNZwiqiwYAdFnCk3MoiZ/0VXh1Da3Y0=",
+    0: "47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=", 1: "dziFphNIniTOLPdhmdakI/BC5LvxLX7s7pEu8nbGVwE=",
+    2: "WkdmL9ijF9lgSaP59HxV3GfKZgUbqjaD27GbL+CaB7A=", 3: "lPvQ3YNvUDAWkubQ6t5yjuGexSv/8WBu2AfIV11aqhk=",
+    4: "l5nzB1F+9RfCIF35tndivzR1ayAJn7ffzOdrzr0nOy4=", 5: "fKo0Xb2JKmZFTWxlEuo8PqPw0+whvj/C4jdXBf049nI=",
+    6: "y+7JnbPk1n26qmDBa11M9zesLdwVB7eK83V2PrrRwB4=", 7: "mMl/C6MXXNCLAx3QhLncTmSbZNGijm6mlGRlAxc6tYc=",
+    8: "tpcyzlyRQWLKmsz69OldP5h01ogFQ3CIqv8YSk25Z3M=", 9: "JA2btqVfDLN1tdAIJR5xRUWLexrchGOrj+92/RT3X2s=",
+    15: "3ZednduKo2udzbV2BhOlYC9u84+nMbSdqCF62jbxuMg=", 16: "xx5OIvnaHWqhEh6W7X4IV2WsZ7RVaDJqj/i3yN3iOl8=",
+    17: "jdjVxVyqRcO5WYL8Fl5e3XIueSPvGQuynS3U7BGEue8=", 31: "aEFZBAy92y635HIEYgTrPDqX624tmt0KqNmcvuVbqHE=",
+    33: "YxCgz+StOp/7Pye3gNzz8z0PT8oGERhNY4ZifLKUkwU=", 63: "EgzrwFkY/7GyUQ3TwFfYHXQWaeMRuc/d6Rhd+qUe3wc=",
+    64: "XLzAg+gACv0VcwjMo+tUlHo5GHjMA3NrD8Rxvc2cTBw=", 65: "r7Sal9INk9tb4xmIMCTHGgJOWmVdQvRss1Qflt86mU4=",
+    127: "dKvd4JKE9Dd6FAfz72f5eWz8ceasRBUFJB1Jh5Qel5Q=", 128: "Y9TldO9rV2Bvn1rrhx8jsQshQGvXUIJNxBcKNW6Adyk=",
+    129: "zU+LJxfF2J55kj6aUGInRJ25DM0uZ5u8Ob3NpIr/kHI=", 255: "z2Z5PmMp3/JC6zzuCm82rT46GW3MVzoex3XhAr6GPxw=",
+    256: "2mWW2VNp9f7zIquOTg2jsLUCNqqcijsdJG90Ecni4y4=", 257: "XB/f6DU1gCLyOS3keNvgU/wTDP4dOggoeakM9r8Uv34=",
+    511: "uiTGt6wKXP4z1jM1r8HnaLsgypMfJxLzM+YIbyIp5KE=", 512: "xtuUnnbP1dYUB8c6SBkhJlqwJOphMdAtxrcN79/U+to=",
+    513: "eNZ0zD3mmFwl1kdju5aKzwItgn68EVhYSmYpuuvEwxw=", 1000: "NGxrnLicS3b6ydyyDNqG46AcCldBfBOQKOrNRTj96Vs=",
+    4096: "B22ASenXfQ7W6g2VF3zdj+x3PG3BDQa5GBF2RtLvxJ4=", 65535: "uM1QRqGZab3H6JKJJyOQtA3WarGKeGbCC4kgpnUmaKU=",
+    65536: "B7Gjd5YKThLjNI1ukymuYxapWwL7HCLpCSMbOqRIYac=", 65537: "uZxXCq8TuW4CY4Po4lLmnHFCs61+bgJk89wQ39iE2MU=",
+    65792: "Y8oZodj104kWrM5pXBaVKjxoeEh9FXjaGn5tWRnKFlY=", 69999: "dwSVkzH4FloReNZwiqiwYAdFnCk3MoiZ/0VXh1Da3Y0=",
     70000: "o5IPun8jmgcam9EHIfE0Gt3vuu3ttBx+JEN6nRa98Ao=",
 }
 INCLUSION = [
-    (0, 1),
-    (0, 2),
-    (1, 2),
-    (2, 3),
-    (0, 7),
-    (3, 7),
-    (6, 7),
-    (5, 8),
-    (99, 256),
-    (255, 257),
-    (256, 257),
-    (511, 513),
-    (512, 513),
-    (12345, 65536),
-    (65535, 65537),
-    (65536, 65537),
-    (0, 70000),
-    (69999, 70000),
-    (65791, 70000),
+    (0, 1), (0, 2), (1, 2), (2, 3), (0, 7), (3, 7), (6, 7), (5, 8), (99, 256), (255, 257), (256, 257), (511, 513),
+    (512, 513), (12345, 65536), (65535, 65537), (65536, 65537), (0, 70000), (69999, 70000), (65791, 70000),
 ]
 CONSISTENCY = [
-    (1, 1),
-    (1, 2),
-    (1, 3),
-    (2, 3),
-    (3, 7),
-    (4, 7),
-    (6, 7),
-    (6, 8),
-    (7, 8),
-    (8, 8),
-    (255, 256),
-    (255, 257),
-    (256, 257),
-    (257, 512),
-    (4096, 65537),
-    (65535, 65536),
-    (65536, 70000),
-    (65537, 70000),
-    (69999, 70000),
+    (1, 1), (1, 2), (1, 3), (2, 3), (3, 7), (4, 7), (6, 7), (6, 8), (7, 8), (8, 8), (255, 256), (255, 257), (256, 257),
+    (257, 512), (4096, 65537), (65535, 65536), (65536, 70000), (65537, 70000), (69999, 70000),
 ]
 PROOFS_DIGEST = "f84c9d333d17b3eb60bc9b219ac07b0be8b1ece2387a57793999fa3a4887b282"  # of those proofs as JSON
 TILE_DIGESTS = {  # level, index, width: SHA-256 of the tile of the tree of 70,000
@@ -220,21 +169,12 @@ PROOF_DIGESTS = {  # of the .tlog-proof of entry 12345 under COSIGNED, without a
     b"extra data": "d09d9fc2597e0309bc280c4822a4e41083aa17124b21af78f3f98c65c9dc8f65",
 }
 PATHS = {
-    (None, 0, 256): "tile/entries/000",
-    (None, 0, 5): "tile/entries/000.p/5",
-    (None, 1234067, 256): "tile/entries/x001/x234/067",
-    (None, 273, 112): "tile/entries/273.p/112",
-    (0, 0, 256): "tile/0/000",
-    (0, 0, 1): "tile/0/000.p/1",
-    (0, 1000, 256): "tile/0/x001/000",
-    (0, 1234067, 256): "tile/0/x001/x234/067",
-    (0, 1234067, 8): "tile/0/x001/x234/067.p/8",
-    (0, 273, 112): "tile/0/273.p/112",
-    (1, 0, 256): "tile/1/000",
-    (1, 1, 17): "tile/1/001.p/17",
-    (2, 0, 1): "tile/2/000.p/1",
-    (5, 1000000, 3): "tile/5/x001/x000/000.p/3",
-    (7, 999, 255): "tile/7/999.p/255",
+    (None, 0, 256): "tile/entries/000", (None, 0, 5): "tile/entries/000.p/5",
+    (None, 1234067, 256): "tile/entries/x001/x234/067", (None, 273, 112): "tile/entries/273.p/112",
+    (0, 0, 256): "tile/0/000", (0, 0, 1): "tile/0/000.p/1", (0, 1000, 256): "tile/0/x001/000",
+    (0, 1234067, 256): "tile/0/x001/x234/067", (0, 1234067, 8): "tile/0/x001/x234/067.p/8",
+    (0, 273, 112): "tile/0/273.p/112", (1, 0, 256): "tile/1/000", (1, 1, 17): "tile/1/001.p/17",
+    (2, 0, 1): "tile/2/000.p/1", (5, 1000000, 3): "tile/5/x001/x000/000.p/3", (7, 999, 255): "tile/7/999.p/255",
 }
 # The key pair in the README of trailofbits/bt-log.
 BT_LOG_SKEY = "PRIVATE+KEY+binarytransparency.log/example+5de0f997+AXNNv9racVtMynH7oHIogZ4xS5sAIHBl47hlrcf6vsfu"
@@ -303,8 +243,11 @@ def b64(data: bytes) -> str:
 
 
 def refuses(kind: type[Error] | tuple[type[Error], ...], call: Callable[..., Any], *args: Any) -> None:
-    with pytest.raises(kind):
-        call(*args)
+    try:
+        value = call(*args)
+    except kind:
+        return
+    pytest.fail(f"{args!r:.2000} gives {value!r:.500}")
 
 
 def mutations(data: bytes, every: bool = False) -> Iterator[bytes]:
@@ -334,65 +277,31 @@ def survives(parse: Callable[[bytes], Any], encode: Callable[[Any], bytes], case
 # --- Strict scalars ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("text", ["0", "1", "9", "10", "255", str(2**63 - 1)])
-def test_decimal(text: str) -> None:
-    assert btlog.parse_decimal(text) == int(text)
+def test_decimal() -> None:
+    """T42: a number has one form."""
+    for text in "0", "1", "9", "10", "255", str(2**63 - 1):
+        assert btlog.parse_decimal(text) == int(text)
+    for text in (
+        "", "+7", "-0", "-1", " 7", "7 ", "7\n", "1_000", "٧", "²", "00", "007", "0x1", "1e3", "1.0", str(2**63),
+        "9" * 19, "9" * 5000,
+    ):
+        refuses(Malformed, btlog.parse_decimal, text)
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "+7",
-        "-0",
-        "-1",
-        " 7",
-        "7 ",
-        "7\n",
-        "1_000",
-        "٧",
-        "²",
-        "00",
-        "007",
-        "0x1",
-        "1e3",
-        "1.0",
-        str(2**63),
-        "9" * 19,
-        "9" * 5000,
-    ],
-)
-def test_T42_decimals_have_one_form(text: str) -> None:
-    refuses(Malformed, btlog.parse_decimal, text)
+def test_T41_T51_base64_has_one_form() -> None:
+    for n in range(40):
+        data = random.Random(n).randbytes(n)
+        assert btlog.to_base64(data) == b64(data)
+        assert btlog.parse_base64(b64(data)) == btlog.parse_base64(b64(data), n) == data
+        for other in {0, n - 1, n + 1} - {n}:
+            refuses(Malformed, btlog.parse_base64, b64(data), other)
+    for text in "Kjh=", "YQ", "YQ=", "YQ===", "YQ==\n", " YQ==", "Y Q==", "YR==", "YWI", "YWJ=", "é", "_-8=", "=":
+        refuses(Malformed, btlog.parse_base64, text)
 
 
-@pytest.mark.parametrize(
-    "text", ["Kjh=", "YQ", "YQ=", "YQ===", "YQ==\n", " YQ==", "Y Q==", "YR==", "YWI", "YWJ=", "é", "_-8=", "="]
-)
-def test_T41_T51_base64_has_one_form(text: str) -> None:
-    refuses(Malformed, btlog.parse_base64, text)
-
-
-def test_base64_lengths() -> None:
-    assert btlog.parse_base64("") == b""
-    assert btlog.parse_base64(b64(b"x" * 32), 32) == b"x" * 32
-    for n in 0, 31, 33:
-        refuses(Malformed, btlog.parse_base64, b64(b"x" * n), 32)
-
-
-@given(st.binary(max_size=40))
-def test_base64_roundtrip(data: bytes) -> None:
-    assert btlog.parse_base64(b64(data)) == data == btlog.parse_base64(btlog.to_base64(data))
-
-
-@pytest.mark.parametrize(
-    "data", [b"", b"a", b"a\r\n", b"a\x0bb\n", b"\x00\n", b"\x1f\n", b"\xff\n", b"\xed\xa0\x80\n", b"\xc0\x80\n"]
-)
-def test_T43_text_is_whole_lines_of_clean_utf8(data: bytes) -> None:
-    refuses(Malformed, btlog.parse_text, data)
-
-
-def test_T43_only_newline_ends_a_line() -> None:
+def test_T43_text_is_whole_lines_of_clean_utf8() -> None:
+    for data in b"", b"a", b"a\r\n", b"a\x0bb\n", b"\0\n", b"\x1f\n", b"\xff\n", b"\xed\xa0\x80\n", b"\xc0\x80\n":
+        refuses(Malformed, btlog.parse_text, data)
     odd = "a\x7f\x85\u2028\u2029b"  # str.splitlines would cut at three of them
     assert btlog.parse_text(f"{odd}\n".encode()) == f"{odd}\n"
 
@@ -407,9 +316,7 @@ def test_roots_of_small_trees_and_hashes() -> None:
     assert leaf_hash(b"") == hashlib.sha256(b"\0").digest()
     assert node_hash(b"a" * 32, b"b" * 32) == hashlib.sha256(b"\1" + b"a" * 32 + b"b" * 32).digest()
     assert len(ROOTS) == 35
-    for n, root in ROOTS.items():
-        if n <= SMALL:
-            assert b64(MTH[n]) == root
+    assert [b64(root) for n, root in enumerate(MTH) if n in ROOTS] == [root for n, root in ROOTS.items() if n <= SMALL]
 
 
 def spoilt(proof: list[bytes]) -> Iterator[list[bytes]]:
@@ -427,12 +334,16 @@ def spoilt(proof: list[bytes]) -> Iterator[list[bytes]]:
         yield [extra, *proof]
 
 
+def small_tiles(n: int) -> btlog.Tiles:
+    grown = tiles_of(ENTRIES[:n])
+    return btlog.Tiles(n, lambda level, index, width: grown[level, index][: 32 * width])
+
+
 def test_T56_inclusion_exhaustively_in_small_trees() -> None:
     """Agrees with the RFC's definition for every entry of every tree up to 64, and nothing else passes."""
     tried = 0
     for n in range(1, SMALL + 1):
-        tree = Tree(n, MTH[n])
-        tiles = btlog.Tiles(n, lambda level, index, width: tiles_of(ENTRIES[:n])[level, index][: 32 * width])  # noqa: B023
+        tree, tiles = Tree(n, MTH[n]), small_tiles(n)
         for m in range(n):
             proof, leaf = path(m, ENTRIES[:n]), leaf_hash(ENTRIES[m])
             assert btlog.prove_inclusion(tiles, m) == proof
@@ -453,8 +364,7 @@ def test_T56_inclusion_exhaustively_in_small_trees() -> None:
 def test_consistency_exhaustively_in_small_trees() -> None:
     tried = 0
     for n in range(SMALL + 1):
-        new = Tree(n, MTH[n])
-        tiles = btlog.Tiles(n, lambda level, index, width: tiles_of(ENTRIES[:n])[level, index][: 32 * width])  # noqa: B023
+        new, tiles = Tree(n, MTH[n]), small_tiles(n)
         for m in range(n + 1):
             proof = subproof(m, ENTRIES[:n], True) if m else []
             old = Tree(m, MTH[m])
@@ -472,24 +382,16 @@ def test_consistency_exhaustively_in_small_trees() -> None:
 
 
 def test_T31_the_empty_tree() -> None:
-    empty = Tree(0, hashlib.sha256(b"").digest())
-    check_consistency(empty, empty, [])
-    check_consistency(empty, Tree(5, MTH[5]), [])
-    for old, new in (
-        (Tree(0, bytes(32)), Tree(5, MTH[5])),
-        (empty, Tree(0, bytes(32))),
-        (Tree(0, bytes(32)), Tree(0, bytes(32))),
-    ):
-        refuses(BadProof, check_consistency, old, new, [])
-    refuses(BadProof, check_consistency, empty, Tree(5, MTH[5]), [MTH[5]])
+    empty, zero, five = Tree(0, hashlib.sha256(b"").digest()), Tree(0, bytes(32)), Tree(5, MTH[5])
+    check_consistency(empty, five, [])
+    for old, new, proof in (zero, five, []), (empty, zero, []), (zero, zero, []), (empty, five, [MTH[5]]):
+        refuses(BadProof, check_consistency, old, new, proof)
     refuses(BadProof, check_inclusion, leaf_hash(b""), 0, empty, [])
 
 
-@pytest.mark.parametrize(
-    ("size", "root"), [(-1, bytes(32)), (2**63, bytes(32)), (1, bytes(31)), (1, bytes(33)), (0, b"")]
-)
-def test_a_tree_is_a_size_and_a_hash(size: int, root: bytes) -> None:
-    refuses(Malformed, Tree, size, root)
+def test_a_tree_is_a_size_and_a_hash() -> None:
+    for size, root in (-1, bytes(32)), (2**63, bytes(32)), (1, bytes(31)), (1, bytes(33)), (0, b""):
+        refuses(Malformed, Tree, size, root)
 
 
 def test_proofs_of_huge_trees_end() -> None:
@@ -524,24 +426,23 @@ def test_many_proofs_at_once_are_the_same(big: Callable[[int, int, int], bytes])
     for size in 1, 2, 3, 255, 256, 257, 1000, 65_535, 65_536, 65_537, 70_000:
         tiles = btlog.Tiles(size, big)
         some = sorted(set(choose.choices(range(size), k=20)) | {0, size - 1} | set(range(max(0, size - 300), size)))
-        proofs = list(btlog.prove_many(tiles, some, b"\n"))
-        assert len(proofs) == len(some)
-        for index, text in zip(some, proofs, strict=True):
+        for index, text in zip(some, btlog.prove_many(tiles, some, b"\n"), strict=True):
             assert text.decode() == "\n".join(b64(h) for h in btlog.prove_inclusion(tiles, index))
     assert list(btlog.prove_many(btlog.Tiles(5, big), [], b",")) == []
 
 
 def test_thousands_of_proofs_pinned(big: Callable[[int, int, int], bytes]) -> None:
-    """One hash over 9,000 proofs: whatever changes the provers shows here."""
+    """One hash over 3,000 proofs: whatever changes the provers shows here."""
     rolling = hashlib.sha256()
     for size in 300, 4097, 69_632:
         tiles = btlog.Tiles(size, big)
-        for i in range(1500):
+        for i in range(500):
             rolling.update(b"".join(btlog.prove_inclusion(tiles, i * 7919 % size)))
             rolling.update(b"".join(btlog.prove_consistency(tiles, 1 + i * 104_729 % size)))
-    assert rolling.hexdigest() == "e00a9d497b0cdc50b495d0900e654de92af0597e395dafc972086b381e5839e8"
+    assert rolling.hexdigest() == "d8e11262d3bc81107fdb4159845fe73fb698e078be71094156175c3bd1dbe5b5"
 
 
+@settings(max_examples=40)
 @given(st.integers(0, 600), st.lists(st.integers(1, 300), max_size=6))
 def test_growing_in_steps_is_growing_at_once(first: int, steps: list[int]) -> None:
     tiles: dict[tuple[int, int], bytes] = {}
@@ -562,6 +463,7 @@ LOG, WITNESS, PQ = VerifierKey.parse(LOG_VKEY), VerifierKey.parse(WITNESS_VKEY),
 SIGNER, COSIGNER = btlog.Signer.parse(LOG_SKEY), btlog.Signer.parse(WITNESS_SKEY)
 POLICY = btlog.simple_policy([LOG], [WITNESS])
 UNWITNESSED = btlog.simple_policy([LOG])
+TEXT_70000 = SIGNED.partition("\n\n")[0] + "\n"
 
 
 def signature_line(key: btlog.Signer, text: str, seconds: int = 0) -> str:
@@ -583,67 +485,38 @@ def new_key(name: str) -> btlog.Signer:
 
 
 def test_T46_keys_of_go() -> None:
-    assert [btlog.encode_vkey(VerifierKey.parse(k)) for k in (LOG_VKEY, WITNESS_VKEY_4, PQ_VKEY)] == [
-        LOG_VKEY,
-        WITNESS_VKEY_4,
-        PQ_VKEY,
-    ]
-    assert (
-        btlog.as_witness(WITNESS)
-        == VerifierKey.parse(WITNESS_VKEY_4)
-        == btlog.as_witness(VerifierKey.parse(WITNESS_VKEY_4))
-    )
+    for vkey in LOG_VKEY, WITNESS_VKEY_4, PQ_VKEY:
+        assert btlog.encode_vkey(VerifierKey.parse(vkey)) == vkey
+    as_witness = VerifierKey.parse(WITNESS_VKEY_4)
+    assert btlog.as_witness(WITNESS) == as_witness == btlog.as_witness(as_witness)
     assert (SIGNER.key, COSIGNER.key) == (LOG, WITNESS)
     assert (SIGNER.encode(), COSIGNER.encode()) == (LOG_SKEY, WITNESS_SKEY)
     assert btlog.encode_vkey(btlog.Signer.parse(BT_LOG_SKEY).key) == BT_LOG_VKEY
     assert (PQ.kind, len(PQ.key)) == (0x06, 1312)
+    seeds = (hashlib.sha256(b"%d" % i).digest() for i in itertools.count())  # their base64 may hold plus signs
+    keys = (btlog.Signer("plus.example", seed).key for seed in seeds)
+    key = next(key for key in keys if btlog.encode_vkey(key).count("+") > 3)
+    assert VerifierKey.parse(btlog.encode_vkey(key)) == key
 
 
-def test_T46_base64_of_a_key_may_hold_plus_signs() -> None:
-    seeds = (hashlib.sha256(b"%d" % i).digest() for i in itertools.count())
-    signer = next(
-        s for s in (btlog.Signer("plus.example", seed) for seed in seeds) if btlog.encode_vkey(s.key).count("+") > 3
-    )
-    assert VerifierKey.parse(btlog.encode_vkey(signer.key)) == signer.key
+def test_T46_what_is_no_vkey() -> None:
+    for vkey in (
+        "", "a", "a+b", "a+b+c", "+" + LOG_VKEY.partition("+")[2], LOG_VKEY + "\n", " " + LOG_VKEY, LOG_VKEY + "+",
+        LOG_VKEY.upper(), LOG_VKEY.replace("fdabb4f8", "FDABB4F8"), LOG_VKEY.replace("fdabb4f8", "fdabb4f9"),
+        LOG_VKEY.replace("fdabb4f8", "0fdabb4f8"), LOG_VKEY.replace("log.example", "log example"),
+        LOG_VKEY.replace("log.example", "log\u00a0example"), LOG_VKEY[:-4],
+        "x+" + hashlib.sha256(b"x\n").hexdigest()[:8] + "+", LOG_SKEY, LOG_VKEY.replace("log.example", "log\udc80"),
+    ):
+        refuses(Malformed, VerifierKey.parse, vkey)
 
 
-@pytest.mark.parametrize(
-    "vkey",
-    [
-        "",
-        "a",
-        "a+b",
-        "a+b+c",
-        "+" + LOG_VKEY.partition("+")[2],
-        LOG_VKEY + "\n",
-        " " + LOG_VKEY,
-        LOG_VKEY + "+",
-        LOG_VKEY.upper(),
-        LOG_VKEY.replace("fdabb4f8", "FDABB4F8"),
-        LOG_VKEY.replace("fdabb4f8", "fdabb4f9"),
-        LOG_VKEY.replace("fdabb4f8", "0fdabb4f8"),
-        LOG_VKEY.replace("log.example", "log example"),
-        LOG_VKEY.replace("log.example", "log\u00a0example"),
-        LOG_VKEY[:-4],
-        "x+" + hashlib.sha256(b"x\n").hexdigest()[:8] + "+",
-        LOG_SKEY,
-        LOG_VKEY.replace("log.example", "log\udc80"),
-    ],
-)
-def test_T46_what_is_no_vkey(vkey: str) -> None:
-    refuses(Malformed, VerifierKey.parse, vkey)
-
-
-@pytest.mark.parametrize("kind", [0, 2, 3, 5, 0xFA, 0xFF])
-def test_T46_unknown_types_of_keys(kind: int) -> None:
-    key_id = hashlib.sha256(b"x\n" + bytes([kind]) + LOG.key).hexdigest()[:8]
-    refuses(Malformed, VerifierKey.parse, f"x+{key_id}+{b64(bytes([kind]) + LOG.key)}")
-    refuses(Malformed, VerifierKey, "x", kind, LOG.key)
-
-
-@pytest.mark.parametrize("kind,length", [(1, 31), (1, 33), (1, 0), (4, 31), (4, 1312), (6, 32), (6, 1311)])
-def test_keys_have_the_length_of_their_type(kind: int, length: int) -> None:
-    refuses(Malformed, VerifierKey, "x", kind, bytes(length))
+def test_T46_keys_have_a_known_type_and_its_length() -> None:
+    for kind in 0, 2, 3, 5, 0xFA, 0xFF:
+        key_id = hashlib.sha256(b"x\n" + bytes([kind]) + LOG.key).hexdigest()[:8]
+        refuses(Malformed, VerifierKey.parse, f"x+{key_id}+{b64(bytes([kind]) + LOG.key)}")
+        refuses(Malformed, VerifierKey, "x", kind, LOG.key)
+    for kind, length in (1, 31), (1, 33), (1, 0), (4, 31), (4, 1312), (6, 32), (6, 1311):
+        refuses(Malformed, VerifierKey, "x", kind, bytes(length))
 
 
 def test_T38_names_of_at_most_255_bytes() -> None:
@@ -655,41 +528,29 @@ def test_T38_names_of_at_most_255_bytes() -> None:
         refuses(Malformed, Checkpoint.parse, f"{name}\n0\n{ROOTS[0]}\n")
 
 
-@pytest.mark.parametrize(
-    "skey",
-    [
-        "",
-        LOG_VKEY,
-        LOG_SKEY + "\n",
-        LOG_SKEY.replace("fdabb4f8", "fdabb4f9"),
-        LOG_SKEY.replace("PRIVATE", "PUBLIC"),
-        LOG_SKEY[:-4],
-        LOG_SKEY.replace("+AY", "+BI"),
-        LOG_SKEY.replace("log.example", "log example"),
-        "PRIVATE+KEY+x",
-    ],
-)
-def test_what_is_no_private_key_is_not_quoted(skey: str) -> None:
-    with pytest.raises(Malformed) as caught:
-        btlog.Signer.parse(skey)
-    assert "XBV0uM3" not in str(caught.value)
-    assert caught.value.__context__ is None or "XBV0uM3" not in "".join(map(str, caught.value.args))
+def test_what_is_no_private_key_is_not_quoted() -> None:
+    for skey in (
+        "", LOG_VKEY, LOG_SKEY + "\n", LOG_SKEY.replace("fdabb4f8", "fdabb4f9"), LOG_SKEY.replace("PRIVATE", "PUBLIC"),
+        LOG_SKEY[:-4], LOG_SKEY.replace("+AY", "+BI"), LOG_SKEY.replace("log.example", "log example"), "PRIVATE+KEY+x",
+    ):
+        with pytest.raises(Malformed) as caught:
+            btlog.Signer.parse(skey)
+        assert "XBV0uM3" not in "".join(map(str, (caught.value, caught.value.__context__, *caught.value.args)))
     assert "seed" not in repr(SIGNER)
 
 
 def test_open_what_go_signed() -> None:
-    tree = Tree(70_000, base64.b64decode(ROOTS[70_000]))
     opened = open_checkpoint(COSIGNED.encode(), POLICY)
-    assert opened == Checkpoint("log.example/vectors", tree)
+    assert opened == Checkpoint("log.example/vectors", Tree(70_000, base64.b64decode(ROOTS[70_000])))
     assert opened.cosigned == ((VerifierKey.parse(WITNESS_VKEY_4), COSIGNED_AT),)
-    assert open_checkpoint(SIGNED.encode(), UNWITNESSED).cosigned == ()
-    assert open_checkpoint(COSIGNED.encode(), UNWITNESSED).cosigned == ()
+    for note in SIGNED, COSIGNED:
+        assert open_checkpoint(note.encode(), UNWITNESSED).cosigned == ()
     refuses(BadSignature, open_checkpoint, SIGNED.encode(), POLICY)
     assert SIGNER.sign(opened) == SIGNED.encode()
 
 
 def test_T39_cosignature_time() -> None:
-    text = SIGNED.partition("\n\n")[0] + "\n"
+    text = TEXT_70000
     assert signature_line(COSIGNER, text, COSIGNED_AT) == COSIGNATURE
     key = btlog.as_witness(WITNESS)
     for seconds in 1, 2**63 - 1:
@@ -703,16 +564,12 @@ def test_T39_cosignature_time() -> None:
 
 
 def test_T45_signatures_in_any_order_and_number() -> None:
-    text = SIGNED.partition("\n\n")[0] + "\n"
+    text = TEXT_70000
     log, witness = signature_line(SIGNER, text), signature_line(COSIGNER, text, 5)
     later = signature_line(COSIGNER, text, 9)
     unknown = [signature_line(new_key(f"unknown{i}.example"), text) for i in range(97)]
     for lines in (
-        [log, witness],
-        [witness, log],
-        [log, log, witness],
-        [log, *unknown[:15], witness],
-        [*unknown, log, witness],
+        [log, witness], [witness, log], [log, log, witness], [log, *unknown[:15], witness], [*unknown, log, witness],
     ):
         assert open_checkpoint(note_of(text, *lines), POLICY).cosigned[0][1] == 5
     assert open_checkpoint(note_of(text, later, log, witness), POLICY).cosigned == ((btlog.as_witness(WITNESS), 9),)
@@ -725,7 +582,7 @@ def test_T45_signatures_in_any_order_and_number() -> None:
 
 
 def test_T40_unknown_signatures_are_ignored_and_false_ones_are_not() -> None:
-    text = SIGNED.partition("\n\n")[0] + "\n"
+    text = TEXT_70000
     log, witness = signature_line(SIGNER, text), signature_line(COSIGNER, text, 5)
     unknown = [signature_line(new_key(f"unknown{i}.example"), text) for i in range(15)]
     for at in range(16):
@@ -736,92 +593,60 @@ def test_T40_unknown_signatures_are_ignored_and_false_ones_are_not() -> None:
         line = f"— {name} {b64(key_id + bytes(64))}\n"
         assert open_checkpoint(note_of(text, log, line), UNWITNESSED)
         refuses(BadSignature, open_checkpoint, note_of(text, line), UNWITNESSED)
-    other = SIGNED.replace("70000", "70001").partition("\n\n")[0] + "\n"
-    false = [
-        signature_line(SIGNER, other),
-        f"— {LOG.name} {b64(LOG.key_id + bytes(64))}\n",
+    other = text.replace("70000", "70001")
+    for line in (
+        signature_line(SIGNER, other), f"— {LOG.name} {b64(LOG.key_id + bytes(64))}\n",
         f"— {LOG.name} {b64(LOG.key_id + b'short')}\n",
         f"— {LOG.name} {b64(LOG.key_id + base64.b64decode(log.split()[2])[4:] + b'!')}\n",
-        signature_line(COSIGNER, other, 5),
-        f"— {WITNESS.name} {b64(btlog.as_witness(WITNESS).key_id + bytes(7))}\n",
-    ]
-    for line in false:
+        signature_line(COSIGNER, other, 5), f"— {WITNESS.name} {b64(btlog.as_witness(WITNESS).key_id + bytes(7))}\n",
+    ):
         for lines in [log, witness, line], [line, log, witness]:
             refuses(BadSignature, open_checkpoint, note_of(text, *lines), POLICY)
 
 
 def test_the_ml_dsa_witness_parses_and_never_counts() -> None:
-    text = SIGNED.partition("\n\n")[0] + "\n"
     line = f"— {PQ.name} {b64(PQ.key_id + bytes(8 + 2420))}\n"
-    note = note_of(text, signature_line(SIGNER, text), line)
+    note = note_of(TEXT_70000, signature_line(SIGNER, TEXT_70000), line)
     assert open_checkpoint(note, UNWITNESSED).cosigned == ()
-    refuses(BadSignature, open_checkpoint, note, btlog.simple_policy([LOG], [PQ]))
-    refuses(BadSignature, open_checkpoint, note, btlog.simple_policy([LOG], [WITNESS, PQ], 1))
-    refuses(BadSignature, PQ.verify, text, bytes(64))
-    assert (
-        open_checkpoint(COSIGNED.encode(), btlog.simple_policy([LOG], [WITNESS, PQ], 1)).cosigned[0][1] == COSIGNED_AT
-    )
+    one_of_two = btlog.simple_policy([LOG], [WITNESS, PQ], 1)
+    for policy in btlog.simple_policy([LOG], [PQ]), one_of_two:
+        refuses(BadSignature, open_checkpoint, note, policy)
+    refuses(BadSignature, PQ.verify, TEXT_70000, bytes(64))
+    assert open_checkpoint(COSIGNED.encode(), one_of_two).cosigned[0][1] == COSIGNED_AT
 
 
 def test_T57_the_key_of_one_origin_does_not_speak_for_another() -> None:
     text = f"other.example\n1\n{ROOTS[1]}\n"
-    refuses(BadSignature, open_checkpoint, note_of(text, signature_line(SIGNER, text)), UNWITNESSED)
     other = new_key("other.example")
     both = btlog.simple_policy([LOG, other.key])
-    refuses(BadSignature, open_checkpoint, note_of(text, signature_line(SIGNER, text)), both)
+    for policy in UNWITNESSED, both:
+        refuses(BadSignature, open_checkpoint, note_of(text, signature_line(SIGNER, text)), policy)
     assert open_checkpoint(note_of(text, signature_line(SIGNER, text), signature_line(other, text)), both)
 
 
 def test_T44_only_the_last_empty_line_separates() -> None:
     text = "a\n\nb\n\n\nc\n"
-    assert btlog.split_note(note_of(text, signature_line(SIGNER, text)))[0] == text
     assert btlog.open_note(note_of(text, signature_line(SIGNER, text)), [LOG]) == (text, {LOG: 0})
-    assert btlog.split_note(note_of("\n", signature_line(SIGNER, "\n")))[0] == "\n"
-    blank = SIGNED.partition("\n\n")[0] + "\n\nextension\n"  # a checkpoint has no empty lines
+    for part in text, "\n":
+        assert btlog.split_note(note_of(part, signature_line(SIGNER, part)))[0] == part
+    blank = TEXT_70000 + "\nextension\n"  # a checkpoint has no empty lines
     refuses(Malformed, open_checkpoint, note_of(blank, signature_line(SIGNER, blank)), UNWITNESSED)
 
 
 LINE = SIGNED.split("\n")[4]
 
 
-@pytest.mark.parametrize(
-    "note",
-    [
-        "",
-        "\n",
-        "\n\n",
-        "a\n",
-        "a\n\n",
-        SIGNED[:-1],
-        SIGNED.replace("\n\n", "\n"),
-        SIGNED + "\n",
-        "\n" + LINE + "\n",
-        SIGNED.replace("\n", "\r\n"),
-        SIGNED.replace("— ", "- "),
-        SIGNED.replace("— ", "—  "),
-        SIGNED.replace("— ", "—"),
-        SIGNED.replace("— ", "– "),
-        SIGNED + " \n",
-        SIGNED + "x\n",
-        SIGNED + LINE,
-        SIGNED.replace("=\n", "=  \n"),
-        SIGNED + LINE + " x\n",
-        SIGNED + "— a\n",
-        SIGNED + "— a \n",
-        SIGNED + "— a YWJjZA==\n",
-        SIGNED + "—  YWJjZGU=\n",
-        SIGNED + "— a+b YWJjZGU=\n",
-        SIGNED + "— a YWJjZGV=\n",
-        SIGNED + "— a YWJjZGU\n",
-        SIGNED + "— a\u2003b YWJjZGU=\n",
-        SIGNED.replace("\n\n", "\n \n"),
-        "\ufeff" + SIGNED[:30],
-        SIGNED.replace("log", "l\0g"),
-        SIGNED.replace("log", "l\tg"),
-    ],
-)
-def test_T43_what_is_no_note(note: str) -> None:
-    refuses(Malformed, btlog.split_note, note.encode())
+def test_T43_what_is_no_note() -> None:
+    for note in (
+        "", "\n", "\n\n", "a\n", "a\n\n", SIGNED[:-1], SIGNED.replace("\n\n", "\n"), SIGNED + "\n", "\n" + LINE + "\n",
+        SIGNED.replace("\n", "\r\n"), SIGNED.replace("— ", "- "), SIGNED.replace("— ", "—  "),
+        SIGNED.replace("— ", "—"), SIGNED.replace("— ", "– "), SIGNED + " \n", SIGNED + "x\n", SIGNED + LINE,
+        SIGNED.replace("=\n", "=  \n"), SIGNED + LINE + " x\n", SIGNED + "— a\n", SIGNED + "— a \n",
+        SIGNED + "— a YWJjZA==\n", SIGNED + "—  YWJjZGU=\n", SIGNED + "— a+b YWJjZGU=\n", SIGNED + "— a YWJjZGV=\n",
+        SIGNED + "— a YWJjZGU\n", SIGNED + "— a\u2003b YWJjZGU=\n", SIGNED.replace("\n\n", "\n \n"),
+        "\ufeff" + SIGNED[:30], SIGNED.replace("log", "l\0g"), SIGNED.replace("log", "l\tg"),
+    ):
+        refuses(Malformed, btlog.split_note, note.encode())
 
 
 def test_limits_of_notes() -> None:
@@ -834,33 +659,15 @@ def test_limits_of_notes() -> None:
     refuses(Malformed, btlog.split_note, note_of("a" * 1_000_000 + "\n", many[0]))
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "\n",
-        "a\n",
-        "a\n1\n",
-        f"a\n1\n{ROOTS[1]}",
-        f"\n1\n{ROOTS[1]}\n",
-        f"a\n01\n{ROOTS[1]}\n",
-        f"a\n-1\n{ROOTS[1]}\n",
-        f"a\n1 \n{ROOTS[1]}\n",
-        f"a\n{2**63}\n{ROOTS[1]}\n",
-        f"a\n1\n{ROOTS[1][:-1]}\n",
-        f"a\n1\n{b64(bytes(31))}\n",
-        f"a\n1\n{b64(bytes(33))}\n",
-        f"a\n1\n{ROOTS[1]}\n\n",
-        f"a\n1\n{ROOTS[1]}\n\nx\n",
-        f"a b\n1\n{ROOTS[1]}\n",
-        f"a\n\n{ROOTS[1]}\n",
-        f"a\n1\n\n{ROOTS[1]}\n",
-        f"a\n1\n{ROOTS[1]}=\n",
-        f"a\n\n1\n{ROOTS[1]}\n",
-    ],
-)
-def test_what_is_no_checkpoint(text: str) -> None:
-    refuses(Malformed, Checkpoint.parse, text)
+def test_what_is_no_checkpoint() -> None:
+    root = ROOTS[1]
+    for text in (
+        "", "\n", "a\n", "a\n1\n", f"a\n1\n{root}", f"\n1\n{root}\n", f"a\n01\n{root}\n", f"a\n-1\n{root}\n",
+        f"a\n1 \n{root}\n", f"a\n{2**63}\n{root}\n", f"a\n1\n{root[:-1]}\n", f"a\n1\n{b64(bytes(31))}\n",
+        f"a\n1\n{b64(bytes(33))}\n", f"a\n1\n{root}\n\n", f"a\n1\n{root}\n\nx\n", f"a b\n1\n{root}\n", f"a\n\n{root}\n",
+        f"a\n1\n\n{root}\n", f"a\n1\n{root}=\n", f"a\n\n1\n{root}\n",
+    ):
+        refuses(Malformed, Checkpoint.parse, text)
 
 
 def test_T37_extension_lines_are_covered_by_signatures() -> None:
@@ -877,6 +684,7 @@ def test_T37_extension_lines_are_covered_by_signatures() -> None:
 W = [VerifierKey(f"w{i}.example", 4, hashlib.sha256(b"%d" % i).digest()) for i in range(6)]
 VKEYS = [btlog.encode_vkey(key) for key in W]
 WITNESS_LINES = "".join(f"witness W{i} {vkey} https://w{i}.example/\n" for i, vkey in enumerate(VKEYS))
+TWO_AND_ONE = "group X 2 W0 W1 W2\n group\tY any W3  W4 W5 \ngroup both all X Y\nquorum both\n"
 
 
 def policy_file(text: str) -> bytes:
@@ -885,9 +693,7 @@ def policy_file(text: str) -> bytes:
 
 def test_policy_of_the_specification() -> None:
     """The example of tlog-policy: two of three X and any of three Y."""
-    policy = parse_policy(
-        policy_file("group X 2 W0 W1 W2\n group\tY any W3  W4 W5 \ngroup both all X Y\nquorum both\n")
-    )
+    policy = parse_policy(policy_file(TWO_AND_ONE))
     assert policy.logs == (LOG,)
     assert policy.witnesses == tuple(W)
     assert policy.quorum == Quorum(2, (Quorum(2, (W[0], W[1], W[2])), Quorum(1, (W[3], W[4], W[5]))))
@@ -897,22 +703,15 @@ def test_policy_of_the_specification() -> None:
         assert policy.quorum.met([W[i] for i in cosigners]) is wanted
 
 
-def test_simple_quorums() -> None:
+def test_simple_quorums_and_deep_ones() -> None:
     assert parse_policy(b"quorum none\n").quorum.met([])
     assert parse_policy(policy_file("quorum W1\n")).quorum == Quorum(1, (W[1],))
     assert parse_policy(policy_file("quorum none\n")).quorum == Quorum(0, ())
-    assert (
-        parse_policy(f"log {LOG_VKEY}\nwitness a {WITNESS_VKEY}\nquorum a\n".encode()) == POLICY
-    )  # type 0x01 as Go hands it out
-    assert parse_policy(f"log {LOG_VKEY}\nwitness a {WITNESS_VKEY_4}\nquorum a\n".encode()) == POLICY
-    pq = parse_policy(
-        f"log {LOG_VKEY}\nwitness a {WITNESS_VKEY}\nwitness b {PQ_VKEY}\ngroup g any a b\nquorum g\n".encode()
-    )
-    assert open_checkpoint(COSIGNED.encode(), pq).cosigned[0][0].name == "witness.example/w1"
-
-
-def test_policies_of_the_recommended_size_and_deep_ones() -> None:
-    keys = [VerifierKey(f"x{i}", 4, hashlib.sha256(b"x%d" % i).digest()) for i in range(64)]
+    for vkey in WITNESS_VKEY, WITNESS_VKEY_4:  # Go hands out type 0x01
+        assert parse_policy(f"log {LOG_VKEY}\nwitness a {vkey}\nquorum a\n".encode()) == POLICY
+    two = f"log {LOG_VKEY}\nwitness a {WITNESS_VKEY}\nwitness b {PQ_VKEY}\ngroup g any a b\nquorum g\n"
+    assert open_checkpoint(COSIGNED.encode(), parse_policy(two.encode())).cosigned[0][0].name == "witness.example/w1"
+    keys = [VerifierKey(f"x{i}", 4, hashlib.sha256(b"x%d" % i).digest()) for i in range(64)]  # as many as recommended
     lines = [f"witness n{i} {btlog.encode_vkey(key)}" for i, key in enumerate(keys)]
     lines += [f"log {btlog.encode_vkey(new_key(f'l{i}').key)}" for i in range(64)]
     lines += ["group g0 all n0"] + [f"group g{i} all n{i} g{i - 1}" for i in range(1, 64)] + ["quorum g63"]
@@ -921,71 +720,30 @@ def test_policies_of_the_recommended_size_and_deep_ones() -> None:
     assert not policy.quorum.met(keys[1:])
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "# quorum none\n",
-        "quorum none",
-        "quorum none\nquorum none\n",
-        "quorum W0\nquorum W0\n",
-        "quorum W9\n",
-        "quorum\n",
-        "quorum W0 W1\n",
-        "group g 0 W0 W1\nquorum g\n",
-        "group g 3 W0 W1\nquorum g\n",
-        "group g 01 W0\nquorum g\n",
-        "group g +1 W0\nquorum g\n",
-        "group g -1 W0\nquorum g\n",
-        "group g\nquorum g\n",
-        "group g any\nquorum g\n",
-        "group g all\nquorum g\n",
-        "group g 1\nquorum g\n",
-        "group g any W0 W0\nquorum g\n",
-        "group g any W0\ngroup h any W0\nquorum h\n",
-        "group g any h\ngroup h any W0\nquorum g\n",
-        "group g any g\nquorum g\n",
-        "group g any none\nquorum g\n",
-        "group none any W0\nquorum none\n",
-        "group W0 any W1\nquorum W0\n",
-        "quorum g\ngroup g any W0\n",
-        "quorum none # comment\n",
-        f"witness W0 {PQ_VKEY}\nquorum none\n",
-        f"witness none {PQ_VKEY}\nquorum none\n",
-        f"witness X {VKEYS[0]}\nquorum none\n",
-        "other\nquorum none\n",
-        f"log {LOG_VKEY}\nquorum none\n",
-        f"log {PQ_VKEY}\nquorum none\n",
-        f"log {VKEYS[0]}\nquorum none\n",
-        "log\nquorum none\n",
-        "log x\nquorum none\n",
-        f"witness X {VKEYS[0].replace('w0', 'other')}\nquorum none\n",
-        f"witness X {PQ_VKEY} u v\nquorum none\n",
-        "quorum none\r\n",
-        "quorum none\x0b\n",
-        "quorum none\x00\n",
-        "quorum none\x7f\n",
-        "quorum n\u00f6ne\n",
-        "group g all W0 W1\nquorum G\n",
-        "Quorum none\n",
-        "quorum None\n",
-        "group g \u0661 W0\nquorum g\n",
-        "quorum\u00a0none\n",
-    ],
-)
-def test_T47_what_is_no_policy(text: str) -> None:
+def test_T47_what_is_no_policy() -> None:
     """Some of these would always be satisfied, or by one witness under two names."""
-    refuses(Malformed, parse_policy, policy_file(text))
+    for text in (
+        "", "# quorum none\n", "quorum none", "quorum none\nquorum none\n", "quorum W0\nquorum W0\n", "quorum W9\n",
+        "quorum\n", "quorum W0 W1\n", "quorum g\ngroup g any W0\n", "quorum none # comment\n",
+        f"witness W0 {PQ_VKEY}\nquorum none\n", f"witness none {PQ_VKEY}\nquorum none\n",
+        f"witness X {VKEYS[0]}\nquorum none\n", "other\nquorum none\n", f"log {LOG_VKEY}\nquorum none\n",
+        f"log {PQ_VKEY}\nquorum none\n", f"log {VKEYS[0]}\nquorum none\n", "log\nquorum none\n", "log x\nquorum none\n",
+        f"witness X {VKEYS[0].replace('w0', 'other')}\nquorum none\n", f"witness X {PQ_VKEY} u v\nquorum none\n",
+        "quorum none\r\n", "quorum none\x0b\n", "quorum none\x00\n", "quorum none\x7f\n", "quorum n\u00f6ne\n",
+        "group g all W0 W1\nquorum G\n", "Quorum none\n", "quorum None\n", "quorum\u00a0none\n",
+        "group g any W0\ngroup h any W0\nquorum h\n", "group none any W0\nquorum none\n", "group W0 any W1\nquorum W0\n",
+    ):
+        refuses(Malformed, parse_policy, policy_file(text))
+    for group in (
+        " 0 W0 W1", " 3 W0 W1", " 01 W0", " +1 W0", " -1 W0", "", " any", " all", " 1", " any W0 W0", " any g",
+        " any none", " any h\ngroup h any W0", " \u0661 W0",
+    ):
+        refuses(Malformed, parse_policy, policy_file(f"group g{group}\nquorum g\n"))
 
 
 def test_T47_names_are_bytes_and_comments_whole_lines() -> None:
     kelvin, k = "\u212a".encode(), b"K"
-    file = (
-        policy_file("")
-        .replace(b" W0 ", b" " + kelvin + b" ")
-        .replace(b" W1 ", b" " + k + b" ")
-        .replace(b" W2 ", b" \xff# ")
-    )
+    file = policy_file("").replace(b" W0 ", b" %b " % kelvin).replace(b" W1 ", b" K ").replace(b" W2 ", b" \xff# ")
     policy = parse_policy(file + b"\t # a comment \xff\n \t \ngroup g all \xff# " + k + b"\nquorum g\n")
     assert policy.quorum == Quorum(2, (W[2], W[1]))
     assert parse_policy(policy_file("quorum W0\n").replace(VKEYS[0].encode(), PQ_VKEY.encode())).quorum.members == (PQ,)
@@ -1001,21 +759,12 @@ def test_T64_groups_within_groups_have_a_bound() -> None:
 
 def test_policies_as_values_hold_the_same_rules() -> None:
     for make in (
-        lambda: Quorum(0, (W[0],)),
-        lambda: Quorum(2, (W[0],)),
-        lambda: Quorum(1, ()),
-        lambda: Quorum(-1, ()),
-        lambda: Policy((LOG, LOG)),
-        lambda: Policy((LOG,), (W[0], W[0])),
-        lambda: Policy((W[0],)),
-        lambda: Policy((PQ,)),
-        lambda: Policy((LOG,), (WITNESS,)),
-        lambda: Policy((LOG,), (), Quorum(1, (W[0],))),
-        lambda: Policy((LOG,), (W[0],), Quorum(1, (W[0], W[0]))),
-        lambda: Policy((LOG, VerifierKey("x", 1, LOG.key))),
+        lambda: Quorum(0, (W[0],)), lambda: Quorum(2, (W[0],)), lambda: Quorum(1, ()), lambda: Quorum(-1, ()),
+        lambda: Policy((LOG, LOG)), lambda: Policy((LOG,), (W[0], W[0])), lambda: Policy((W[0],)),
+        lambda: Policy((PQ,)), lambda: Policy((LOG,), (WITNESS,)), lambda: Policy((LOG,), (), Quorum(1, (W[0],))),
+        lambda: Policy((LOG,), (W[0],), Quorum(1, (W[0], W[0]))), lambda: Policy((LOG, VerifierKey("x", 1, LOG.key))),
         lambda: Policy((LOG,), (W[0], W[1]), Quorum(2, (W[0], Quorum(1, (W[0], W[1]))))),
-        lambda: btlog.simple_policy([LOG], [WITNESS], 2),
-        lambda: btlog.simple_policy([LOG], [WITNESS], 0),
+        lambda: btlog.simple_policy([LOG], [WITNESS], 2), lambda: btlog.simple_policy([LOG], [WITNESS], 0),
     ):
         refuses(Malformed, make)
     assert Policy((LOG,), (btlog.as_witness(WITNESS),), Quorum(1, (btlog.as_witness(WITNESS),))) == POLICY
@@ -1147,88 +896,39 @@ def test_entries_as_bt_log_encodes_them() -> None:
     assert [Entry.parse(e.encode()) for e in (plain, signed)] == [plain, signed]
 
 
-@pytest.mark.parametrize(
-    "name", ["a", "a b", "é.whl", "a+b-1.0.tar.gz", "a" * 255, "é" * 127, "a\u2028b", "publisher x y", "..", "#"]
-)
-def test_filenames(name: str) -> None:
-    assert Entry.parse(Entry(name, SUM).encode()).filename == name
+def test_T50_filenames() -> None:
+    for name in "a", "a b", "é.whl", "a+b.tar.gz", "a" * 255, "é" * 127, "a\u2028b", "publisher x y", "..", "#":
+        assert Entry.parse(Entry(name, SUM).encode()).filename == name
+    for name in (
+        "", " a", "a ", "a/b", "a\\b", "a\nb", "a\tb", "a\0", "a\x7f", "a\x85b", "\u00a0a", "a\u3000", "a" * 256,
+        "é" * 128, "\ud800", "a\npublisher b c", "a\n", "\n", "a\x1cb",
+    ):
+        refuses(Malformed, Entry, name, SUM)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "",
-        " a",
-        "a ",
-        "a/b",
-        "a\\b",
-        "a\nb",
-        "a\tb",
-        "a\0",
-        "a\x7f",
-        "a\x85b",
-        "\u00a0a",
-        "a\u3000",
-        "a" * 256,
-        "é" * 128,
-        "\ud800",
-        "a\npublisher b c",
-        "a\n",
-        "\n",
-        "a\x1cb",
-    ],
-)
-def test_T50_what_is_no_filename(name: str) -> None:
-    refuses(Malformed, Entry, name, SUM)
+def test_what_is_no_checksum() -> None:
+    for checksum in (
+        "", SUM[7:], SUM[:-1], SUM + "0", SUM.upper(), "sha256:" + SUM[7:].upper(), SUM + "\n", " " + SUM,
+        "md5:" + "0" * 32, "sha512:" + SUM[7:], "sha256:" + "٧" * 64,
+    ):
+        refuses(Malformed, Entry, NAME, checksum)
 
 
-@pytest.mark.parametrize(
-    "checksum",
-    [
-        "",
-        SUM[7:],
-        SUM[:-1],
-        SUM + "0",
-        SUM.upper(),
-        "sha256:" + SUM[7:].upper(),
-        SUM + "\n",
-        " " + SUM,
-        "md5:" + "0" * 32,
-        "sha512:" + SUM[7:],
-        "sha256:" + "٧" * 64,
-    ],
-)
-def test_what_is_no_checksum(checksum: str) -> None:
-    refuses(Malformed, Entry, NAME, checksum)
-
-
-@pytest.mark.parametrize(
-    ("issuer", "subject"),
-    [
-        ("", "x"),
-        ("x", ""),
-        ("a b", "c"),
-        ("a\u00a0b", "c"),
-        ("a", "b\nc"),
-        ("a\n", "b"),
-        ("a", "b\x85"),
-        ("a\tb", "c"),
-        ("\ud800", "x"),
-        ("x", "\udfff"),
-    ],
-)
-def test_T50_what_is_no_publisher(issuer: str, subject: str) -> None:
+def test_T50_what_is_no_publisher() -> None:
     """An issuer with a space would make two publishers encode alike."""
-    refuses(Malformed, Entry, NAME, SUM, Publisher(issuer, subject))
+    for issuer, subject in (
+        ("", "x"), ("x", ""), ("a b", "c"), ("a\u00a0b", "c"), ("a", "b\nc"), ("a\n", "b"), ("a", "b\x85"),
+        ("a\tb", "c"), ("\ud800", "x"), ("x", "\udfff"),
+    ):
+        refuses(Malformed, Entry, NAME, SUM, Publisher(issuer, subject))
 
 
+@settings(max_examples=60)
 @given(st.text(max_size=20), st.none() | st.tuples(st.text(max_size=8), st.text(max_size=8)))
 def test_T50_an_entry_is_what_its_encoding_says(name: str, publisher: tuple[str, str] | None) -> None:
-    try:
+    with contextlib.suppress(Malformed):
         entry = Entry(name, SUM, Publisher(*publisher) if publisher else None)
-    except Malformed:
-        return
-    assert Entry.parse(entry.encode()) == entry
+        assert Entry.parse(entry.encode()) == entry
 
 
 def test_T49_the_largest_entry() -> None:
@@ -1238,34 +938,22 @@ def test_T49_the_largest_entry() -> None:
     refuses(Malformed, Entry, NAME, SUM, Publisher("i", "é" * (room // 2 + 1)))
 
 
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"",
-        b"\n\n",
-        b"pypi-transparency/v2\n" + SUM.encode() + b"\na",
-        b"x" + Entry("a", SUM).encode(),
-        Entry("a", SUM).encode() + b"\n",
-        Entry("a", SUM).encode() + b"\n\n",
-        Entry("a", SUM).encode() + b"\npublisher a",
-        Entry("a", SUM).encode() + b"\npublisher  a",
-        Entry("a", SUM).encode() + b"\nPublisher a b",
-        Entry("a", SUM).encode() + b"\npublisher a b\n",
-        Entry("a", SUM).encode()[:-1] + b"\xff",
-        Entry("a", SUM).encode()[:-1] + b"\xed\xa0\x80",
-        b"x" * 70_000,
-    ],
-)
-def test_what_is_no_entry(data: bytes) -> None:
-    refuses(Malformed, Entry.parse, data)
+def test_what_is_no_entry() -> None:
+    good = Entry("a", SUM).encode()
+    for data in (
+        b"", b"\n\n", b"pypi-transparency/v2\n" + SUM.encode() + b"\na", b"x" + good, good + b"\n", good + b"\n\n",
+        good + b"\npublisher a", good + b"\npublisher  a", good + b"\nPublisher a b", good + b"\npublisher a b\n",
+        good[:-1] + b"\xff", good[:-1] + b"\xed\xa0\x80", b"x" * 70_000,
+    ):
+        refuses(Malformed, Entry.parse, data)
 
 
 # --- Offline proofs -------------------------------------------------------------------------------------------------------
 
 
-def go_proof(big: Callable[[int, int, int], bytes], extra: bytes = b"", index: int = 12_345) -> bytes:
-    hashes = tuple(btlog.prove_inclusion(btlog.Tiles(70_000, big), index))
-    return btlog.encode_proof(Proof(index, hashes, COSIGNED.encode(), extra))
+def go_proof(big: Callable[[int, int, int], bytes], extra: bytes = b"") -> bytes:
+    hashes = tuple(btlog.prove_inclusion(btlog.Tiles(70_000, big), 12_345))
+    return btlog.encode_proof(Proof(12_345, hashes, COSIGNED.encode(), extra))
 
 
 def test_proofs_of_go(big: Callable[[int, int, int], bytes]) -> None:
@@ -1281,61 +969,36 @@ def test_proofs_of_go(big: Callable[[int, int, int], bytes]) -> None:
 def test_T56_what_is_missing_from_a_proof(big: Callable[[int, int, int], bytes]) -> None:
     text = go_proof(big)
     head, _, note = text.partition(b"\n\n")
-    lines = head.split(b"\n")
+    first, index, *hashes = head.split(b"\n")
+    signed = note.partition(b"\n\n")[0]
 
     def proof(*lines: bytes, note: bytes = note) -> bytes:
         return b"\n".join(lines) + b"\n\n" + note
 
-    assert check_logged(b"entry 12345", proof(*lines), POLICY)
-    for bad in (
-        b"",
-        head,
-        head + b"\n",
-        head + b"\n\n",
-        text[1:],
-        text[:-1],
-        proof(*lines[1:]),
-        proof(lines[0], *lines[2:]),
-        proof(b"c2sp.org/tlog-proof@v2", *lines[1:]),
-        proof(lines[0], b"index 012345", *lines[2:]),
-        proof(lines[0], b"index  12345", *lines[2:]),
-        proof(lines[0], b"Index 12345", *lines[2:]),
-        proof(lines[0], b"index 9223372036854775808", *lines[2:]),
-        proof(lines[0], b"extra ", *lines[1:]),
-        proof(lines[0], b"extra", *lines[1:]),
-        proof(lines[0], b"extra YR==", *lines[1:]),
-        proof(lines[0], lines[1], b"extra YQ==", *lines[2:]),
-        proof(*lines[:-1], lines[-1][:-4]),
-        proof(*lines[:-1], lines[-1] + b" "),
-        text.replace(b"\n", b"\r\n"),
-        proof(*lines, note=note.partition(b"\n\n")[0]),
-        proof(lines[0], b"extra YQ==", b"extra YQ==", *lines[1:]),
-        proof(lines[0]),
-    ):
-        refuses(Malformed, check_logged, b"entry 12345", bad, POLICY)
-    for bad in (
-        proof(*lines[:-1]),
-        proof(*lines, lines[-1]),
-        proof(*lines[:2], lines[2], *lines[2:]),
-        proof(*lines[:2], *lines[3:]),
-        proof(lines[0], b"index 12346", *lines[2:]),
-        proof(lines[0], b"index 70000", *lines[2:]),
-        proof(*lines[:2], lines[3], lines[2], *lines[4:]),
-        proof(lines[0], b"index 12345", *[lines[2]] * 70),
-    ):
-        refuses(BadProof, check_logged, b"entry 12345", bad, POLICY)
-    unsigned = note.partition(b"\n\n")[0] + b"\n\n" + signature_line(new_key("unknown.example"), "x").encode()
-    refuses(BadSignature, check_logged, b"entry 12345", proof(*lines, note=unsigned), POLICY)
-    refuses(BadSignature, check_logged, b"entry 12345", proof(*lines, note=SIGNED.encode()), POLICY)
-    refuses(BadSignature, check_logged, b"entry 12345", proof(*lines, note=b"\n" + note), POLICY)
-    smaller = f"{LOG.name}\n{69_999}\n{ROOTS[69_999]}\n"
-    refuses(
-        BadProof,
-        check_logged,
-        b"entry 12345",
-        proof(*lines, note=note_of(smaller, signature_line(SIGNER, smaller))),
-        UNWITNESSED,
+    def fails(kind: type[Error], *bad: bytes, policy: Policy = POLICY) -> None:
+        for text in bad:
+            refuses(kind, check_logged, b"entry 12345", text, policy)
+
+    good = [first, index, *hashes]
+    assert check_logged(b"entry 12345", proof(*good), POLICY)
+    fails(
+        Malformed, b"", head, head + b"\n", head + b"\n\n", text[1:], text[:-1], proof(index, *hashes), proof(first),
+        proof(first, *hashes), proof(b"c2sp.org/tlog-proof@v2", index, *hashes), text.replace(b"\n", b"\r\n"),
+        proof(*good, note=signed), proof(*good[:-1], hashes[-1][:-4]), proof(*good[:-1], hashes[-1] + b" "),
+        proof(first, index, b"extra YQ==", *hashes), proof(first, b"extra YQ==", b"extra YQ==", index, *hashes),
+        *(proof(first, extra, index, *hashes) for extra in (b"extra ", b"extra", b"extra YR==")),
+        *(proof(first, b"%bndex %b" % (i, n), *hashes) for i, n in (
+            (b"i", b"012345"), (b"i", b" 12345"), (b"I", b"12345"), (b"i", b"9223372036854775808"))),
     )
+    fails(
+        BadProof, proof(*good[:-1]), proof(*good, hashes[-1]), proof(first, index, hashes[0], *hashes),
+        proof(first, index, *hashes[1:]), proof(first, b"index 12346", *hashes), proof(first, b"index 70000", *hashes),
+        proof(first, index, hashes[1], hashes[0], *hashes[2:]), proof(first, index, *[hashes[0]] * 70),
+    )
+    unknown = signed + b"\n\n" + signature_line(new_key("unknown.example"), "x").encode()
+    fails(BadSignature, *(proof(*good, note=other) for other in (unknown, SIGNED.encode(), b"\n" + note)))
+    smaller = f"{LOG.name}\n{69_999}\n{ROOTS[69_999]}\n"
+    fails(BadProof, proof(*good, note=note_of(smaller, signature_line(SIGNER, smaller))), policy=UNWITNESSED)
 
 
 def proof_of_one(entry: Entry, extra: bytes = b"") -> bytes:
@@ -1352,14 +1015,13 @@ def test_T54_T55_extra_data_adds_a_publisher_and_changes_no_file() -> None:
     assert check_logged(claimed, proof, UNWITNESSED)
     refuses(BadProof, check_logged, plain, proof, UNWITNESSED)
     for other in Entry(NAME + "x", SUM, PUBLISHER), Entry(NAME, SUM[:-1] + "0", PUBLISHER), Entry(NAME[:-1], SUM):
-        refuses(
-            BadProof, Proof.parse(proof_of_one(other, other.encode())).entry, NAME, SUM
-        )  # a valid proof of something else
+        something_else = Proof.parse(proof_of_one(other, other.encode()))  # it is valid
+        refuses(BadProof, something_else.entry, NAME, SUM)
     invented = Entry(NAME, SUM, Publisher("https://issuer.example", "mallory"))
     proof = proof_of_one(plain, invented.encode())
     refuses(BadProof, check_logged, Proof.parse(proof).entry(NAME, SUM), proof, UNWITNESSED)
-    assert Proof.parse(proof_of_one(plain, b"no entry")).entry(NAME, SUM) == plain  # W7: it is opaque
-    assert Proof.parse(proof_of_one(plain)).entry(NAME, SUM) == plain
+    for extra in b"no entry", b"":  # W7: it is opaque
+        assert Proof.parse(proof_of_one(plain, extra)).entry(NAME, SUM) == plain
 
 
 # --- One byte changed -------------------------------------------------------------------------------------------------------
@@ -1370,48 +1032,40 @@ def as_text(parse: Callable[[str], Any]) -> Callable[[bytes], Any]:
 
 
 def test_every_byte_of_a_key_counts() -> None:
-    for data, parse, encode in (
-        (LOG_VKEY, VerifierKey.parse, btlog.encode_vkey),
-        (WITNESS_VKEY_4, VerifierKey.parse, btlog.encode_vkey),
-        (LOG_SKEY, btlog.Signer.parse, btlog.Signer.encode),
-    ):
-        cases = list(mutations(data.encode(), every=True))
-        assert survives(as_text(parse), lambda key: encode(key).encode(), iter(cases))  # noqa: B023 == len(cases)
+    parsers: dict[str, Callable[[str], Any]] = {LOG_VKEY: VerifierKey.parse, WITNESS_VKEY_4: VerifierKey.parse}
+    for data, parse in (parsers | {LOG_SKEY: btlog.Signer.parse}).items():
+        for case in mutations(data.encode(), every=True):
+            refuses(Malformed, as_text(parse), case)
 
 
 def test_every_byte_of_a_note_and_checkpoint_counts() -> None:
     def encode(parts: tuple[str, list[tuple[str, bytes, bytes]]]) -> bytes:
         return note_of(parts[0], *(f"— {name} {b64(key_id + value)}\n" for name, key_id, value in parts[1]))
 
+    def encode_checkpoint(checkpoint: Checkpoint) -> bytes:
+        return btlog.encode_checkpoint(checkpoint).encode("utf-8", "surrogateescape")
+
     assert survives(btlog.split_note, encode, mutations(SIGNED.encode())) > 500
-    text = SIGNED.partition("\n\n")[0].encode() + b"\n"
-    assert (
-        survives(
-            as_text(Checkpoint.parse),
-            lambda c: btlog.encode_checkpoint(c).encode("utf-8", "surrogateescape"),
-            mutations(text),
-        )
-        > 200
-    )
+    assert survives(as_text(Checkpoint.parse), encode_checkpoint, mutations(TEXT_70000.encode())) > 200
     for case in mutations(SIGNED.encode()):
-        try:
-            opened = open_checkpoint(case, UNWITNESSED)
-        except Error:
-            continue
-        pytest.fail(f"{case!r} passes as {opened}")
+        refuses(Error, open_checkpoint, case, UNWITNESSED)
 
 
 def test_every_byte_of_a_proof_counts(big: Callable[[int, int, int], bytes]) -> None:
-    for extra in PROOF_DIGESTS:
-        text = go_proof(big, extra)
-        assert survives(Proof.parse, btlog.encode_proof, mutations(text)) > 5000
-        passed = 0
-        for case in mutations(text):
-            with contextlib.suppress(Error):
-                check_logged(b"entry 12345", case, POLICY)
-                passed += 1
-                assert Proof.parse(case).extra != extra or Proof.parse(case).checkpoint != COSIGNED.encode()
-        assert passed < 1500  # other extra data, which nothing authenticates; names of witnesses that nobody knows
+    text, refused, passed = go_proof(big, b"extra data"), 0, 0
+    for case in mutations(text):
+        try:
+            proof = Proof.parse(case)
+        except Error:
+            refused += 1
+            continue
+        assert btlog.encode_proof(proof) == case
+        with contextlib.suppress(Error):
+            check_logged(b"entry 12345", case, POLICY)
+            passed += 1
+            assert proof.extra != b"extra data" or proof.checkpoint != COSIGNED.encode()
+    assert refused > 5000
+    assert passed < 1500  # other extra data, which nothing authenticates; names of witnesses that nobody knows
 
 
 def test_every_byte_of_an_entry_counts() -> None:
@@ -1419,18 +1073,18 @@ def test_every_byte_of_an_entry_counts() -> None:
         assert survives(Entry.parse, Entry.encode, mutations(entry.encode(), every=True)) > 20_000
 
 
-def test_every_byte_of_a_tile_path_counts() -> None:
+def test_every_byte_of_a_tile_path_and_a_bundle_counts() -> None:
     for path_ in PATHS.values():
-        survives(
-            as_text(btlog.parse_tile_path),
-            lambda parts: btlog.tile_path(*parts).encode(),
-            mutations(path_.encode(), every=True),
-        )
+        cases = mutations(path_.encode(), every=True)
+        assert survives(as_text(btlog.parse_tile_path), lambda parts: btlog.tile_path(*parts).encode(), cases) > 1000
+    bundle = btlog.encode_bundle([b"", b"a", b"bc" * 200])
+    assert survives(lambda data: btlog.parse_bundle(data, 3), btlog.encode_bundle, mutations(bundle)) > 100
 
 
 def test_every_byte_of_a_policy_counts() -> None:
     """It stays the same policy (a comment, a name, white space), becomes another one, or is refused with an Error."""
-    file = policy_file("group X 2 W0 W1 W2\ngroup Y any W3 W4 W5\ngroup both all X Y\nquorum both\n")
+    groups = "group X 2 W0 W1\n group\tY any W2  W3\ngroup both all X Y\nquorum both\n"
+    file = f"log {LOG_VKEY} u\n{''.join(WITNESS_LINES.splitlines(True)[:4])}{groups}".encode()
     policy, same, refused = parse_policy(file), 0, 0
     for case in mutations(file):
         try:
@@ -1443,121 +1097,40 @@ def test_every_byte_of_a_policy_counts() -> None:
             assert set(changed.quorum.leaves()) <= set(policy.witnesses)
             assert not changed.quorum.met([]) or changed.quorum == Quorum(0, ())
     assert refused > 5000
-    assert same > 100
-
-
-def test_every_byte_of_a_bundle_counts() -> None:
-    bundle = btlog.encode_bundle([b"", b"a", b"bc" * 200])
-    assert btlog.parse_bundle(bundle, 3) == [b"", b"a", b"bc" * 200]
-    survives(lambda data: btlog.parse_bundle(data, 3), btlog.encode_bundle, mutations(bundle))
-
-
-@given(st.binary(max_size=200))
-def test_T64_no_parser_raises_anything_else(data: bytes) -> None:
-    for parse in (
-        btlog.split_note,
-        Proof.parse,
-        Entry.parse,
-        parse_policy,
-        btlog.parse_text,
-        lambda d: btlog.parse_bundle(d, 2),
-        btlog.parse_json,
-        *map(
-            as_text,
-            (
-                VerifierKey.parse,
-                btlog.Signer.parse,
-                Checkpoint.parse,
-                btlog.parse_tile_path,
-                btlog.parse_decimal,
-                btlog.parse_base64,
-            ),
-        ),
-    ):
-        with contextlib.suppress(Error):
-            parse(data)
+    assert same > 30
 
 
 # --- Tiles ---------------------------------------------------------------------------------------------------------------------
 
 
-def test_tile_paths() -> None:
+def test_T27_a_tile_has_one_path() -> None:
     assert len(PATHS) == 15
     for parts, text in PATHS.items():
         assert btlog.tile_path(*parts) == text
         assert btlog.parse_tile_path(text) == parts
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "tile",
-        "tile/",
-        "tile/0",
-        "tile/0/",
-        "tile/0/0",
-        "tile/0/00",
-        "tile/0/0000",
-        "tile/00/000",
-        "tile/01/000",
-        "tile/64/000",
-        "tile/-1/000",
-        "tile/+1/000",
-        "tile/0/x000/000",
-        "tile/0/x000/001",
-        "tile/0/001/000",
-        "tile/0/x001/x000",
-        "tile/0/x001/0",
-        "tile/0/x001",
-        "tile/0/000.p",
-        "tile/0/000.p/",
-        "tile/0/000.p/0",
-        "tile/0/000.p/00",
-        "tile/0/000.p/01",
-        "tile/0/000.p/256",
-        "tile/0/000.p/999",
-        "tile/0/000.p/1/",
-        "tile/0/000/",
-        "/tile/0/000",
-        "tile//000",
-        "tile/0//000",
-        "tile/0/../0/000",
-        "tile/./0/000",
-        "tile/0/%30%30%30",
-        "tile/0/000%00",
-        "tile/0/000\0",
-        "tile/0/000\n",
-        "tile/entries",
-        "tile/entries/",
-        "tile/entries/0",
-        "tile/Entries/000",
-        "tile/0/000.P/1",
-        "tile/0/٠٠٠",
-        "tile/²/000",
-        "tile/data/000",
-        "tile/0/x009/x223/x372/x036/x854/x775/808",
-        "tile/0/" + "x999/" * 50 + "999",
-        "tile/0/000.p/1.p/1",
-        "tile/0/000.p/255 ",
-        "tile/0/X001/000",
-    ],
-)
-def test_T27_what_is_no_tile_path(text: str) -> None:
-    refuses(Malformed, btlog.parse_tile_path, text)
-
-
-def test_levels_and_widths_of_tile_paths() -> None:
     for level, width in itertools.product(range(64), (1, 255, 256)):
         assert btlog.parse_tile_path(btlog.tile_path(level, 5, width)) == (level, 5, width)
     assert btlog.parse_tile_path(btlog.tile_path(0, 2**63 - 1)) == (0, 2**63 - 1, 256)
+    for text in (
+        "", "tile", "tile/", "/tile/0/000", "tile//000", "tile/./0/000", "tile/64/000", "tile/-1/000", "tile/+1/000",
+        "tile/00/000", "tile/01/000", "tile/²/000", "tile/data/000", "tile/entries", "tile/entries/", "tile/entries/0",
+        "tile/Entries/000",
+    ):
+        refuses(Malformed, btlog.parse_tile_path, text)
+    for text in (
+        "", "/", "/0", "/00", "/0000", "/x000/000", "/x000/001", "/001/000", "/x001/x000", "/x001/0", "/x001", "/000.p",
+        "/000.p/", "/000.p/0", "/000.p/00", "/000.p/01", "/000.p/256", "/000.p/999", "/000.p/1/", "/000/", "//000",
+        "/../0/000", "/%30%30%30", "/000%00", "/000\0", "/000\n", "/000.P/1", "/٠٠٠", "/000.p/1.p/1", "/000.p/255 ",
+        "/x009/x223/x372/x036/x854/x775/808", "/" + "x999/" * 50 + "999", "/X001/000",
+    ):
+        refuses(Malformed, btlog.parse_tile_path, "tile/0" + text)
 
 
+@settings(max_examples=40)
 @given(st.lists(st.binary(max_size=300), max_size=256))
 def test_bundles(entries: list[bytes]) -> None:
     data = btlog.encode_bundle(entries)
-    assert btlog.parse_bundle(data, len(entries)) == entries
-    assert btlog.split_bundle(data) == entries
+    assert btlog.parse_bundle(data, len(entries)) == btlog.split_bundle(data) == entries
     refuses(Malformed, btlog.parse_bundle, data, len(entries) + 1)
     refuses(Malformed, btlog.parse_bundle, data + b"\0", len(entries))
     if entries:
@@ -1583,32 +1156,33 @@ def test_T52_every_corrupt_tile_is_found(big: Callable[[int, int, int], bytes]) 
     tree = Tree(65_535, base64.b64decode(ROOTS[65_535]))
     fetched: list[tuple[int, int, int]] = []
 
-    def record(level: int, index: int, width: int) -> bytes:
-        fetched.append((level, index, width))
-        return big(level, index, width)
+    def record(*place: int) -> bytes:
+        fetched.append(place)  # type: ignore[arg-type]
+        return big(*place)
 
-    def use(tiles: btlog.Tiles) -> None:
+    def use(fetch: Callable[[int, int, int], bytes]) -> None:
+        tiles = btlog.AuthenticTiles(tree, fetch)
         for index in 0, 30_000, 65_534:
             check_inclusion(leaf_hash(ENTRIES[index]), index, tree, btlog.prove_inclusion(tiles, index))
         btlog.prove_consistency(tiles, 12_345)
 
-    use(btlog.AuthenticTiles(tree, record))
+    use(record)
     assert len(fetched) == len(set(fetched)) == 5
     assert {(0, 255, 255), (1, 0, 255)} <= set(fetched)
     for bad in fetched:
         for at in {0, 31, 32 * bad[2] - 1, 32 * (bad[2] // 2)}:
 
-            def corrupt(level: int, index: int, width: int, bad: tuple[int, int, int] = bad, at: int = at) -> bytes:
-                data = bytearray(big(level, index, width))
-                if (level, index, width) == bad:
+            def corrupt(*place: int, bad: tuple[int, int, int] = bad, at: int = at) -> bytes:
+                data = bytearray(big(*place))
+                if place == bad:
                     data[at] ^= 1
                 return bytes(data)
 
-            refuses(BadProof, lambda: use(btlog.AuthenticTiles(tree, corrupt)))
+            refuses(BadProof, use, corrupt)
     for cut in b"", big(0, 255, 254), big(0, 0, 256):
-        refuses(BadProof, lambda: use(btlog.AuthenticTiles(tree, lambda level, index, width: cut)))  # noqa: B023
-    refuses(BadProof, btlog.AuthenticTiles, Tree(65_535, bytes(32)), big)
-    refuses(BadProof, btlog.AuthenticTiles, Tree(0, bytes(32)), big)
+        refuses(BadProof, use, lambda *_: cut)  # noqa: B023
+    for size in 65_535, 0:
+        refuses(BadProof, btlog.AuthenticTiles, Tree(size, bytes(32)), big)
     assert btlog.AuthenticTiles(Tree(0, base64.b64decode(ROOTS[0])), big).size == 0
 
 
@@ -1652,9 +1226,8 @@ def test_a_cache_has_a_bound() -> None:
 def entry(i: int, tag: str = "") -> bytes:
     """The i-th of endlessly many entries."""
     name = f"pkg{tag}-{i}-py3-none-any.whl"
-    return Entry(
-        name, "sha256:" + hashlib.sha256(name.encode()).hexdigest(), PUBLISHER if i % 7 == 0 else None
-    ).encode()
+    checksum = "sha256:" + hashlib.sha256(name.encode()).hexdigest()
+    return Entry(name, checksum, PUBLISHER if i % 7 == 0 else None).encode()
 
 
 def found(folder: Path, key: btlog.Signer = SIGNER) -> btlog.LogStore:
@@ -1684,6 +1257,12 @@ def findings(store: btlog.LogStore) -> list[str]:
     return list(btlog.check_store(store, LOG, lambda done, total: None))
 
 
+def change_store(folder: Path, sql: str, *values: Any) -> None:
+    """Changes what a log has on disk, behind its back."""
+    with contextlib.closing(sqlite3.connect(folder / "log.sqlite3")) as db, db:
+        db.execute(sql, values)
+
+
 def holds(store: btlog.LogStore, entries: list[bytes]) -> None:
     """The store has just these entries, and all that follows from them: by oracles, not by its own readers."""
     tree = Tree(len(entries), root_of(entries))
@@ -1704,26 +1283,21 @@ def holds(store: btlog.LogStore, entries: list[bytes]) -> None:
     assert findings(store) == []
 
 
-@pytest.mark.parametrize(
-    "counts", [(1,), (1, 1, 1), (255,), (256,), (257,), (255, 1, 1), (100, 156, 256, 1), (513, 300), (7, 1000)]
-)
+@pytest.mark.parametrize("counts", [(1, 1, 1), (255, 1, 1), (100, 156, 256, 1), (256, 257, 300), (7, 1000)])
 def test_T28_what_is_stored_is_what_the_specification_says(tmp_path: Path, counts: tuple[int, ...]) -> None:
     with contextlib.closing(found(tmp_path / "log")) as store:
-        holds(store, fill(store, *counts))
+        for count in counts:
+            holds(store, fill(store, count))
 
 
-def test_an_append_is_proved_to_follow_before_it_is_signed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_append_is_proved_to_follow_before_it_is_signed(tmp_path: Path) -> None:
     """T10: a wrong tile, or a tree that does not begin with the last one, is never signed."""
     with contextlib.closing(found(tmp_path)) as store:
         fill(store, 300)
-        with sqlite3.connect(store.database.path) as db:
-            data = bytearray(db.execute("SELECT data FROM tile WHERE key = 1").fetchone()[0])
-            data[5] ^= 1
-            db.execute("UPDATE tile SET data = ? WHERE key = 1", (bytes(data),))
-        db.close()
+        [(data,)] = store.database.read("SELECT data FROM tile WHERE key = 1")
+        change_store(tmp_path, "UPDATE tile SET data = ? WHERE key = 1", bytes([data[0] ^ 1]) + data[1:])
         signed: list[Tree] = []
-        with pytest.raises(BadProof):
-            store.append([entry(300)], lambda tree: signed.append(tree) or b"", True)  # type: ignore[func-returns-value]
+        refuses(BadProof, store.append, [entry(300)], signed.append, True)
         assert signed == []
         assert store.tree("signed").size == 300
 
@@ -1735,11 +1309,10 @@ def test_T16_a_failed_add_is_not_remembered(tmp_path: Path) -> None:
     with contextlib.closing(found(tmp_path)) as store:
         entries = fill(store, 5)
         for count in 1, 300:
-            batch = [entry(i) for i in range(5, 5 + count)]
-            refuses(Unavailable, store.append, batch, fail, True)
+            refuses(Unavailable, store.append, [entry(i) for i in range(5, 5 + count)], fail, True)
             holds(store, entries)
-        assert store.append([entry(5), entry(6)], seal, True) == [5, 6]
-        assert store.append([entry(5), entry(6)], seal, True) == [5, 6]
+        for _ in range(2):
+            assert store.append([entry(5), entry(6)], seal, True) == [5, 6]
         holds(store, [*entries, entry(5), entry(6)])
 
 
@@ -1751,35 +1324,16 @@ def other_sum(data: bytes) -> bytes:
 def test_T17_one_filename_one_checksum(tmp_path: Path) -> None:
     with contextlib.closing(found(tmp_path)) as store:
         fill(store, 300)
-        batch = [
-            entry(3),
-            other_sum(entry(4)),
-            entry(300),
-            entry(300),
-            other_sum(entry(300)),
-            other_sum(entry(299)),
-            entry(301),
-        ]
-        outcomes = store.append(batch, seal, True)
-        assert [o if isinstance(o, int) else (type(o), o.index) for o in outcomes] == [
-            3,
-            (Conflict, 4),
-            300,
-            300,
-            (Conflict, 300),
-            (Conflict, 299),
-            301,
-        ]
-        assert store.append([other_sum(entry(4))], seal, True, replace=True) == [302]
-        assert store.append([other_sum(entry(4)), entry(4)], seal, True, replace=True) == [302, 4]
-        assert store.append([other_sum(entry(4)), entry(4)], seal, True) == [302, 4]
-        name, checksum = Entry.parse(entry(1)).filename, Entry.parse(entry(1)).checksum
-        signed = Entry(name, checksum, Publisher("https://new.example", "someone")).encode()
-        assert store.append([signed, entry(1), signed], seal, True) == [
-            303,
-            1,
-            303,
-        ]  # the same file, now with its publisher
+        other = [other_sum(entry(i)) for i in range(301)]
+        batch = [entry(3), other[4], entry(300), entry(300), other[300], other[299], entry(301)]
+        outcomes = [o if isinstance(o, int) else (type(o), o.index) for o in store.append(batch, seal, True)]
+        assert outcomes == [3, (Conflict, 4), 300, 300, (Conflict, 300), (Conflict, 299), 301]
+        assert store.append([other[4]], seal, True, replace=True) == [302]
+        for replace in True, False:
+            assert store.append([other[4], entry(4)], seal, True, replace=replace) == [302, 4]
+        parsed = Entry.parse(entry(1))  # the same file, now with its publisher
+        signed = Entry(parsed.filename, parsed.checksum, Publisher("https://new.example", "someone")).encode()
+        assert store.append([signed, entry(1), signed], seal, True) == [303, 1, 303]
         assert findings(store) == []
 
 
@@ -1787,7 +1341,7 @@ def test_T17_one_filename_one_checksum(tmp_path: Path) -> None:
 def test_look_up_finds_what_is_there_and_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: int) -> None:
     monkeypatch.setattr(btlog, "PART", part)  # 8: many small parts
     with contextlib.closing(found(tmp_path)) as store:
-        entries = fill(store, 300, 1, 299, 1, 2400)
+        entries = fill(store, 300, 1, 299, 1, 600)
         size = len(entries)
         for i in 0, 255, 256, 511, 512, 599, 601, size - 1:
             parsed = Entry.parse(entries[i])
@@ -1810,20 +1364,20 @@ def test_names_that_share_a_hash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert store.append([entries[3], entry(200), other_sum(entries[5])], seal, True)[:2] == [3, 171]
 
 
-@pytest.mark.parametrize("part", [8, 9])
-def test_T17_across_parts_and_restarts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: int) -> None:
+@pytest.mark.parametrize("part, large", [(8, 2200), (9, 700)])
+def test_T17_across_parts_and_restarts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: int, large: int) -> None:
     """The filter of names forgets none: neither in the part that grows, nor in full ones, nor when it is read again."""
     monkeypatch.setattr(btlog, "PART", part)
     monkeypatch.setattr(btlog.NameFilter, "SLOTS", 1 << 14)
     size = 0
-    for steps in [(100,), (30, 126, 1, 255), (256, 256), (5000,), (1, 2), (63, 64, 65)]:
+    for steps in [(100,), (30, 126, 1, 255), (256, 256), (large,), (1, 64)]:
         with contextlib.closing(found(tmp_path)) as store:
             for count in steps:
-                batch = [entry(i) for i in range(size + count)]
-                assert store.append(batch, seal, True) == list(range(size + count))  # all that is there again, and more
                 size += count
-                conflicts = store.append([other_sum(e) for e in batch], seal, True)
-                assert [c.index for c in conflicts if isinstance(c, Conflict)] == list(range(size))
+                batch = [entry(i) for i in range(size)]
+                assert store.append(batch, seal, True) == list(range(size))  # all that is there again, and more
+            conflicts = store.append([other_sum(e) for e in batch], seal, True)
+            assert [c.index for c in conflicts if isinstance(c, Conflict)] == list(range(size))
             assert findings(store) == []
             stored = store.database.read("SELECT count(*) FROM name_filter")[0][0]
             assert stored == ((size >> part) + 7) // 8
@@ -1832,10 +1386,7 @@ def test_T17_across_parts_and_restarts(tmp_path: Path, monkeypatch: pytest.Monke
 def test_look_up_keys_have_63_bits() -> None:
     for index in 0, 262_143, 262_144, 17_000_000, 2**31 - 1:
         keys = btlog.look_up_keys(index, [entry(1)], [2**31 - 1])
-        assert len(keys) == 2
-        for kind, key in enumerate(keys):
-            assert 0 <= key < 2**63
-            assert (key >> 62, btlog.key_index(key)) == (kind, index)
+        assert [(key >> 62, btlog.key_index(key)) for key in keys] == [(0, index), (1, index)]
     first = 262_144 - 3
     keys = btlog.look_up_keys(first, [entry(i) for i in range(7)], btlog.field_hashes(btlog.FILENAME, [b"x"] * 7))
     assert sorted(map(btlog.key_index, keys)) == sorted([*range(first, first + 7)] * 2)
@@ -1903,78 +1454,64 @@ def test_T4_every_statement_failed_once(tmp_path: Path, persist: bool) -> None:
     assert commits == 1
 
 
-def test_T8_a_second_writer_is_refused(tmp_path: Path) -> None:
-    with contextlib.closing(found(tmp_path)) as store:
-        fill(store, 3)
-        with pytest.raises(Unavailable, match="one writer"):
-            btlog.LogStore(tmp_path)
-        done = run_btlog("serve", "--storage-dir", str(tmp_path), "--port", "0")
-        assert (done.returncode, done.stdout) == (3, "")
-        assert "one writer" in done.stderr
-        with contextlib.closing(btlog.LogStore(tmp_path, read_only=True)) as reader:
-            assert reader.tree("published").size == 3
-    found(tmp_path).close()  # once it is closed, the next one is let in
+def exits(codes: int | tuple[int, ...], says: str, *args: str, cwd: Path | None = None, lines: int | None = None) -> str:
+    """A command, in this process, ends with that code, and says that on stderr, in so many lines; what it prints."""
+    out, err = io.StringIO(), io.StringIO()
+    got: Any
+    before = signal.signal(signal.SIGALRM, lambda *_: pytest.fail(f"{args} does not end"))
+    signal.alarm(60)
+    try:
+        with contextlib.chdir(cwd or "."), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            got = btlog.main(args)
+    except SystemExit as end:
+        got = end.code
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+    assert got in (codes if isinstance(codes, tuple) else (codes,)), (args, out.getvalue(), err.getvalue())
+    assert says in err.getvalue(), args
+    assert lines in (None, err.getvalue().count("\n")), (args, err.getvalue())
+    assert "Traceback" not in err.getvalue()
+    return out.getvalue()
 
 
 def test_T13_a_folder_is_of_one_log(tmp_path: Path) -> None:
-    (tmp_path / "a").write_text(new_key("a.example").encode())
     (tmp_path / "b").write_text(new_key("b.example").encode())
     with contextlib.closing(found(tmp_path / "log", new_key("a.example"))) as store:
         assert store.key() == new_key("a.example").key
         refuses(Error, store.create_log, LOG, b"")  # a second founding
-    done = run_btlog(
-        "serve", "--storage-dir", str(tmp_path / "log"), "--private-key", str(tmp_path / "b"), "--port", "0"
-    )
-    assert done.returncode == 2
-    assert "is the log of a.example+" in done.stderr
+    other_key = ("--private-key", "b", "--port", "0")
+    exits(2, "is the log of a.example+", "serve", "--storage-dir", "log", *other_key, cwd=tmp_path)
 
 
 def test_T7_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "checkpoint").write_text("something else's")
-    done = run_btlog("serve", "--storage-dir", str(tmp_path), "--port", "0")
-    assert done.returncode == 3
-    assert "holds no log but other things" in done.stderr
+    serve = ("serve", "--port", "0", "--storage-dir")
+    exits(3, "can't make", *serve, str(tmp_path / "checkpoint" / "log"))
+    exits(3, "holds no log but other things", *serve, str(tmp_path))
     assert os.listdir(tmp_path) == ["checkpoint"]
+    folder = tmp_path / "x"
+    folder.mkdir()
+    path = folder / "log.sqlite3"
     for data in b"", b"\0" * 8192, b"SQLite format 3\0" + bytes(4080):  # T1: truncated or zeroed
-        (tmp_path / "x").mkdir(exist_ok=True)
-        (tmp_path / "x" / "log.sqlite3").write_bytes(data)
-        done = run_btlog("serve", "--storage-dir", str(tmp_path / "x"), "--port", "0")
-        assert done.returncode == 3
-        assert "log.sqlite3" in done.stderr
-        assert "Traceback" not in done.stderr
-        assert not (tmp_path / "x" / "private.key").exists()
-    path = tmp_path / "x" / "log.sqlite3"
+        path.write_bytes(data)
+        exits(3, "log.sqlite3", *serve, str(folder))
+        assert not (folder / "private.key").exists()
     path.unlink()
-    with contextlib.closing(sqlite3.connect(path)) as db:
-        db.execute("CREATE TABLE tlog (origin)")
+    change_store(folder, "CREATE TABLE tlog (origin)")
     before = path.read_bytes()
-    refuses(Corrupt, btlog.LogStore, tmp_path / "x")
+    refuses(Corrupt, btlog.LogStore, folder)
     assert path.read_bytes() == before  # nothing of another program's file is changed
 
 
 def test_T7_many_first_starts_make_one_log(tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        str(SOURCE),
-        "serve",
-        "--storage-dir",
-        str(tmp_path / "log"),
-        "--port",
-        "0",
-        "--origin",
-        "log.example",
-    ]
-    starts = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(8)]
-    alive: list[subprocess.Popen[str]] = []
+    command = [sys.executable, str(SOURCE), "serve", "--storage-dir", "log", "--port", "0", "--origin", "log.example"]
+    pipe = subprocess.PIPE
+    starts = [subprocess.Popen(command, cwd=tmp_path, stdout=pipe, stderr=pipe, text=True) for _ in range(4)]
     try:
-        for start in starts:  # seven end by themselves, one answers
-            assert start.stdout
-            line = start.stdout.readline()
-            if line:
-                alive.append(start)
-            else:
-                assert start.wait(20) == 3
-        assert len(alive) == 1
+        lines = [start.stdout.readline() for start in starts if start.stdout]  # one answers, the others end
+        assert sorted(map(bool, lines)) == [False] * 3 + [True]
+        assert all(start.wait(20) == 3 for start, line in zip(starts, lines, strict=True) if not line)
     finally:
         for start in starts:
             start.kill()
@@ -1983,96 +1520,78 @@ def test_T7_many_first_starts_make_one_log(tmp_path: Path) -> None:
         assert store.key() == VerifierKey.parse((tmp_path / "log" / "public.key").read_text().strip())
 
 
-def test_T18_a_folder_that_cant_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere
-    with pytest.raises(Unavailable, match="not writable"):
-        btlog.LogStore(tmp_path)
-    assert os.listdir(tmp_path) == []
-    folder = tmp_path / "file" / "log"
-    (tmp_path / "file").write_text("")
-    start = time.perf_counter()
-    done = run_btlog("serve", "--storage-dir", str(folder), "--port", "0")
-    assert done.returncode == 3
-    assert "can't make" in done.stderr
-    assert time.perf_counter() - start < 5
-
-
-def corruptions(path: Path) -> Iterator[tuple[str, str, tuple[Any, ...]]]:
-    """One changed byte in each kind of row: which, the SQL that does it, and its values."""
+def corruptions(path: Path) -> Iterator[tuple[str, str, str, tuple[Any, ...]]]:
+    """One changed byte in each kind of row: the table, what a finding names, the SQL that does it, and its values."""
 
     def flipped(data: bytes, at: int) -> bytes:
         return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
 
     with contextlib.closing(sqlite3.connect(path)) as db:
-        for table, key in ("bundle", "n"), ("tile", "key"):
+        for table, key, place in ("bundle", "n", "{:03d}"), ("tile", "key", "tile/"):
             for number, data in db.execute(f"SELECT {key}, data FROM {table}").fetchall():
                 for at in {0, 1, 2, len(data) // 2, len(data) - 1}:
-                    yield (
-                        f"{table} {number} {at}",
-                        f"UPDATE {table} SET data = ? WHERE {key} = ?",
-                        (flipped(data, at), number),
-                    )
+                    sql = f"UPDATE {table} SET data = ? WHERE {key} = ?"
+                    yield table, place.format(number), sql, (flipped(data, at), number)
         for kind, note in db.execute("SELECT kind, note FROM checkpoint").fetchall():
             for at in {0, len(LOG.name) + 1, len(LOG.name) + 6, len(note) - 90, len(note) - 60, len(note) - 5}:
-                yield (
-                    f"checkpoint {kind} {at}",
-                    "UPDATE checkpoint SET note = ? WHERE kind = ?",
-                    (flipped(note, at), kind),
-                )
+                sql = "UPDATE checkpoint SET note = ? WHERE kind = ?"
+                yield "checkpoint", kind, sql, (flipped(note, at), kind)
         keys = [key for (key,) in db.execute("SELECT key FROM lookup ORDER BY key")]
     for key in keys[0], keys[len(keys) // 2], keys[-1]:
         for bit in 0, 17, 40, 48, 62:
-            yield f"lookup {key} {bit}", "UPDATE lookup SET key = ? WHERE key = ?", (key ^ 1 << bit, key)
-        yield f"lookup {key}", "DELETE FROM lookup WHERE key = ?", (key,)
+            yield "lookup", "look", "UPDATE lookup SET key = ? WHERE key = ?", (key ^ 1 << bit, key)
+        yield "lookup", "look", "DELETE FROM lookup WHERE key = ?", (key,)
 
 
 def test_T11_fsck_finds_any_changed_byte(tmp_path: Path) -> None:
     with contextlib.closing(found(tmp_path / "log")) as store:
-        fill(store, 700)
+        fill(store, 300)
         assert findings(store) == []
     tried: dict[str, int] = {}
-    for what, sql, values in list(corruptions(tmp_path / "log" / "log.sqlite3")):
-        shutil.copytree(tmp_path / "log", tmp_path / "copy")
-        with contextlib.closing(sqlite3.connect(tmp_path / "copy" / "log.sqlite3")) as db, db:
-            db.execute(sql, values)
+    (tmp_path / "copy").mkdir()
+    for table, place, sql, values in list(corruptions(tmp_path / "log" / "log.sqlite3")):
+        shutil.copy(tmp_path / "log" / "log.sqlite3", tmp_path / "copy")
+        change_store(tmp_path / "copy", sql, *values)
         with contextlib.closing(btlog.LogStore(tmp_path / "copy", read_only=True)) as store:
             lines = findings(store)
-        assert lines, what
-        table, number = what.split()[:2]
-        place = {
-            "bundle": f"{int(number):03d}" if table == "bundle" else "",
-            "tile": "tile/",
-            "checkpoint": number,
-            "lookup": "look",
-        }[table]
-        assert any(place in line for line in lines), (what, lines)
+        assert any(place in line for line in lines), (table, values, lines)
         tried[table] = tried.get(table, 0) + 1
-        shutil.rmtree(tmp_path / "copy")
-    assert tried == {"bundle": 15, "tile": 20, "checkpoint": 12, "lookup": 18}
+    assert tried == {"bundle": 10, "tile": 15, "checkpoint": 12, "lookup": 18}
 
 
-def test_T11_a_log_with_a_broken_right_edge_does_not_start(tmp_path: Path) -> None:
+def test_T1_T11_a_log_that_is_corrupt_does_not_start(tmp_path: Path) -> None:
     with contextlib.closing(found(tmp_path / "log")) as store:
         fill(store, 700)
     (tmp_path / "log" / "private.key").write_text(LOG_SKEY)
-    for sql in (
-        "UPDATE checkpoint SET note = CAST(replace(note, '700', '699') AS BLOB)",
-        "UPDATE tile SET data = CAST(data AS TEXT)",
-        "UPDATE tile SET data = zeroblob(length(data)) WHERE key = 2",
-        "DELETE FROM tile WHERE key = 1 << 56",
-        "UPDATE tile SET data = x'00' WHERE key = 2",
-        "UPDATE checkpoint SET note = replace(note, '700', '699')",
-        "DELETE FROM checkpoint",
-        "UPDATE checkpoint SET note = x'ff'",
+    for says, *changes in (
+        (
+            "corrupt",  # its right edge
+            "UPDATE checkpoint SET note = CAST(replace(note, '700', '699') AS BLOB)",
+            "UPDATE tile SET data = CAST(data AS TEXT)",
+            "UPDATE tile SET data = zeroblob(length(data)) WHERE key = 2",
+            "DELETE FROM tile WHERE key = 1 << 56",
+            "UPDATE tile SET data = x'00' WHERE key = 2",
+            "UPDATE checkpoint SET note = replace(note, '700', '699')",
+            "DELETE FROM checkpoint",
+            "UPDATE checkpoint SET note = x'ff'",
+        ),
+        (
+            "",
+            "UPDATE setting SET value = x'ff'",
+            "UPDATE setting SET value = 5",
+            "UPDATE setting SET value = 'junk'",
+            "DELETE FROM lookup",
+            "DROP TABLE lookup",
+            "DROP TABLE tile",
+            "DELETE FROM lookup WHERE key = (SELECT max(key) FROM lookup)",
+        ),
     ):
-        shutil.copytree(tmp_path / "log", tmp_path / "copy")
-        with contextlib.closing(sqlite3.connect(tmp_path / "copy" / "log.sqlite3")) as db, db:
-            db.execute(sql)
-        done = run_btlog("serve", "--storage-dir", str(tmp_path / "copy"), "--port", "0")
-        assert (done.returncode, done.stdout) == (3, ""), sql
-        assert "corrupt" in done.stderr
-        assert "Traceback" not in done.stderr
-        shutil.rmtree(tmp_path / "copy")
+        for sql in changes:
+            shutil.copytree(tmp_path / "log", tmp_path / "copy")
+            change_store(tmp_path / "copy", sql)
+            assert exits(3, says, "serve", "--storage-dir", "copy", "--port", "0", cwd=tmp_path) == "", sql
+            exits((1, 3), "", "fsck", "--storage-dir", "copy", cwd=tmp_path)
+            shutil.rmtree(tmp_path / "copy")
 
 
 # --- Servers, in this process and in others ------------------------------------------------------------------------------------
@@ -2230,35 +1749,29 @@ def ask(
         return answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read()
 
 
-def add(url: str, data: bytes, **headers: str) -> tuple[int, dict[str, Any]]:
+def as_json(data: bytes) -> dict[str, Any]:
     parsed = Entry.parse(data)
-    body = {
-        "filename": parsed.filename,
-        "checksum": parsed.checksum,
-        **({"publisher": parsed.publisher._asdict()} if parsed.publisher else {}),
-    }
-    status, _, answer = ask(url, "/add", "POST", json.dumps(body).encode(), **headers)
-    return status, json.loads(answer)
+    publisher = {"publisher": parsed.publisher._asdict()} if parsed.publisher else {}
+    return {"filename": parsed.filename, "checksum": parsed.checksum, **publisher}
 
 
 def as_line(data: bytes) -> bytes:
-    parsed = Entry.parse(data)
-    return (
-        json.dumps(
-            {
-                "filename": parsed.filename,
-                "checksum": parsed.checksum,
-                **({"publisher": parsed.publisher._asdict()} if parsed.publisher else {}),
-            }
-        ).encode()
-        + b"\n"
-    )
+    return json.dumps(as_json(data)).encode() + b"\n"
+
+
+def many_lines(first: int, end: int) -> bytes:
+    """The entries from `first` to `end` as the body of a bulk."""
+    return b"".join(as_line(entry(i)) for i in range(first, end))
+
+
+def add(url: str, data: bytes, **headers: str) -> tuple[int, dict[str, Any]]:
+    status, _, answer = ask(url, "/add", "POST", as_line(data), **headers)
+    return status, json.loads(answer)
 
 
 def bulk(url: str, body: bytes, **headers: str) -> tuple[int, list[dict[str, Any]]]:
-    status, _, answer = ask(
-        url, "/admin/bulk/append", "POST", body, **{"Content_Type": "application/x-ndjson", **headers}
-    )
+    headers = {"Content_Type": "application/x-ndjson", **headers}
+    status, _, answer = ask(url, "/admin/bulk/append", "POST", body, **headers)
     return status, [json.loads(line) for line in answer.splitlines()]
 
 
@@ -2308,65 +1821,31 @@ def test_an_add_is_answered_with_index_checkpoint_and_proof(log: LocalLog) -> No
     assert walk(log.url) == [entry(i) for i in range(20)]
 
 
-def test_the_command_of_the_readme_of_bt_log(log: LocalLog) -> None:
-    """curl sends a form's content type with -d; nobody has to say that it is JSON."""
-    body = b'{"filename":"pkgname-1.2.3-py3-none-any.whl","checksum":"' + SUM.encode() + b'"}'
-    for content in "application/x-www-form-urlencoded", "application/json", "text/plain":
-        status, _, answer = ask(log.url, "/add", "POST", body, Content_Type=content)
-        assert (status, acknowledged(Entry(NAME, SUM).encode(), json.loads(answer))) == (200, 0)
-
-
-@pytest.mark.parametrize(
-    "body",
-    [
-        b"",
-        b"{",
-        b"[]",
-        b"null",
-        b"1",
-        b'"a"',
-        b"{}",
-        b'{"filename":"a"}',
-        b'{"checksum":"%b"}',
-        b'{"filename":1,"checksum":"%b"}',
-        b'{"filename":["a"],"checksum":"%b"}',
-        b'{"filename":"a","checksum":"%b","filename":"a"}',
-        b'{"filename":"a","checksum":NaN}',
-        b'{"filename":"a","checksum":"%b","x":1}',
-        b"\xff",
-        b"\xef\xbb\xbf{}",
-        b'{"filename":"\\ud800","checksum":"%b"}',
-        b'{"filename":"a","checksum":"%b","publisher":1}',
-        b'{"filename":"a","checksum":"%b","publisher":{}}',
-        b'{"filename":"a","checksum":"%b","publisher":{"issuer":"i"}}',
-        b'{"filename":"a","checksum":"%b","publisher":{"issuer":"i","subject":"s","issuer":"i"}}',
-        b'{"filename":"a","checksum":"%b","publisher":{"issuer":"i j","subject":"s"}}',
-        b'{"filename":"a","checksum":"%b"} x',
-        b"[" * 100_000,
-        b'{"a":' * 100_000,
-        b'{"filename":"a/b","checksum":"%b"}',
-        b'{"filename":"a","checksum":"%b","publisher":["i","s"]}',
-        b"1" * 5000,
-        b"Infinity",
-        b"-Infinity",
-        b'{"filename":"a","checksum":"%b","publisher":[["issuer","i"],["subject","s"]]}',
-        '{"filename":"a","checksum":"%b"}'.encode("utf-16"),
-    ],
-)
-def test_T50_what_is_no_entry_in_json(log: LocalLog, body: bytes) -> None:
-    status, headers, answer = ask(log.url, "/add", "POST", body.replace(b"%b", SUM.encode()))
-    assert (status, headers["content-type"]) == (400, "application/json")
-    assert list(json.loads(answer)) == ["error"]
-    assert log.log.published.tree.size == 0
-
-
-def test_json_that_means_an_entry(log: LocalLog) -> None:
+def test_T50_json_is_an_entry_or_is_refused(log: LocalLog) -> None:
     for body in (
-        '{"filename":"a","checksum":"%s"}',
-        ' { "checksum" : "%s",\n "filename" : "\\u0061" } ',
-        '{"filename":"a","checksum":"%s","publisher":null}',
+        b"", b"{", b"[]", b"null", b"1", b'"a"', b"{}", b"\xff", b"\xef\xbb\xbf{}", b"1" * 5000, b"Infinity",
+        b"-Infinity", b"[" * 100_000, b'{"a":' * 100_000, b'{"filename":"a"}', b'{"checksum":"%b"}',
+        b'{"filename":"a","checksum":NaN}',
+        b'{"filename":1,"checksum":"%b"}', b'{"filename":["a"],"checksum":"%b"}', b'{"filename":"a/b","checksum":"%b"}',
+        b'{"filename":"a","checksum":"%b","filename":"a"}', b'{"filename":"a","checksum":"%b","x":1}',
+        b'{"filename":"\\ud800","checksum":"%b"}', b'{"filename":"a","checksum":"%b"} x',
+        '{"filename":"a","checksum":"%b"}'.encode("utf-16"),
+        *(b'{"filename":"a","checksum":"%%b","publisher":%b}' % publisher for publisher in (
+            b"1", b"{}", b'{"issuer":"i"}', b'{"issuer":"i","subject":"s","issuer":"i"}', b'["i","s"]',
+            b'{"issuer":"i j","subject":"s"}', b'[["issuer","i"],["subject","s"]]')),
     ):
-        status, _, answer = ask(log.url, "/add", "POST", (body % SUM).encode())
+        status, headers, answer = ask(log.url, "/add", "POST", body.replace(b"%b", SUM.encode()))
+        assert (status, headers["content-type"], *json.loads(answer)) == (400, "application/json", "error"), body
+    assert log.log.published.tree.size == 0
+    plain = '{"filename":"a","checksum":"%s"}'
+    for text, content in (
+        (plain, "application/x-www-form-urlencoded"),  # which curl sends with -d: nobody has to say that it is JSON
+        (plain, "text/plain"),
+        (plain, "application/json"),
+        (' { "checksum" : "%s",\n "filename" : "\\u0061" } ', "application/json"),
+        ('{"filename":"a","checksum":"%s","publisher":null}', "application/json"),
+    ):
+        status, _, answer = ask(log.url, "/add", "POST", (text % SUM).encode(), Content_Type=content)
         assert (status, acknowledged(Entry("a", SUM).encode(), json.loads(answer))) == (200, 0)
 
 
@@ -2374,91 +1853,67 @@ def test_T49_the_largest_entry_over_http(log: LocalLog) -> None:
     room = 65_535 - len(Entry("a", SUM, Publisher("i", "s")).encode()) + 1
     largest = Entry("a", SUM, Publisher("i", "s" * room)).encode()
     assert acknowledged(largest, add(log.url, largest)[1]) == 0
-    escaped = json.dumps({"filename": "a", "checksum": SUM, "publisher": {"issuer": "i", "subject": "s"}}).replace(
-        '"s"', '"' + "\\u0073" * room + '"'
-    )
+    one = json.dumps({"filename": "a", "checksum": SUM, "publisher": {"issuer": "i", "subject": "s"}})
+    escaped = one.replace('"s"', '"' + "\\u0073" * room + '"')
     assert ask(log.url, "/add", "POST", escaped.encode())[0] == 200
     assert ask(log.url, "/add", "POST", escaped.replace("\\u0073", "\\u0073" * 2, 1).encode())[0] == 400
     assert ask(log.url, "/add", "POST", b" " * (btlog.MAX_ADD + 1))[0] == 413
     assert walk(log.url) == [largest]
 
 
+def proved(answer: list[dict[str, Any]], wanted: list[tuple[str, int | None]]) -> Tree:
+    """The tree in an answer to a bulk, which says just this of each line, and proves what is logged."""
+    head, *results, end = answer
+    tree = open_checkpoint(base64.b64decode(head["checkpoint"], validate=True), UNWITNESSED).tree
+    assert (head["type"], head["tree_size"], end["type"], end["count"]) == (
+        "checkpoint", tree.size, "complete", len(wanted),
+    )
+    assert {r["type"] for r in results} <= {"result"}
+    said = [r["result"] for r in results]
+    assert [(r["status"], r.get("index")) for r in said] == wanted
+    for result in said:
+        if result["status"] == "logged":
+            index = result["index"]
+            assert result["filename"] == Entry.parse(entry(index)).filename
+            proof = [base64.b64decode(h) for h in result["inclusionProof"]]
+            check_inclusion(leaf_hash(entry(index)), index, tree, proof)
+        else:
+            assert result["error"]
+            assert "inclusionProof" not in result
+    return tree
+
+
 def test_a_bulk_is_answered_line_by_line(log: LocalLog) -> None:
     add(log.url, entry(0))
-    wrong = [
-        b"{}\n",
-        b"\n",
-        b"x\n",
-        b"  \r\n",
-        b'{"filename":"a"\n',
-        b'"checksum":"x"}\n',
-        b'{"filename":"a","checksum":"' + SUM.encode() + b'"},{}\n',
-        b"\xff\n",
+    error = ("error", None)
+    lines: list[tuple[bytes, tuple[str, int | None]]] = [
+        (as_line(entry(1)), ("logged", 1)),
+        (b"{}\n", error),
+        (as_line(entry(0)), ("logged", 0)),
+        (b"\n", ("", None)),  # no line at all
+        (as_line(entry(2)), ("logged", 2)),
+        (b"x\n", error),
+        (as_line(other_sum(entry(2))), ("error", 2)),
+        (b"  \r\n", ("", None)),
+        (as_line(entry(1)), ("logged", 1)),
+        (b'{"filename":"a"\n', error),
+        (b'"checksum":"x"}\n', error),
+        (b'{"filename":"a","checksum":"' + SUM.encode() + b'"},{}\n', error),
+        (b"\xff\n", error),
+        (as_line(entry(3))[:-1], ("logged", 3)),
     ]
-    lines = [
-        as_line(entry(1)),
-        wrong[0],
-        as_line(entry(0)),
-        wrong[1],
-        as_line(entry(2)),
-        wrong[2],
-        as_line(other_sum(entry(2))),
-        wrong[3],
-        as_line(entry(1)),
-        *wrong[4:],
-        as_line(entry(3))[:-1],
-    ]
-    status, answer = bulk(log.url, b"".join(lines))
-    assert status == 200
-    head, *results, end = answer
-    note = base64.b64decode(head["checkpoint"], validate=True)
-    tree = open_checkpoint(note, UNWITNESSED).tree
-    assert (head["type"], head["tree_size"], end) == ("checkpoint", tree.size, {"type": "complete", "count": 12})
-    assert tree.size == 4
-    said = [(r["result"]["status"], r["result"].get("index")) for r in results]
-    assert said == [
-        ("logged", 1),
-        ("error", None),
-        ("logged", 0),
-        ("logged", 2),
-        ("error", None),
-        ("error", 2),
-        ("logged", 1),
-        ("error", None),
-        ("error", None),
-        ("error", None),
-        ("error", None),
-        ("logged", 3),
-    ]
-    for result in results:
-        assert result["type"] == "result"
-        if result["result"]["status"] == "logged":
-            index = result["result"]["index"]
-            assert result["result"]["filename"] == Entry.parse(entry(index)).filename
-            check_inclusion(
-                leaf_hash(entry(index)), index, tree, [base64.b64decode(h) for h in result["result"]["inclusionProof"]]
-            )
-        else:
-            assert result["result"]["error"]
-            assert "inclusionProof" not in result["result"]
+    status, answer = bulk(log.url, b"".join(line for line, _ in lines))
+    assert (status, proved(answer, [said for _, said in lines if said[0]]).size) == (200, 4)
     assert walk(log.url) == [entry(i) for i in range(4)]
 
 
-@pytest.mark.parametrize("count", [255, 256, 257, 3000])
+@pytest.mark.parametrize("count", [255, 256, 257, 1500])
 def test_a_large_bulk(log: LocalLog, count: int) -> None:
-    entries = [entry(i) for i in range(count)]
     for first in 0, 100:  # the second overlaps the first
-        status, (head, *results, end) = bulk(
-            log.url, b"".join(as_line(e) for e in [entry(i) for i in range(first, first + count)])
-        )
-        assert (status, end["count"], len(results)) == (200, count, count)
-        tree = open_checkpoint(base64.b64decode(head["checkpoint"]), UNWITNESSED).tree
-        for index, result in enumerate(results, first):
-            assert result["result"]["index"] == index
-            check_inclusion(
-                leaf_hash(entry(index)), index, tree, [base64.b64decode(h) for h in result["result"]["inclusionProof"]]
-            )
-    assert walk(log.url) == entries + [entry(i) for i in range(count, count + 100)]
+        status, answer = bulk(log.url, many_lines(first, first + count))
+        assert status == 200
+        proved(answer, [("logged", i) for i in range(first, first + count)])
+    assert walk(log.url) == [entry(i) for i in range(count + 100)]
 
 
 def test_bulk_limits(tmp_path: Path) -> None:
@@ -2466,15 +1921,22 @@ def test_bulk_limits(tmp_path: Path) -> None:
         for content in "application/json", "", "text/plain; charset=application/x-ndjson":
             assert bulk(log.url, as_line(entry(0)), Content_Type=content)[0] == 415
         assert bulk(log.url, as_line(entry(0)), Content_Type="application/x-ndjson; charset=utf-8")[0] == 200
-        assert bulk(log.url, b"".join(as_line(entry(i)) for i in range(11)))[0] == 413
-        assert bulk(log.url, b"{}\n" * 11)[0] == 413
+        for body in many_lines(0, 11), b"{}\n" * 11, b"x" * (btlog.MAX_ADD + 2):
+            assert bulk(log.url, body)[0] == 413
         assert log.log.published.tree.size == 1  # nothing is logged of what is too much
-        assert bulk(log.url, b"".join(as_line(entry(i)) for i in range(10)) + b"\n\n")[0] == 200
-        assert bulk(log.url, b"x" * (btlog.MAX_ADD + 2))[0] == 413
-        assert bulk(log.url, b"")[1][1:] == [{"type": "complete", "count": 0}]
-        status, answer = bulk(log.url, b"{}\n")
-        assert [line["type"] for line in answer] == ["checkpoint", "result", "complete"]
-        assert (status, answer[0]["tree_size"]) == (200, 10)
+        assert bulk(log.url, many_lines(0, 10) + b"\n\n")[0] == 200
+        for body, wanted in (b"", []), (b"{}\n", [("error", None)]):
+            status, answer = bulk(log.url, body)
+            assert (status, proved(answer, wanted).size) == (200, 10)  # type: ignore[arg-type]
+
+
+def at_once(*calls: Callable[[], Any]) -> None:
+    """Makes calls, each in a thread of its own."""
+    threads = [threading.Thread(target=call) for call in calls]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
 
 
 def test_T17_the_same_at_once(log: LocalLog) -> None:
@@ -2482,7 +1944,7 @@ def test_T17_the_same_at_once(log: LocalLog) -> None:
     got: list[tuple[int, int, int]] = []  # entry, status, index
 
     def client(seed: int) -> None:
-        order = list(range(40))
+        order = list(range(25))
         random.Random(seed).shuffle(order)
         for i in order:
             data = entry(i) if (seed + i) % 4 else other_sum(entry(i))
@@ -2493,67 +1955,41 @@ def test_T17_the_same_at_once(log: LocalLog) -> None:
                 result = bulk(log.url, as_line(data))[1][1]["result"]
                 got.append((i, 200 if result["status"] == "logged" else 409, result["index"]))
 
-    threads = [threading.Thread(target=client, args=(seed,)) for seed in range(12)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(got) == 480
-    for i in range(40):
+    at_once(*(functools.partial(client, seed) for seed in range(8)))
+    assert len(got) == 200
+    for i in range(25):
         assert len({index for j, _, index in got if j == i}) == 1
-    assert sum(status == 409 for _, status, _ in got) >= 40
+    assert sum(status == 409 for _, status, _ in got) >= 25
     entries = walk(log.url)
-    assert len(entries) == len({Entry.parse(e).filename for e in entries}) == 40
+    assert len(entries) == len({Entry.parse(e).filename for e in entries}) == 25
 
 
 def test_entries_by_filename_and_checksum(log: LocalLog) -> None:
-    odd = Entry("torch-2.0+cu118 é%.whl", SUM, PUBLISHER).encode()
-    for data in odd, entry(1), entry(2):
+    entries = [Entry("torch-2.0+cu118 é%.whl", SUM, PUBLISHER).encode(), entry(1), entry(2)]
+    for data in entries:
         add(log.url, data)
     for query, index in (
-        ("filename=torch-2.0+cu118%20%C3%A9%25.whl", 0),
-        ("filename=torch-2.0%2Bcu118%20%c3%a9%25.whl", 0),
-        (f"checksum={SUM}", 0),
-        (f"checksum={SUM.replace(':', '%3A')}", 0),
-        ("filename=" + Entry.parse(entry(1)).filename, 1),
-        ("checksum=" + Entry.parse(entry(2)).checksum, 2),
+        ("filename=torch-2.0+cu118%20%C3%A9%25.whl", 0), ("filename=torch-2.0%2Bcu118%20%c3%a9%25.whl", 0),
+        (f"checksum={SUM}", 0), (f"checksum={SUM.replace(':', '%3A')}", 0),
+        ("filename=" + Entry.parse(entry(1)).filename, 1), ("checksum=" + Entry.parse(entry(2)).checksum, 2),
     ):
         status, headers, body = ask(log.url, f"/entries?{query}")
         assert (status, headers["content-type"]) == (200, "application/json")
-        [found_] = json.loads(body)["entries"]
-        parsed = Entry.parse([odd, entry(1), entry(2)][index])
-        assert found_ == {
-            "index": index,
-            "filename": parsed.filename,
-            "checksum": parsed.checksum,
-            **({"publisher": parsed.publisher._asdict()} if parsed.publisher else {}),
-        }
-        assert json.loads(ask(log.url, f"/entry/{index}")[2]) == found_
-    for query in (
-        "filename=pkg",
-        "filename=" + Entry.parse(entry(1)).filename[:-1],
-        "checksum=x",
-        "filename=a%00b",
-        "filename=" + "x" * 5000,
-    ):
+        wanted = {"index": index, **as_json(entries[index])}
+        assert json.loads(body)["entries"] == [wanted]
+        assert json.loads(ask(log.url, f"/entry/{index}")[2]) == wanted
+    name = Entry.parse(entry(1)).filename
+    for query in "filename=pkg", f"filename={name[:-1]}", "checksum=x", "filename=a%00b", "filename=" + "x" * 5000:
         assert ask(log.url, f"/entries?{query}")[::2] == (200, b'{"entries": []}\n')
     for query in (
-        "",
-        "?",
-        "?filename",
-        "?other=x",
-        "?filename=a&checksum=b",
-        "?filename=a&filename=a",
-        "?filename=%ff",
+        "", "?", "?filename", "?other=x", "?filename=a&checksum=b", "?filename=a&filename=a", "?filename=%ff",
         "?file%6eame=a",
     ):
-        status = ask(log.url, f"/entries{query}")[0]
-        assert status == 400, query
+        assert ask(log.url, f"/entries{query}")[0] == 400, query
 
 
 def test_proofs_of_entries(log: LocalLog) -> None:
-    for i in range(10):
-        add(log.url, entry(i))
+    bulk(log.url, many_lines(0, 10))
     for i in range(10):
         status, headers, proof = ask(log.url, f"/entry/{i}/proof")
         assert (status, headers["content-type"]) == (200, "text/plain; charset=utf-8")
@@ -2562,38 +1998,24 @@ def test_proofs_of_entries(log: LocalLog) -> None:
         assert check_logged(parsed, proof, UNWITNESSED).tree.size == 10
         assert (Proof.parse(proof).extra == entry(i)) is (parsed.publisher is not None)
     for bad in (
-        "/entry",
-        "/entry/",
-        "/entry/10",
-        "/entry/10/proof",
-        "/entry/-1",
-        "/entry/00",
-        "/entry/1/",
-        "/entry/1/proof/",
-        "/entry/1/x",
-        "/entry/1//proof",
-        "/entry/٧",
-        "/entry/1%30",
-        "/entry/9223372036854775808",
+        "", "/", "/10", "/10/proof", "/-1", "/00", "/1/", "/1/proof/", "/1/x", "/1//proof", "/٧", "/1%30",
+        "/9223372036854775808",
     ):
-        assert ask(log.url, urllib.parse.quote(bad, safe="/%"))[0] == 404, bad
+        assert ask(log.url, urllib.parse.quote(f"/entry{bad}", safe="/%"))[0] == 404, bad
 
 
 def test_T19_T20_T21_only_what_the_checkpoint_implies_is_there(log: LocalLog) -> None:
     done = 0
-    for size in 1, 129, 255, 256, 257, 280, 511, 512, 513, 600:
-        bulk(log.url, b"".join(as_line(entry(i)) for i in range(done, size)))
+    for size in 1, 129, 255, 256, 257, 513:
+        bulk(log.url, many_lines(done, size))
         done = size
-        for level in None, 0, 1, 2:
-            width = size >> 8 * (level or 0)
-            for index in range(4):
-                for w in (1, 24, 255, 256):
-                    there = index * 256 + w <= width
-                    status, headers, data = ask(log.url, "/" + btlog.tile_path(level, index, w))
-                    assert status == (200 if there else 404), (size, level, index, w)
-                    if there and level is not None:
-                        assert len(data) == 32 * w
-                    assert ("immutable" in headers.get("cache-control", "")) is there  # T25
+        for level, index, w in itertools.product((None, 0, 1, 2), range(3), (1, 24, 255, 256)):
+            there = index * 256 + w <= size >> 8 * (level or 0)
+            status, headers, data = ask(log.url, "/" + btlog.tile_path(level, index, w))
+            assert status == (200 if there else 404), (size, level, index, w)
+            if there and level is not None:
+                assert len(data) == 32 * w
+            assert ("immutable" in headers.get("cache-control", "")) is there  # T25
         assert walk(log.url) == [entry(i) for i in range(size)]
     assert ask(log.url, "/tile/0/001.p/24")[0] == 200  # T22: partial tiles stay, also beside the full one
     assert ask(log.url, "/tile/0/000.p/200")[2] == ask(log.url, "/tile/0/000")[2][: 32 * 200]
@@ -2603,174 +2025,98 @@ def test_T21_a_reader_never_sees_a_checkpoint_without_its_tiles(log: LocalLog) -
     over = threading.Event()
 
     def write() -> None:
-        for i in range(0, 3000, 37):
-            bulk(log.url, b"".join(as_line(entry(j)) for j in range(i, i + 37)))
+        for i in range(0, 1500, 37):
+            bulk(log.url, many_lines(i, i + 37))
         over.set()
 
-    writer = threading.Thread(target=write)
-    writer.start()
     sizes = set()
-    while not over.is_set():
-        sizes.add(len(walk(log.url)))
-    writer.join()
+
+    def read() -> None:
+        while not over.is_set():
+            sizes.add(len(walk(log.url)))
+
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        for done in [pool.submit(write), pool.submit(read)]:
+            done.result()
     assert len(sizes) > 3
 
 
-@pytest.mark.parametrize(
-    "path_",
-    [
-        "/tile",
-        "/tile/",
-        "/tile/0",
-        "/tile/0/",
-        "/tile/0/../0/000",
-        "/tile/0/%2e%2e/0/000",
-        "/tile/%30/000",
-        "//tile/0/000",
-        "/tile//0/000",
-        "/tile/0/000/",
-        "/tile/0/000?x=1",
-        "/tile/0/000?",
-        "/tile/0/000.p/256",
-        "/tile/0/000.p/01",
-        "/tile/64/000",
-        "/tile/8/000",
-        "/tile/63/000",
-        "/tile/0/x001/000",
-        "/../../etc/passwd",
-        "/%00",
-        "/checkpoint/",
-        "/checkpoint%00",
-        "/Checkpoint",
-        "/log.sqlite3",
-        "/private.key",
-        "/.well-known",
-        "/.well-known/private-key",
-        "/add/",
-        "/admin",
-        "/x",
-        "checkpoint",
-        "http://127.0.0.1/checkpoint",
-        "*",
-        "/tile/entries/../../checkpoint",
-        "/;/checkpoint",
-        "/./checkpoint",
-        "/entry/0/proof?x",
+def test_T27_paths_that_lead_nowhere(log: LocalLog) -> None:
+    bulk(log.url, many_lines(0, 256))
+    for path_ in (
+        "/tile", "/tile/", "/tile/0", "/tile/0/", "/tile/0/../0/000", "/tile/0/%2e%2e/0/000", "/tile/%30/000",
+        "//tile/0/000", "/tile//0/000", "/tile/0/000/", "/tile/0/000?x=1", "/tile/0/000?", "/tile/0/000.p/256",
+        "/tile/0/000.p/01", "/tile/64/000", "/tile/8/000", "/tile/63/000", "/tile/0/x001/000", "/../../etc/passwd",
+        "/%00", "/checkpoint/", "/checkpoint%00", "/Checkpoint", "/log.sqlite3", "/private.key", "/.well-known",
+        "/.well-known/private-key", "/add/", "/admin", "/x", "checkpoint", "http://127.0.0.1/checkpoint", "*",
+        "/tile/entries/../../checkpoint", "/;/checkpoint", "/./checkpoint", "/entry/0/proof?x",
         "/tile/0/" + "x001/" * 3000 + "000",
-    ],
-)
-def test_T27_paths_that_lead_nowhere(log: LocalLog, path_: str) -> None:
-    bulk(log.url, b"".join(as_line(entry(i)) for i in range(256)))
-    status, headers, body = ask(log.url, path_)
-    assert (status, headers["content-type"]) == (404, "application/json")
-    assert "cache-control" not in headers
-    assert json.loads(body)["error"]
+    ):
+        status, headers, body = ask(log.url, path_)
+        assert (status, headers["content-type"], *json.loads(body)) == (404, "application/json", "error"), path_
+        assert "cache-control" not in headers
 
 
-def test_bundles_are_zipped_for_those_who_take_it(log: LocalLog) -> None:
-    bulk(log.url, b"".join(as_line(entry(i)) for i in range(300)))
-    for path_ in "/tile/entries/000", "/tile/entries/001.p/44":
-        plain = ask(log.url, path_)
+def test_what_is_read_may_be_zipped_and_used_by_any_page(log: LocalLog) -> None:
+    bulk(log.url, many_lines(0, 300))
+    for path_ in (
+        "/checkpoint", "/tile/0/000", "/tile/entries/000", "/tile/entries/001.p/44", "/entry/1", "/entry/1/proof",
+        "/entries?filename=x", "/healthz", "/.well-known/public-key", "/nothing", "/status.json",
+    ):
+        status, headers, body = ask(log.url, path_, Origin="https://example.com")
+        if path_ != "/status.json":  # which says the time
+            head = ask(log.url, path_, "HEAD")
+            assert (head[0], head[1]["content-length"], head[2]) == (status, headers["content-length"], b"")
+        assert headers["content-length"] == str(len(body))
+        assert "content-encoding" not in headers
         zipped = ask(log.url, path_, Accept_Encoding="br, gzip")
-        assert "content-encoding" not in plain[1]
-        assert (plain[1]["vary"], zipped[1]["vary"], zipped[1]["content-encoding"]) == (
-            "Accept-Encoding",
-            "Accept-Encoding",
-            "gzip",
-        )
-        assert gzip.decompress(zipped[2]) == plain[2]
-        assert len(zipped[2]) < len(plain[2])
-        assert btlog._unzip(zipped[2], len(plain[2])) == plain[2]
-        refuses(Unavailable, btlog._unzip, zipped[2], len(plain[2]) - 1)
-    assert "content-encoding" not in ask(log.url, "/tile/0/000", Accept_Encoding="gzip")[1]
-
-
-def test_head_is_get_without_a_body(log: LocalLog) -> None:
-    bulk(log.url, b"".join(as_line(entry(i)) for i in range(300)))
-    for path_ in (
-        "/checkpoint",
-        "/tile/0/000",
-        "/tile/entries/001.p/44",
-        "/entry/1",
-        "/entry/1/proof",
-        "/entries?filename=x",
-        "/healthz",
-        "/.well-known/public-key",
-        "/nothing",
-    ):
-        get, head = ask(log.url, path_), ask(log.url, path_, "HEAD")
-        assert (head[0], head[2]) == (get[0], b"")
-        assert head[1]["content-length"] == get[1]["content-length"] == str(len(get[2]))
-
-
-def test_cors_for_reads_alone(log: LocalLog) -> None:
-    add(log.url, entry(0))
-    for path_ in (
-        "/checkpoint",
-        "/tile/0/000.p/1",
-        "/tile/entries/000.p/1",
-        "/entry/0",
-        "/entry/0/proof",
-        "/entries?filename=x",
-        "/status.json",
-        "/healthz",
-        "/.well-known/public-key",
-    ):
-        assert ask(log.url, path_, Origin="https://example.com")[1]["access-control-allow-origin"] == "*"
-    assert "access-control-allow-origin" not in ask(log.url, "/add", "POST", as_line(entry(1)))[1]
-
-
-@pytest.mark.parametrize(
-    "headers",
-    [
-        {"Origin": "https://evil.example"},
-        {"Origin": "null"},
-        {"Sec_Fetch_Site": "cross-site"},
-        {"Sec_Fetch_Site": "same-site"},
-        {"Origin": ""},
-        {"Origin": "http://127.0.0.1:1", "Sec_Fetch_Site": "same-origin"},
-    ],
-)
-def test_pages_of_other_sites_cant_write(log: LocalLog, headers: dict[str, str]) -> None:
-    assert ask(log.url, "/add", "POST", as_line(entry(0)), **headers)[0] == 403
-    assert bulk(log.url, as_line(entry(0)), **headers)[0] == 403
-    assert log.log.published.tree.size == 0
-
-
-def test_pages_of_this_site_can_write(log: LocalLog) -> None:
-    assert ask(log.url, "/add", "POST", as_line(entry(0)), Origin=log.url, Sec_Fetch_Site="same-origin")[0] == 200
-    assert ask(log.url, "/add", "POST", as_line(entry(0)), Sec_Fetch_Site="none")[0] == 200
-
-
-def test_methods(log: LocalLog) -> None:
-    for path_ in (
-        "/checkpoint",
-        "/entries?filename=a",
-        "/tile/0/000",
-        "/entry/0",
-        "/status.json",
-        "/healthz",
-        "/.well-known/public-key",
-    ):
-        for method in "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "get", "FOO":
-            status, headers, _ = ask(log.url, path_, method, b"" if method in ("POST", "PUT", "PATCH") else None)
-            assert (status, headers["allow"]) == (405, "GET, HEAD")
+        assert ("content-encoding" in zipped[1]) is path_.startswith("/tile/entries/")
+        if path_.startswith("/tile/entries/"):
+            assert headers["vary"] == zipped[1]["vary"] == "Accept-Encoding"
+            assert zipped[1]["content-encoding"] == "gzip"
+            assert gzip.decompress(zipped[2]) == btlog._unzip(zipped[2], len(body)) == body
+            assert len(zipped[2]) < len(body)
+            refuses(Unavailable, btlog._unzip, zipped[2], len(body) - 1)
+        if path_ != "/nothing":
+            assert headers["access-control-allow-origin"] == "*"
+            for method in "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "get", "FOO":
+                body_ = b"" if method in ("POST", "PUT", "PATCH") else None
+                status, headers, _ = ask(log.url, path_, method, body_)
+                assert (status, headers["allow"]) == (405, "GET, HEAD")
     for path_ in "/add", "/admin/bulk/append":
         for method in "GET", "HEAD", "PUT", "OPTIONS":
             status, headers, _ = ask(log.url, path_, method, b"" if method == "PUT" else None)
             assert (status, headers["allow"]) == (405, "POST")
+    assert "access-control-allow-origin" not in ask(log.url, "/add", "POST", as_line(entry(1)))[1]
+    for accepts in "gzip", "br, gzip;q=0.5", "GZIP ; q=1.0":
+        assert btlog.takes_gzip(accepts)
+    for accepts in "gzip;q=0", "gzip;q=0.000, br", "x-gzip", "", "*":
+        assert not btlog.takes_gzip(accepts)
+
+
+def test_pages_of_other_sites_cant_write(log: LocalLog) -> None:
+    """Nor does a page whose own name was made to point to this address: its requests look like those of this site."""
+    refused: list[dict[str, str]] = [
+        {"Origin": "https://evil.example"}, {"Origin": "null"}, {"Sec_Fetch_Site": "cross-site"},
+        {"Sec_Fetch_Site": "same-site"}, {"Origin": ""},
+        {"Origin": "http://127.0.0.1:1", "Sec_Fetch_Site": "same-origin"},
+    ]
+    taken: list[dict[str, str]] = [{"Origin": log.url, "Sec_Fetch_Site": "same-origin"}, {"Sec_Fetch_Site": "none"}]
+    for host in "evil.example:8080", "127.0.0.1:8080", "localhost", "[::1]:80":
+        same = {"Host": host, "Origin": f"http://{host}", "Sec_Fetch_Site": "same-origin"}
+        (refused if "evil" in host else taken).append(same)
+    for headers in refused:
+        assert ask(log.url, "/add", "POST", as_line(entry(0)), **headers)[0] == 403
+        assert bulk(log.url, as_line(entry(0)), **headers)[0] == 403
+    assert log.log.published.tree.size == 0
+    for headers in taken:
+        assert ask(log.url, "/add", "POST", as_line(entry(0)), **headers)[0] == 200
 
 
 def test_writing_with_a_token(tmp_path: Path) -> None:
     with contextlib.closing(LocalLog(tmp_path / "log", token="s3cret")) as log:
-        for headers in (
-            {},
-            {"Authorization": "Bearer other"},
-            {"Authorization": "Basic s3cret"},
-            {"Authorization": "s3cret"},
-            {"Authorization": "Bearer"},
-            {"Authorization": "Bearer s3cret2"},
-        ):
+        for value in None, "Bearer other", "Basic s3cret", "s3cret", "Bearer", "Bearer s3cret2":
+            headers = {"Authorization": value} if value else {}
             status, answer, _ = ask(log.url, "/add", "POST", as_line(entry(0)), **headers)
             assert (status, answer["www-authenticate"]) == (401, "Bearer")
             assert bulk(log.url, as_line(entry(0)), **headers)[0] == 401
@@ -2784,22 +2130,13 @@ def test_status_and_health(log: LocalLog) -> None:
     add(log.url, other_sum(entry(0)))
     bulk(log.url, as_line(entry(1)) + b"x\n")
     status = json.loads(ask(log.url, "/status.json")[2])
-    assert status["origin"] == LOG.name
-    assert (status["entry_type"], status["witness_configured"], status["vkey"]) == (
-        "pypi-transparency/v1",
-        False,
-        LOG_VKEY,
-    )
+    known = {"origin": LOG.name, "entry_type": "pypi-transparency/v1", "witness_configured": False, "vkey": LOG_VKEY}
+    assert known.items() <= status.items()
     note = ask(log.url, "/checkpoint")[2].decode()
-    tree = open_checkpoint(note.encode(), UNWITNESSED).tree
-    assert status["checkpoint"] == {
-        "available": True,
-        "tree_size": 2,
-        "root_hash": tree.root.hex(),
-        "raw_checkpoint": note,
-    }
-    assert (status["latency"]["count"], status["latency"]["failures"]) == (1, 1)
-    assert (status["bulk_latency"]["count"], status["bulk_latency"]["failures"]) == (1, 1)
+    root = open_checkpoint(note.encode(), UNWITNESSED).tree.root.hex()
+    assert status["checkpoint"] == {"available": True, "tree_size": 2, "root_hash": root, "raw_checkpoint": note}
+    for name in "latency", "bulk_latency":
+        assert (status[name]["count"], status[name]["failures"]) == (1, 1)
     assert status["latency"]["min_ms"] <= status["latency"]["average_ms"] <= status["latency"]["max_ms"]
     assert status["disk"]["bytes"] > 20_000
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", status["generated_at"])
@@ -2812,8 +2149,7 @@ def test_status_and_health(log: LocalLog) -> None:
 
 
 def test_T3_T6_a_commit_that_fails_ends_the_log(tmp_path: Path) -> None:
-    log = LocalLog(tmp_path / "log")
-    try:
+    with contextlib.closing(LocalLog(tmp_path / "log")) as log:
         assert add(log.url, entry(0))[0] == 200
         faulty = Faulty(log.store.database._writer, 10**9, True)
         log.store.database._writer = faulty  # type: ignore[assignment]
@@ -2824,48 +2160,20 @@ def test_T3_T6_a_commit_that_fails_ends_the_log(tmp_path: Path) -> None:
         assert log.log.failed.is_set()
         assert add(log.url, entry(3))[0] == 503
         assert ask(log.url, "/healthz")[0] == 503
-        assert log.log.published.tree.size == 2
-        assert len(walk(log.url)) == 2
-    finally:
-        log.close()
+        assert log.log.published.tree.size == len(walk(log.url)) == 2
     with contextlib.closing(LocalLog(tmp_path / "log")) as log:
         assert add(log.url, entry(2))[0] == 200  # once, whether the commit went through or not
         assert walk(log.url) == [entry(0), entry(1), entry(2)]
 
 
-def test_T68_a_passing_error_fails_nobody(tmp_path: Path) -> None:
-    with contextlib.closing(LocalLog(tmp_path / "log")) as log:
-        log.store.database._writer = faulty = Faulty(log.store.database._writer, 3, False)  # type: ignore[assignment]
-        statuses: list[int] = []
-        threads = [threading.Thread(target=lambda i=i: statuses.append(add(log.url, entry(i))[0])) for i in range(8)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert statuses == [200] * 8
-        assert faulty.left < 0
-        assert log.log.trouble == ""
-        assert sorted(walk(log.url)) == sorted(entry(i) for i in range(8))
-
-
-def test_a_disk_that_stays_full_is_said(tmp_path: Path) -> None:
-    with contextlib.closing(LocalLog(tmp_path / "log", timeout=0.6)) as log:
-        add(log.url, entry(0))
-        pages = log.store.database._writer.execute("PRAGMA page_count").fetchone()[0]
-        log.store.database._writer.execute(f"PRAGMA max_page_count = {pages}")
-        status, answer = add(log.url, entry(0))
-        for i in range(1, 400):
-            status, answer = add(log.url, entry(i))
-            if status != 200:
-                break
-        assert status == 503
-        assert "full" in answer["error"]
-        assert ask(log.url, "/healthz")[0] == 503
-        walk(log.url)  # reads go on
-        log.store.database._writer.execute("PRAGMA max_page_count = 1000000")
-        eventually(lambda: add(log.url, entry(i))[0] == 200)
-        assert ask(log.url, "/healthz")[0] == 200  # by itself, once there is room
-        assert walk(log.url) == [entry(j) for j in range(i + 1)]
+def test_T68_a_passing_error_fails_nobody(log: LocalLog) -> None:
+    log.store.database._writer = faulty = Faulty(log.store.database._writer, 3, False)  # type: ignore[assignment]
+    statuses: list[int] = []
+    at_once(*(lambda i=i: statuses.append(add(log.url, entry(i))[0]) for i in range(8)))
+    assert statuses == [200] * 8
+    assert faulty.left < 0
+    assert log.log.trouble == ""
+    assert sorted(walk(log.url)) == sorted(entry(i) for i in range(8))
 
 
 # --- HTTP: what is not a request ----------------------------------------------------------------------------------------------------
@@ -2902,13 +2210,15 @@ class Oracle(http.server.BaseHTTPRequestHandler):
         pass
 
 
-def http_server_refuses(data: bytes) -> bool:
-    with http.server.HTTPServer(("127.0.0.1", 0), Oracle) as server:
-        thread = threading.Thread(target=server.handle_request)
+@pytest.fixture
+def http_server() -> Iterator[int]:
+    """The port of Python's own server."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Oracle) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
         thread.start()
-        answer = raw(server.server_address[1], data, answers=1)
+        yield server.server_address[1]
+        server.shutdown()
         thread.join()
-    return b" 200 " not in answer.split(b"\r\n")[0]
 
 
 BODY = as_line(entry(0))[:-1]
@@ -2921,85 +2231,66 @@ REQUESTS = [  # what is sent, and the statuses of the answers
     ),
     (b"GET /checkpoint HTTP/1.0\r\n\r\nGET /checkpoint HTTP/1.0\r\n\r\n", [200]),
     (b"GET /checkpoint HTTP/1.1\r\nConnection: close\r\n\r\nGET /checkpoint HTTP/1.1\r\n\r\n", [200]),
+    (b"GET /checkpoint HTTP/1.1\r\nContent-Length: 5\r\n\r\nhelloGET /checkpoint HTTP/1.1\r\n\r\n", [200, 200]),
     (
         b"POST /add HTTP/1.1\r\nContent-Length: %d\r\n\r\n%bGET /checkpoint HTTP/1.1\r\n\r\n" % (len(BODY), BODY),
         [200, 200],
     ),
-    (b"GET /checkpoint HTTP/1.1\r\nContent-Length: 5\r\n\r\nhelloGET /checkpoint HTTP/1.1\r\n\r\n", [200, 200]),
     (b"POST /add HTTP/1.1\r\nContent-Length: 0\r\n\r\n", [400]),
     (b"POST /add HTTP/1.1\r\n\r\n", [411]),
     (b"POST /add HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n", [411]),
     (b"POST /add HTTP/1.1\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\nhello", [411]),
     (b"GET /checkpoint HTTP/1.1\r\nTransfer-Encoding: identity\r\n\r\n", [411]),
-    (b"POST /add HTTP/1.1\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello", [400]),
-    (b"POST /add HTTP/1.1\r\nContent-Length: 5\r\nContent-Length: 5\r\n\r\nhello", [400]),
-    (b"POST /add HTTP/1.1\r\nContent-Length: 5, 5\r\n\r\nhello", [400]),
-    (b"POST /add HTTP/1.1\r\nContent-Length: -1\r\n\r\n", [400]),
-    (b"POST /add HTTP/1.1\r\nContent-Length: +5\r\n\r\nhello", [400]),
-    (b"POST /add HTTP/1.1\r\nContent-Length: 5_0\r\n\r\nhello", [400]),
-    (b"POST /add HTTP/1.1\r\nContent-Length: 0x5\r\n\r\nhello", [400]),
-    (b"POST /add HTTP/1.1\r\nContent-Length: \r\n\r\n", [400]),
-    (b"POST /add HTTP/1.1\r\nContent-Length: \xb2\r\n\r\n", [400]),
-    (b"POST /add HTTP/1.1\r\nContent-Length: 99999999999999999999\r\n\r\n", [400]),
+    *((b"POST /add HTTP/1.1\r\nContent-Length: %b\r\n\r\n" % length, [400]) for length in (
+        b"-1", b"+5", b"5_0", b"0x5", b"5, 5", b"", b"\xb2", b"9" * 20, b"5\r\nContent-Length: 6",
+        b"5\r\nContent-Length: 5")),
     (b"POST /add HTTP/1.1\r\nContent-Length: 9999999999\r\n\r\n", [413]),
     (
         b"POST /admin/bulk/append HTTP/1.1\r\nContent-Type: application/x-ndjson\r\nContent-Length: 9999999999\r\n\r\n",
         [413],
     ),
-    (b"GET /checkpoint HTTP/1.1\r\nA: b\r\n c\r\n\r\n", [400]),  # folded
-    (b"GET /checkpoint HTTP/1.1\r\n A: b\r\n\r\n", [400]),
-    (b"GET /checkpoint HTTP/1.1\r\nA : b\r\n\r\n", [400]),
-    (b"GET /checkpoint HTTP/1.1\r\nA\r\n\r\n", [400]),
-    (b"GET /checkpoint HTTP/1.1\r\n: b\r\n\r\n", [400]),
-    (b"GET /checkpoint HTTP/1.1\r\nA: b\0c\r\n\r\n", [400]),
-    (b"GET /checkpoint HTTP/1.1\r\nA: b\rc\r\n\r\n", [400]),
-    (b"GET /checkpoint HTTP/1.1\r\nA: b\nC: d\r\n\r\n", [400]),
+    *((b"GET /checkpoint HTTP/1.1\r\n%b\r\n\r\n" % header, [400]) for header in (
+        b"A: b\r\n c", b" A: b", b"A : b", b"A", b": b", b"A: b\0c", b"A: b\rc", b"A: b\nC: d", b"Host: a\r\nHost: b")),
+    *((line + b"\r\n\r\n", [400]) for line in (
+        b"", b"\r\nGET /checkpoint HTTP/1.1", b"GET", b"GET /checkpoint", b"GET /check\0point HTTP/1.1",
+        b"GET /check point HTTP/1.1", b"GET /checkpoint\xff HTTP/1.1", b"GET  /checkpoint HTTP/1.1",
+        b" GET /checkpoint HTTP/1.1", b"GET /checkpoint HTTP/1", b"GET /checkpoint HTTP/1.1.1",
+        b"GET /checkpoint HTTP/1.a", b"GET /checkpoint HTTP/+1.1", b"GET /checkpoint http/1.1",
+        b"G\xc3\x89T / HTTP/1.1", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",  # TLS
+    )),
     (b"GET /checkpoint HTTP/1.1\nA: b\n\n", [400]),
-    (b"GET /check\0point HTTP/1.1\r\n\r\n", [400]),
-    (b"GET /check point HTTP/1.1\r\n\r\n", [400]),
-    (b"GET /checkpoint\xff HTTP/1.1\r\n\r\n", [400]),
-    (b"GET  /checkpoint HTTP/1.1\r\n\r\n", [400]),
-    (b" GET /checkpoint HTTP/1.1\r\n\r\n", [400]),
-    (b"GET /checkpoint\r\n\r\n", [400]),
-    (b"GET\r\n\r\n", [400]),
-    (b"\r\n\r\n", [400]),
-    (b"\r\nGET /checkpoint HTTP/1.1\r\n\r\n", [400]),
-    (b"GET /checkpoint HTTP/1\r\n\r\n", [400]),
-    (b"GET /checkpoint HTTP/1.1.1\r\n\r\n", [400]),
-    (b"GET /checkpoint HTTP/1.a\r\n\r\n", [400]),
-    (b"GET /checkpoint HTTP/+1.1\r\n\r\n", [400]),
-    (b"GET /checkpoint http/1.1\r\n\r\n", [400]),
     (b"GET /checkpoint HTTP/2.0\r\n\r\n", [505]),
     (b"GET /checkpoint HTTP/0.9\r\n\r\n", [505]),
     (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", [505]),
-    (b"GET /checkpoint HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", [400]),
-    (b"G\xc3\x89T / HTTP/1.1\r\n\r\n", [400]),
     (b"GET /" + b"x" * 65_536 + b" HTTP/1.1\r\n\r\n", [414]),
     (b"GET /" + b"x" * 70_000, [414]),
     (b"GET / HTTP/1.1\r\nA: " + b"x" * 65_536 + b"\r\n\r\n", [431]),
     (b"GET / HTTP/1.1\r\n" + b"A: b\r\n" * 101 + b"\r\n", [431]),
     (b"GET / HTTP/1.1\r\n" + b"A: b\r\n" * 50_000, [431]),
-    (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", [400]),  # TLS
+    # 60,000 spaces and a byte that is not allowed: a regular expression that goes back would take hours
+    *((b"GET /x HTTP/1.1\r\nX:" + b" " * 60_000 + tail + b"\r\n\r\n", [400]) for tail in (b"\x7f", b"\n", b"\0")),
+    (b"GET /x HTTP/1.1\r\nX:" + b" " * 60_000 + b"\r\n\r\n", [404]),
 ]
 
 
-@pytest.mark.parametrize(("data", "statuses"), REQUESTS, ids=range(len(REQUESTS)))
-def test_raw_requests(log: LocalLog, data: bytes, statuses: list[int]) -> None:
-    answer = raw(log.port, data, answers=len(statuses))
-    assert [int(s) for s in re.findall(rb"HTTP/1\.1 (\d+) [A-Z]", answer)] == statuses
-    if statuses[0] >= 400:
-        assert b"\r\nContent-Type: application/json\r\n" in answer
-        assert b'\r\n\r\n{"error": "' in answer
-    if http_server_refuses(data):
-        assert statuses[0] >= 400
-    assert ask(log.url, "/checkpoint")[0] == 200
+def test_raw_requests(log: LocalLog, http_server: int) -> None:
+    assert len(REQUESTS) == 62
+    for data, statuses in REQUESTS:
+        begun = time.monotonic()
+        answer = raw(log.port, data, answers=len(statuses))
+        assert time.monotonic() - begun < 1
+        assert [int(s) for s in re.findall(rb"HTTP/1\.1 (\d+) [A-Z]", answer)] == statuses, data[:100]
+        if statuses[0] >= 400:
+            assert b"\r\nContent-Type: application/json\r\n" in answer
+            assert b'\r\n\r\n{"error": "' in answer
+        else:  # Python's own server takes it too
+            assert b" 200 " in raw(http_server, data, answers=1).split(b"\r\n")[0], data
+        assert ask(log.url, "/checkpoint")[0] == 200
 
 
 def test_T61_half_requests_and_half_closed_sockets(log: LocalLog) -> None:
     request = b"POST /add HTTP/1.1\r\nContent-Length: %d\r\n\r\n%b" % (len(BODY), BODY)
-    assert raw(log.port, request, end=True).startswith(
-        b"HTTP/1.1 200 "
-    )  # a client that closes its side still gets its answer
+    assert raw(log.port, request, end=True).startswith(b"HTTP/1.1 200 ")  # who closes its side still gets its answer
     assert raw(log.port, b"GET /checkpoint HTTP/1.1\r\n\r\n" * 2, end=True).count(b"HTTP/1.1 200 ") == 2
     for cut in range(1, len(request)):
         answer = raw(log.port, request[:cut], end=True)
@@ -3011,18 +2302,16 @@ def test_T61_half_requests_and_half_closed_sockets(log: LocalLog) -> None:
 
 def test_T61_slow_clients_are_cut_off(log: LocalLog, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in "IDLE_TIMEOUT", "HEAD_TIMEOUT", "LINGER_TIMEOUT":
-        monkeypatch.setattr(btlog, name, 0.3)
+        monkeypatch.setattr(btlog, name, 0.2)
     monkeypatch.setattr(btlog, "MIN_RATE", 10**9)
     for start, byte, answer in (
-        (b"", b"", b""),
-        (b"G", b"E", b"HTTP/1.1 408 "),
-        (b"GET / HTTP/1.1\r\nA:", b"b", b"HTTP/1.1 408 "),
+        (b"", b"", b""), (b"G", b"E", b"HTTP/1.1 408 "), (b"GET / HTTP/1.1\r\nA:", b"b", b"HTTP/1.1 408 "),
         (b"POST /add HTTP/1.1\r\nContent-Length: 1000\r\n\r\n", b"x", b"HTTP/1.1 408 "),
     ):
         with socket.create_connection(("127.0.0.1", log.port), 10) as connection:
             connection.sendall(start)
             begun, got = time.monotonic(), b""
-            connection.settimeout(0.1)
+            connection.settimeout(0.05)
             while time.monotonic() < begun + 8:  # a byte now and then does not keep it open
                 with contextlib.suppress(TimeoutError):
                     if not (part := connection.recv(65536)):
@@ -3046,32 +2335,19 @@ def test_a_client_that_expects_to_be_asked_on(log: LocalLog) -> None:
         assert connection.recv(65536).startswith((b"HTTP/1.1 413 ", b"HTTP/1.1 100 "))
 
 
-def test_a_bulk_over_http_1_0(log: LocalLog) -> None:
-    """As nginx asks by default: without chunks, to the end of the connection."""
-    body = b"".join(as_line(entry(i)) for i in range(600))
-    answer = raw(
-        log.port,
-        b"POST /admin/bulk/append HTTP/1.0\r\nContent-Type: application/x-ndjson\r\nContent-Length: %d\r\n\r\n%b"
-        % (len(body), body),
-    )
-    head, _, rest = answer.partition(b"\r\n\r\n")
-    assert b"chunked" not in head
-    assert b"Content-Length" not in head
+def test_a_bulk_over_http_1_0_or_byte_by_byte(log: LocalLog) -> None:
+    """HTTP/1.0 is how nginx asks by default: without chunks, to the end of the connection."""
+    head = b"POST /admin/bulk/append HTTP/%b\r\nContent-Type: application/x-ndjson\r\nContent-Length: %d\r\n\r\n%b"
+    body = many_lines(0, 600)
+    answer, _, rest = raw(log.port, head % (b"1.0", len(body), body)).partition(b"\r\n\r\n")
+    assert b"chunked" not in answer
+    assert b"Content-Length" not in answer
     assert [json.loads(line)["type"] for line in rest.splitlines()] == ["checkpoint", *["result"] * 600, "complete"]
-
-
-def test_a_bulk_that_comes_byte_by_byte(log: LocalLog) -> None:
-    body = b"".join(as_line(entry(i)) for i in range(5))
+    body = many_lines(0, 5)
     with socket.create_connection(("127.0.0.1", log.port), 10) as connection:
-        for byte in (
-            b"POST /admin/bulk/append HTTP/1.1\r\nConnection: close\r\nContent-Type: application/x-ndjson\r\nContent-Length: %d\r\n\r\n%b"
-            % (len(body), body)
-        ):
+        for byte in head % (b"1.1\r\nConnection: close", len(body), body):
             connection.sendall(bytes([byte]))
-        connection.settimeout(10)
-        got = b""
-        while part := connection.recv(65536):
-            got += part
+        got = all_of(connection)
     assert got.count(b'"status":"logged"') == 5
     assert got.endswith(b"\r\n0\r\n\r\n")
 
@@ -3080,8 +2356,7 @@ def test_errors_of_our_own_say_nothing_of_the_inside(
     log: LocalLog, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     add(log.url, entry(0))
-    with contextlib.closing(sqlite3.connect(log.store.database.path)) as db, db:
-        db.execute("DELETE FROM bundle")
+    change_store(Path(log.store.database.path).parent, "DELETE FROM bundle")
     status, _, body = ask(log.url, "/tile/entries/000.p/1")
     assert (status, body) == (500, b'{"error": "internal error"}\n')
     assert "is missing" in caplog.text
@@ -3095,17 +2370,13 @@ def memory() -> float:
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20
 
 
-def test_hostile_heads_take_no_time(log: LocalLog) -> None:
-    """60,000 spaces and a byte that is not allowed: a regular expression that goes back would take hours."""
-    for tail in b"\x7f", b"\n", b"\0", b" ":
-        begun = time.monotonic()
-        answer = raw(log.port, b"GET /x HTTP/1.1\r\nX:" + b" " * 60_000 + tail + b"\r\n\r\n", answers=1)
-        assert answer.startswith(b"HTTP/1.1 404 " if tail == b" " else b"HTTP/1.1 400 ")
-        assert time.monotonic() - begun < 1
+def all_of(connection: socket.socket) -> bytes:
+    """What is sent until the other side closes."""
+    return b"".join(iter(functools.partial(connection.recv, 65536), b""))
 
 
 def test_a_client_that_does_not_read_holds_little(log: LocalLog, monkeypatch: pytest.MonkeyPatch) -> None:
-    bulk(log.url, b"".join(as_line(entry(i)) for i in range(256)))
+    bulk(log.url, many_lines(0, 256))
     monkeypatch.setattr(btlog, "SEND_TIMEOUT", 1)
     request = b"GET /tile/0/000 HTTP/1.1\r\n\r\n"
     with socket.socket() as connection:
@@ -3156,15 +2427,12 @@ def test_a_flood_of_pipelined_requests_starves_nobody(log: LocalLog) -> None:
 
 def test_answers_come_in_the_order_of_the_requests(log: LocalLog) -> None:
     """Entries, which are there, and adds, which take their time, on one connection, in pieces of any size."""
-    for i in range(30):
-        add(log.url, entry(i))
+    bulk(log.url, many_lines(0, 30))
     choose = random.Random(5)
-    for trial in range(15):
-        wanted: list[int] = []
+    for trial in range(8):
+        wanted = [choose.randrange(30) for _ in range(30)]
         stream = b""
-        for _ in range(30):
-            i = choose.randrange(30)
-            wanted.append(i)
+        for i in wanted:
             body = as_line(entry(i))
             if choose.random() < 0.5:
                 stream += b"GET /entry/%d HTTP/1.1\r\n\r\n" % i
@@ -3177,9 +2445,7 @@ def test_answers_come_in_the_order_of_the_requests(log: LocalLog) -> None:
                 connection.sendall(stream[:piece])
                 stream = stream[piece:]
             connection.shutdown(socket.SHUT_WR)
-            got = b""
-            while part := connection.recv(65536):
-                got += part
+            got = all_of(connection)
         assert [int(i) for i in re.findall(rb'\r\n\r\n\{"index": ?(\d+)', got)] == wanted, trial
 
 
@@ -3192,41 +2458,12 @@ def test_a_connection_that_is_reset_says_nothing(log: LocalLog, caplog: pytest.L
     assert caplog.records == []
 
 
-def test_look_ups_are_bounded(log: LocalLog, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Many files with one checksum, and many publishers of one file: a look-up answers with the first of them."""
-    monkeypatch.setattr(btlog, "MAX_FOUND", 40)
-    same = [Entry(f"name-{i}.whl", SUM).encode() for i in range(300)]
-    bulk(log.url, b"".join(map(as_line, same)))
-    entries = json.loads(ask(log.url, f"/entries?checksum={SUM}")[2])["entries"]
-    assert [e["index"] for e in entries] == list(range(40))
-    publishers = [Entry("one.whl", SUM, Publisher("i", f"s{i}")).encode() for i in range(50)]
-    statuses = [add(log.url, data)[0] for data in publishers]
-    assert statuses == [200] * 40 + [409] * 10
-    assert add(log.url, publishers[7])[1]["index"] == 307
-
-
-def test_names_that_point_here_cant_write(log: LocalLog) -> None:
-    """A web page's own name, made to point to this address: its requests look as if they were of this site."""
-    for host, status in ("evil.example:8080", 403), ("127.0.0.1:8080", 200), ("localhost", 200), ("[::1]:80", 200):
-        headers = {"Host": host, "Origin": f"http://{host}", "Sec_Fetch_Site": "same-origin"}
-        assert ask(log.url, "/add", "POST", as_line(entry(0)), **headers)[0] == status
-
-
-@pytest.mark.parametrize(
-    ("accepts", "zipped"),
-    [
-        ("gzip", True),
-        ("br, gzip;q=0.5", True),
-        ("GZIP ; q=1.0", True),
-        ("gzip;q=0", False),
-        ("gzip;q=0.000, br", False),
-        ("x-gzip", False),
-        ("", False),
-        ("*", False),
-    ],
-)
-def test_who_takes_gzip(accepts: str, zipped: bool) -> None:
-    assert btlog.takes_gzip(accepts) is zipped
+def test_publishers_of_one_file_are_bounded(log: LocalLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(btlog, "MAX_FOUND", 20)
+    publishers = [Entry("one.whl", SUM, Publisher("i", f"s{i}")).encode() for i in range(25)]
+    assert [add(log.url, data)[0] for data in publishers] == [200] * 20 + [409] * 5
+    assert add(log.url, publishers[7])[1]["index"] == 7
+    assert len(json.loads(ask(log.url, f"/entries?checksum={SUM}")[2])["entries"]) == 20
 
 
 def test_connections_have_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -3243,70 +2480,59 @@ def test_connections_have_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_keygen(tmp_path: Path) -> None:
-    done = run_btlog("keygen", "--origin", "log.example/pypi", cwd=tmp_path)
-    assert done.returncode == 0
     private, public = tmp_path / "private.key", tmp_path / "public.key"
-    assert done.stdout == public.read_text()
+    keygen = ("keygen", "--origin", "log.example/pypi")
+    assert exits(0, "", *keygen, cwd=tmp_path) == public.read_text()
     signer = btlog.Signer.parse(private.read_text().removesuffix("\n"))
     assert signer.key == VerifierKey.parse(public.read_text().removesuffix("\n"))
     assert signer.name == "log.example/pypi"
     assert private.stat().st_mode & 0o777 == 0o600  # T66
     before = private.read_bytes(), public.read_bytes()
-    again = run_btlog("keygen", "--origin", "log.example/pypi", cwd=tmp_path)
-    assert (again.returncode, again.stdout) == (2, "")
-    assert "never overwritten" in again.stderr
+    assert exits(2, "never overwritten", *keygen, cwd=tmp_path) == ""
     private.rename(tmp_path / "elsewhere")
-    assert run_btlog("keygen", "--origin", "log.example/pypi", cwd=tmp_path).returncode == 2
+    exits(2, "", *keygen, cwd=tmp_path)
     assert not private.exists()  # both files or none
     assert ((tmp_path / "elsewhere").read_bytes(), public.read_bytes()) == before
     for origin in "", "a b", "a+b", "a" * 256, "a\nb":  # T38
-        done = run_btlog(
-            "keygen", "--origin", origin, "--private-key-path", "p", "--public-key-path", "q", cwd=tmp_path
-        )
-        assert (done.returncode, (tmp_path / "p").exists()) == (2, False)
-        assert done.stderr.startswith("btlog: ")
+        paths = ("--private-key-path", "p", "--public-key-path", "q")
+        exits(2, "btlog: ", "keygen", "--origin", origin, *paths, cwd=tmp_path)
+        assert not (tmp_path / "p").exists()
 
 
 def test_vkey_of_pem_and_der(tmp_path: Path) -> None:
     der = bytes.fromhex("302a300506032b6570032100") + LOG.key
     lines = "\n".join(b64(der)[i : i + 64] for i in range(0, 60, 64))
+    vkey = ("vkey", "--origin", LOG.name, "--public-key-path", "key")
     for text in f"-----BEGIN PUBLIC KEY-----\n{lines}\n-----END PUBLIC KEY-----\n", b64(der), b64(der) + "\n":
         (tmp_path / "key").write_text(text)
-        done = run_btlog("vkey", "--origin", LOG.name, "--public-key-path", "key", cwd=tmp_path)
-        assert (done.returncode, done.stdout) == (0, LOG_VKEY + "\n")
-    for text in (
-        "",
-        "x",
-        b64(der[:-1]),
-        b64(LOG.key),
-        "-----BEGIN PUBLIC KEY-----\n",
-        b64(der.replace(b"\x70", b"\x71")),
-    ):
+        assert exits(0, "", *vkey, cwd=tmp_path) == LOG_VKEY + "\n"
+    other_type = b64(der.replace(b"\x70", b"\x71"))
+    for text in "", "x", b64(der[:-1]), b64(LOG.key), "-----BEGIN PUBLIC KEY-----\n", other_type:
         (tmp_path / "key").write_text(text)
-        done = run_btlog("vkey", "--origin", LOG.name, "--public-key-path", "key", cwd=tmp_path)
-        assert (done.returncode, done.stdout) == (2, "")
-        assert done.stderr.count("\n") == 1
+        assert exits(2, "btlog: ", *vkey, cwd=tmp_path, lines=1) == ""
 
 
-def test_a_first_start_needs_nothing(tmp_path: Path) -> None:
+def test_T7_a_first_start_needs_nothing(tmp_path: Path) -> None:
+    """What a start left that was killed is cleared away; a key that is only half there never exists under its name."""
+    folder = tmp_path / "btlog-data"
+    folder.mkdir()
+    left = [".log.sqlite3.77.new", ".log.sqlite3.77.new-wal", ".log.sqlite3.77.new-shm", ".private.key.77.new"]
+    for name in left:
+        (folder / name).write_text("half")
     with running("serve", cwd=tmp_path) as server:
         url, serves, the, log_, vkey, *_ = server.line.split()
         assert re.fullmatch(r"http://127\.0\.0\.1:\d+", url)
         assert (serves, the, log_) == ("serves", "the", "log")
-        assert (
-            ask(url, "/.well-known/public-key")[2].decode()
-            == vkey + "\n"
-            == (tmp_path / "btlog-data" / "public.key").read_text()
-        )
+        assert ask(url, "/.well-known/public-key")[2].decode() == vkey + "\n" == (folder / "public.key").read_text()
         policy = btlog.simple_policy([VerifierKey.parse(vkey)])
         assert open_checkpoint(ask(url, "/checkpoint")[2], policy).tree == Tree(0, btlog.EMPTY_ROOT)
         assert add(url, entry(0))[0] == 200
         assert server.stop()[0] == 0
-    folder = tmp_path / "btlog-data"
-    assert sorted(os.listdir(folder)) == ["log.sqlite3", "private.key", "public.key"]
+    assert sorted({*os.listdir(folder)} - {left[-1]}) == ["log.sqlite3", "private.key", "public.key"]
     assert (folder / "private.key").stat().st_mode & 0o777 == 0o600
+    (folder / "public.key").unlink()
     with running("serve", "--storage-dir", str(folder)) as server:
-        assert server.line.split()[4] == vkey
+        assert server.line.split()[4] == vkey == (folder / "public.key").read_text().strip()
         assert walk(server.url, policy) == [entry(0)]
         assert add(server.url, entry(0))[1]["index"] == 0
         assert server.stop(signal.SIGINT) == (0, "")  # no traceback
@@ -3316,97 +2542,46 @@ def test_the_keys_of_bt_log_load(tmp_path: Path) -> None:
     (tmp_path / "private.key").write_text(BT_LOG_SKEY)
     (tmp_path / "public.key").write_text(BT_LOG_VKEY)
     (tmp_path / "private.key").chmod(0o644)
-    keys = ("--private-key", "private.key", "--public-key", "public.key")
-    with running("serve", "--storage-dir", "log", *keys, "--new", cwd=tmp_path) as server:
+    serve = ("serve", "--storage-dir", "log")
+    key, public = ("--private-key", "private.key"), ("--public-key", "public.key")
+    with running(*serve, *key, *public, "--new", cwd=tmp_path) as server:
         assert server.line.split()[4] == BT_LOG_VKEY
         assert add(server.url, entry(0))[0] == 200
         assert "can be read by other users" in server.stop()[1]  # T66
     (tmp_path / "public.key").write_text(LOG_VKEY)
-    done = run_btlog(
-        "serve",
-        "--storage-dir",
-        "log",
-        "--private-key",
-        "private.key",
-        "--public-key",
-        "public.key",
-        "--port",
-        "0",
-        cwd=tmp_path,
-    )
-    assert done.returncode == 2
-    assert "is not the public key of" in done.stderr
-    done = run_btlog(
-        "serve",
-        "--storage-dir",
-        "log",
-        "--private-key",
-        "private.key",
-        "--origin",
-        "other.example",
-        "--port",
-        "0",
-        cwd=tmp_path,
-    )
-    assert done.returncode == 2
-    done = run_btlog("serve", "--storage-dir", "log", "--port", "0", cwd=tmp_path)
-    assert done.returncode == 2  # it has no private.key of its own, and makes none for a log that has a key
+    exits(2, "is not the public key of", *serve, *key, *public, "--port", "0", cwd=tmp_path)
+    exits(2, "", *serve, *key, "--origin", "other.example", "--port", "0", cwd=tmp_path)
+    exits(2, "", *serve, "--port", "0", cwd=tmp_path)  # it makes no key for a log that has one
     assert not (tmp_path / "log" / "private.key").exists()
 
 
 def test_a_server_that_is_only_read(tmp_path: Path) -> None:
-    with running("serve", "--storage-dir", "log", cwd=tmp_path) as writer:
-        for i in range(3):
-            add(writer.url, entry(i))
-        with running("serve", "--storage-dir", "log", "--read-only", "--host", "127.0.0.1", cwd=tmp_path) as reader:
-            policy = btlog.simple_policy([VerifierKey.parse(reader.line.split()[4])])
-            assert walk(reader.url, policy) == [entry(0), entry(1), entry(2)]
-            assert add(reader.url, entry(9))[0] == 405
+    with contextlib.closing(found(tmp_path / "log")) as store:
+        fill(store, 3)
+    with running("serve", "--storage-dir", "log", "--read-only", "--host", "127.0.0.1", cwd=tmp_path) as reader:
+        assert reader.line.split()[4] == LOG_VKEY
+        assert walk(reader.url) == [entry(0), entry(1), entry(2)]  # without a writer
+        with contextlib.closing(LocalLog(tmp_path / "log")) as writer:
             add(writer.url, entry(3))  # what is published later is seen
-            assert walk(reader.url, policy) == [entry(0), entry(1), entry(2), entry(3)]
-            assert (
-                json.loads(ask(reader.url, f"/entries?filename={Entry.parse(entry(3)).filename}")[2])["entries"][0][
-                    "index"
-                ]
-                == 3
-            )
-            assert reader.stop() == (0, "")
-        assert writer.stop()[0] == 0
-    with running("serve", "--storage-dir", "log", "--read-only", cwd=tmp_path) as reader:  # without a writer
-        assert len(walk(reader.url, policy)) == 4
-    done = run_btlog("serve", "--storage-dir", "nothing", "--read-only", cwd=tmp_path)
-    assert (done.returncode, (tmp_path / "nothing").exists()) == (3, False)
+            assert walk(reader.url) == [entry(0), entry(1), entry(2), entry(3)]
+            name = Entry.parse(entry(3)).filename
+            assert json.loads(ask(reader.url, f"/entries?filename={name}")[2])["entries"][0]["index"] == 3
+        assert add(reader.url, entry(9))[0] == 405
+        assert reader.stop() == (0, "")
+    exits(3, "", "serve", "--storage-dir", "nothing", "--read-only", cwd=tmp_path)
+    assert not (tmp_path / "nothing").exists()
 
 
 def test_on_other_addresses_writing_needs_a_word(tmp_path: Path) -> None:
-    done = run_btlog("serve", "--host", "0.0.0.0", "--port", "0", cwd=tmp_path)
-    assert (done.returncode, os.listdir(tmp_path)) == (2, [])
-    assert "--write-token-file, --read-only or --open-writes" in done.stderr
+    serve = ("serve", "--host", "0.0.0.0", "--port", "0")
+    exits(2, "--write-token-file, --read-only or --open-writes", *serve, cwd=tmp_path)
+    assert os.listdir(tmp_path) == []
     (tmp_path / "empty").write_text("\n")
-    assert (
-        run_btlog("serve", "--host", "0.0.0.0", "--port", "0", "--write-token-file", "empty", cwd=tmp_path).returncode
-        == 2
-    )
-    for host, loopback in (
-        ("127.0.0.1", True),
-        ("127.1.2.3", True),
-        ("::1", True),
-        ("localhost", True),
-        ("0.0.0.0", False),
-        ("::", False),
-        ("10.0.0.1", False),
-        ("log.example", False),
-    ):
-        assert btlog.is_loopback(host) is loopback
-
-
-def test_one_port_one_server(tmp_path: Path) -> None:
-    with running("serve", "--storage-dir", "a", cwd=tmp_path) as server:
-        done = run_btlog("serve", "--storage-dir", "b", "--port", server.url.rpartition(":")[2], cwd=tmp_path)
-        assert done.returncode == 3  # so that who started it tries again
-        assert "can't listen" in done.stderr
-        assert not (tmp_path / "b").exists()  # L7: nothing is made before
-        assert "Traceback" not in done.stderr
+    exits(2, "", *serve, "--write-token-file", "empty", cwd=tmp_path)
+    for host in "127.0.0.1", "127.1.2.3", "::1", "localhost":
+        assert btlog.is_loopback(host)
+    for host in "0.0.0.0", "::", "10.0.0.1", "log.example":
+        assert not btlog.is_loopback(host)
 
 
 def wheel(path_: Path, text: str = "x") -> Path:
@@ -3414,82 +2589,59 @@ def wheel(path_: Path, text: str = "x") -> Path:
     return path_
 
 
-def test_add_and_verify_online_and_offline(tmp_path: Path) -> None:
-    file, other = wheel(tmp_path / "some-1.0-py3-none-any.whl"), wheel(tmp_path / "other-1.0+local é.tar.gz", "y")
-    with running("serve", cwd=tmp_path) as server:
-        key, at = ("--public-key", "btlog-data/public.key"), ("--log-url", server.url)
-        done = run_btlog("add", file.name, other.name, *at, *key, cwd=tmp_path)
-        assert (done.returncode, done.stderr) == (0, "")
-        assert done.stdout.count("logged at index") == 2
-        done = run_btlog("add", file.name, *at, "--proof-dir", "proofs", cwd=tmp_path)
-        assert done.returncode == 3
-        (tmp_path / "proofs").mkdir()
-        done = run_btlog("add", file.name, *at, "--proof-dir", "proofs", cwd=tmp_path)
-        assert (done.returncode, os.listdir(tmp_path / "proofs")) == (0, [f"{file.name}.tlog-proof"])
-        assert "hold it to that with --public-key" in done.stderr
-        for more in at, (), ("--proof", f"proofs/{file.name}.tlog-proof"):
-            done = run_btlog("verify", file.name, *key, *more, cwd=tmp_path)
-            assert (done.returncode, done.stderr) == (0, "")
-            assert "logged at index 0 of" in done.stdout
-        assert run_btlog("verify", file.name, other.name, *key, *at, cwd=tmp_path).returncode == 0
-        (tmp_path / "policy").write_text(
-            f"log {(tmp_path / 'btlog-data/public.key').read_text().strip()} {server.url}\nquorum none\n"
-        )
-        (tmp_path / f"{other.name}.tlog-proof").unlink()
-        assert (
-            run_btlog("verify", file.name, other.name, "--policy", "policy", cwd=tmp_path).returncode == 0
-        )  # the policy knows the log's URL
-        done = run_btlog("verify", other.name, *key, cwd=tmp_path)
-        assert done.returncode == 3
-        assert "--log-url" in done.stderr
+def test_add_and_verify_online_and_offline(log: LocalLog, tmp_path: Path) -> None:
+    file, other = "some-1.0-py3-none-any.whl", "other-1.0+local é.tar.gz"
+    for name in file, other:
+        wheel(tmp_path / name, name)
+    (tmp_path / "public.key").write_text(LOG_VKEY)
+    (tmp_path / "policy").write_text(f"log {LOG_VKEY} {log.url}\nquorum none\n")
+    key, at = ("--public-key", "public.key"), ("--log-url", log.url)
 
-        def fails(code: int, says: str, *args: str) -> None:
-            done = run_btlog("verify", *args, cwd=tmp_path)
-            assert (done.returncode, done.stdout) == (code, "")
-            assert done.stderr.count("\n") == 1
-            assert says in done.stderr
+    def does(code: int, says: str, *args: str, lines: int | None = None) -> str:
+        return exits(code, says, *args, cwd=tmp_path, lines=lines)
 
-        renamed = tmp_path / "some-1.1-py3-none-any.whl"
-        shutil.copy(file, renamed)
-        fails(1, "not logged", renamed.name, *key, *at)  # T54
-        fails(1, "the proof does not show", renamed.name, *key, "--proof", f"{file.name}.tlog-proof")  # T55
-        data = bytearray(file.read_bytes())
-        data[5000] ^= 1
-        file.write_bytes(data)
-        fails(1, "with another checksum at index 0", file.name, *key, *at)
-        fails(1, "the proof does not show", file.name, *key)
-        done = run_btlog("add", file.name, *at, cwd=tmp_path)
-        assert done.returncode == 1
-        assert "is logged with another checksum, at index 0" in done.stderr
-        wheel(file)
-        (tmp_path / "wrong.key").write_text(LOG_VKEY)
-        fails(1, "no signature of a trusted key", file.name, "--public-key", "wrong.key", *at)
-        fails(1, "no signature of a trusted key", file.name, "--public-key", "wrong.key")
-        (tmp_path / "garbage").write_bytes(b"garbage")
-        fails(1, "not a c2sp.org/tlog-proof@v1", file.name, *key, "--proof", "garbage")
-        fails(3, "can't read", "missing.whl", *key, *at)
-        fails(3, "can't read", file.name, *key, "--proof", "missing")
-        fails(2, "can't read", file.name, "--public-key", "missing", *at)
-        fails(2, "give --policy F, or --public-key F", file.name, *at)
-        fails(2, "give --policy F, or --public-key F", file.name, *key, "--policy", "policy")
-        fails(2, "the proof of one file", file.name, other.name, *key, "--proof", "garbage")
-        server.stop()
-        fails(3, "is not reached", file.name, *key, *at)
-        done = run_btlog("add", file.name, *at, cwd=tmp_path)
-        assert (done.returncode, done.stderr.count("\n")) == (3, 1)
-        assert run_btlog("verify", file.name, *key, cwd=tmp_path).returncode == 0  # offline it still holds
+    assert does(0, "", "add", file, other, *at, *key, lines=0).count("logged at index") == 2
+    does(3, "", "add", file, *at, "--proof-dir", "proofs")
+    (tmp_path / "proofs").mkdir()
+    does(0, "hold it to that with --public-key", "add", file, *at, "--proof-dir", "proofs")
+    assert os.listdir(tmp_path / "proofs") == [f"{file}.tlog-proof"]
+    for more in at, (), ("--proof", f"proofs/{file}.tlog-proof"):
+        assert "logged at index 0 of" in does(0, "", "verify", file, *key, *more, lines=0)
+    does(0, "", "verify", file, other, *key, *at)
+    (tmp_path / f"{other}.tlog-proof").unlink()
+    does(0, "", "verify", file, other, "--policy", "policy")  # which knows the log's URL
+    does(3, "--log-url", "verify", other, *key)
+    signed = wheel(tmp_path / "signed-1.0.whl")
+    assert add(log.url, Entry(signed.name, btlog.checksum_of(signed), PUBLISHER).encode())[0] == 200
+    assert "published by https://example.com/a b" in does(0, "", "verify", signed.name, *key, *at)
 
-
-def test_verify_with_a_publisher(tmp_path: Path) -> None:
-    file = wheel(tmp_path / "signed-1.0.whl")
-    with running("serve", cwd=tmp_path) as server:
-        data = Entry(file.name, btlog.checksum_of(file), PUBLISHER).encode()
-        assert add(server.url, data)[0] == 200
-        done = run_btlog(
-            "verify", file.name, "--public-key", "btlog-data/public.key", "--log-url", server.url, cwd=tmp_path
-        )
-        assert done.returncode == 0
-        assert "published by https://example.com/a b" in done.stdout
+    shutil.copy(tmp_path / file, tmp_path / "some-1.1-py3-none-any.whl")
+    changed, proof = f"changed/{file}", ("--proof", f"{file}.tlog-proof")
+    (tmp_path / "changed").mkdir()
+    wheel(tmp_path / changed, "another")
+    (tmp_path / "wrong.key").write_text(WITNESS_VKEY)
+    (tmp_path / "garbage").write_bytes(b"garbage")
+    for code, says, *args in (
+        (1, "not logged", "some-1.1-py3-none-any.whl", *key, *at),  # T54
+        (1, "the proof does not show", "some-1.1-py3-none-any.whl", *key, *proof),  # T55
+        (1, "with another checksum at index 0", changed, *key, *at),
+        (1, "the proof does not show", changed, *key, *proof),
+        (1, "no signature of a trusted key", file, "--public-key", "wrong.key", *at),
+        (1, "no signature of a trusted key", file, "--public-key", "wrong.key"),
+        (1, "not a c2sp.org/tlog-proof@v1", file, *key, "--proof", "garbage"),
+        (3, "can't read", "missing.whl", *key, *at),
+        (3, "can't read", file, *key, "--proof", "missing"),
+        (2, "can't read", file, "--public-key", "missing", *at),
+        (2, "give --policy F, or --public-key F", file, *at),
+        (2, "give --policy F, or --public-key F", file, *key, "--policy", "policy"),
+        (2, "the proof of one file", file, other, *key, "--proof", "garbage"),
+        (3, "is not reached", other, *key, "--log-url", "http://127.0.0.1:1"),
+    ):
+        assert does(code, says, "verify", *args, lines=1) == "", args
+    does(1, "is logged with another checksum, at index 0", "add", changed, *at)
+    does(3, "btlog: ", "add", other, "--log-url", "http://127.0.0.1:1", lines=1)
+    Local.close(log)
+    does(0, "", "verify", file, *key)  # offline it still holds
 
 
 class Liar:
@@ -3506,260 +2658,138 @@ class Liar:
         return value if isinstance(value, btlog.Response) else btlog.Response(value)
 
 
-@pytest.mark.parametrize(
-    ("answers", "code"),
-    [
-        ({}, 3),
-        ({"entries": b"x"}, 3),
-        ({"entries": b"[]"}, 3),
-        ({"entries": b'{"entries":1}'}, 3),
-        ({"entries": b'{"entries":[1]}'}, 3),
-        ({"entries": b"[" * 100_000}, 3),
-        ({"entries": b'{"entries":[]}'}, 1),
-        ({"entries": b'{"entries":[{"index":0,"filename":"%b","checksum":"x"}]}'}, 1),
-        ({"entries": b'{"entries":[{"index":0,"filename":"%bx","checksum":"%c"}]}'}, 1),  # T54: only starts alike
-        ({"entries": b'{"entries":[{"index":0,"filename":"%b","checksum":"%c"}]}'}, 3),
-        ({"entries": b'{"entries":[{"index":"../x","filename":"%b","checksum":"%c"}]}'}, 3),
-        ({"entries": b'{"entries":[{"index":0,"filename":"%b","checksum":"%c"}]}', "entry_0_proof": b"x"}, 1),
-        ({"entries": b'{"entries":[{"index":0,"filename":"%b","checksum":"%c"}]}', "entry_0_proof": b"OTHER"}, 1),
-        ({"else_": btlog.Response(b"", status=302, headers={"Location": "/x"})}, 3),
-        ({"else_": btlog.Response(b"", status=500)}, 3),
-        ({"entries": btlog.Response(b"x", headers={"Content-Encoding": "gzip"})}, 3),
-        ({"entries": btlog.Response(gzip.compress(bytes(1 << 27)), headers={"Content-Encoding": "gzip"})}, 3),
-    ],
-)
-def test_T53_T54_logs_that_lie(
-    tmp_path: Path, answers: dict[str, Any], code: int, caplog: pytest.LogCaptureFixture
-) -> None:
-    """What a log says beside the proof is believed for nothing."""
+def facing(tmp_path: Path, command: str, code: int, **answers: Any) -> None:
+    """A command ends with that code where a log answers so, and passes nothing odd on to the terminal."""
+    with contextlib.closing(Local(Liar(**answers).answer)) as liar:
+        done = call_btlog(
+            command, str(tmp_path / "some-1.0.whl"), "--public-key", str(tmp_path / "key"), "--log-url", liar.url
+        )
+    assert done[0] == code, (answers, done)
+    assert not re.search("[\x07\x1b]", done[2])
+
+
+def test_T53_T54_logs_that_lie(tmp_path: Path) -> None:
+    """What a log says beside the proof is believed for nothing, and does not reach the terminal."""
     file = wheel(tmp_path / "some-1.0.whl")
     (tmp_path / "key").write_text(LOG_VKEY)
+    checksum = btlog.checksum_of(file)
+
+    def row(index: Any = 0, filename: str = file.name, checksum: str = checksum) -> bytes:
+        return json.dumps({"entries": [{"index": index, "filename": filename, "checksum": checksum}]}).encode()
+
+    evil = "\x1b[31mEVIL\x1b]0;x\x07"
     other = proof_of_one(Entry("other", SUM))  # a valid proof, of something else
-    filled = {
-        key: value.replace(b"%b", file.name.encode())
-        .replace(b"%c", btlog.checksum_of(file).encode())
-        .replace(b"OTHER", other)
-        if isinstance(value, bytes)
-        else value
-        for key, value in answers.items()
-    }
-    with contextlib.closing(Local(Liar(**filled).answer)) as liar:
-        assert btlog.main(["verify", str(file), "--public-key", str(tmp_path / "key"), "--log-url", liar.url]) == code
+    bomb = btlog.Response(gzip.compress(bytes(btlog.MAX_ANSWER + 1)), headers={"Content-Encoding": "gzip"})
+    answers: list[tuple[int, dict[str, Any]]] = [
+        (3, {}),
+        *((3, {"entries": body}) for body in (
+            b"x", b"[]", b'{"entries":1}', b'{"entries":[1]}', b"[" * 100_000, row(), row("../x"), row(evil),
+            btlog.Response(b"x", headers={"Content-Encoding": "gzip"}), bomb,
+            btlog.Response.json({"error": evil}, {}, 500),
+        )),
+        *((1, {"entries": body}) for body in (
+            b'{"entries":[]}', row(checksum="x"), row(filename=file.name + "x"),  # T54: only starts alike
+        )),
+        (1, {"entries": row(), "entry_0_proof": b"x"}),
+        (1, {"entries": row(), "entry_0_proof": other}),
+        (3, {"else_": btlog.Response(b"", status=302, headers={"Location": "/x"})}),
+        (3, {"else_": btlog.Response(b"", status=500)}),
+        (3, {"else_": btlog.Response(evil.encode(), status=400)}),
+    ]
+    for code, answer in answers:
+        facing(tmp_path, "verify", code, **answer)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda a: {**a, "index": a["index"] + 1},
-        lambda a: {**a, "index": -1},
-        lambda a: {**a, "index": 0.0},
-        lambda a: {**a, "index": None},
-        lambda a: {**a, "checkpoint": ""},
-        lambda a: {**a, "checkpoint": b64(SIGNED.encode())},
-        lambda a: {**a, "inclusionProof": [b64(bytes(32))]},
-        lambda a: {**a, "inclusionProof": 5},
-        lambda a: {**a, "inclusionProof": None},
-        lambda a: {**a, "more": 1},
-        lambda a: {k: v for k, v in a.items() if k != "index"},
-        lambda a: [a],
-        lambda a: {},
-    ],
-)
-def test_add_believes_nothing(tmp_path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+def test_T26_add_believes_nothing_and_follows_no_redirect(tmp_path: Path) -> None:
     file = wheel(tmp_path / "some-1.0.whl")
     (tmp_path / "key").write_text(LOG_VKEY)
     data = Entry(file.name, btlog.checksum_of(file)).encode()
-    honest = {
-        "index": 0,
-        "checkpoint": b64(SIGNER.sign(Checkpoint(LOG.name, Tree(1, leaf_hash(data))))),
-        "inclusionProof": [],
-    }
-    for answer, code in (honest, 0), (change(honest), 1):
-        with contextlib.closing(Local(Liar(add=json.dumps(answer).encode()).answer)) as liar:
-            assert btlog.main(["add", str(file), "--public-key", str(tmp_path / "key"), "--log-url", liar.url]) == code
-        assert (tmp_path / f"{file.name}.tlog-proof").exists() is (code == 0)
-        (tmp_path / f"{file.name}.tlog-proof").unlink(missing_ok=True)
-
-
-def test_T26_a_redirect_is_not_followed(tmp_path: Path) -> None:
-    file = wheel(tmp_path / "some-1.0.whl")
-    (tmp_path / "key").write_text(LOG_VKEY)
+    note = b64(SIGNER.sign(Checkpoint(LOG.name, Tree(1, leaf_hash(data)))))
+    good = {"index": 0, "checkpoint": note, "inclusionProof": []}
+    proof = Path(f"{file}.tlog-proof")
+    for bad in (
+        {**good, "index": 1}, {**good, "index": -1}, {**good, "index": 0.0}, {**good, "index": None},
+        {**good, "checkpoint": ""}, {**good, "checkpoint": b64(SIGNED.encode())}, {**good, "more": 1},
+        {**good, "inclusionProof": [b64(bytes(32))]}, {**good, "inclusionProof": 5}, {**good, "inclusionProof": None},
+        {"checkpoint": note, "inclusionProof": []}, [good], {},
+    ):
+        facing(tmp_path, "add", 1, add=json.dumps(bad).encode())
     for status in 301, 302, 303, 307, 308:
         redirect = btlog.Response(b"", status=status, headers={"Location": "/elsewhere"})
-        with contextlib.closing(Local(Liar(add=redirect, elsewhere=b"{}").answer)) as liar:
-            assert btlog.main(["add", str(file), "--public-key", str(tmp_path / "key"), "--log-url", liar.url]) == 3
+        facing(tmp_path, "add", 3, add=redirect, elsewhere=json.dumps(good).encode())
+    assert not proof.exists()
+    facing(tmp_path, "add", 0, add=json.dumps(good).encode())
+    assert proof.exists()
 
 
 def test_fsck_as_a_command(tmp_path: Path) -> None:
+    fsck = ("fsck", "--storage-dir", "log")
     with contextlib.closing(found(tmp_path / "log")) as store:
         fill(store, 300)
-        done = run_btlog("fsck", "--storage-dir", "log", cwd=tmp_path)  # also while it is open elsewhere
-        assert (done.returncode, done.stderr) == (0, "")
-        assert "all 300 entries" in done.stdout
-    with contextlib.closing(sqlite3.connect(tmp_path / "log" / "log.sqlite3")) as db, db:
-        db.execute("UPDATE tile SET data = zeroblob(8192) WHERE key = 0")
-    done = run_btlog("fsck", "--storage-dir", "log", cwd=tmp_path)
-    assert done.returncode == 1
-    assert "tile/0/000, hash 0: not the hash of entry 0" in done.stdout
+        assert "all 300 entries" in exits(0, "", *fsck, cwd=tmp_path, lines=0)  # also while it is open elsewhere
+    change_store(tmp_path / "log", "UPDATE tile SET data = zeroblob(8192) WHERE key = 0")
+    assert "tile/0/000, hash 0: not the hash of entry 0" in exits(1, "", *fsck, cwd=tmp_path)
     (tmp_path / "log" / "log.sqlite3").write_bytes(b"\0" * 8192)  # T1: an accident, not a finding
-    done = run_btlog("fsck", "--storage-dir", "log", cwd=tmp_path)
-    assert done.returncode == 3
-    assert run_btlog("fsck", "--storage-dir", "nothing", cwd=tmp_path).returncode == 3
+    exits(3, "", *fsck, cwd=tmp_path)
+    exits(3, "", "fsck", "--storage-dir", "nothing", cwd=tmp_path)
 
 
-def test_fsck_of_a_log_that_goes_on(tmp_path: Path) -> None:
-    with running("serve", "--storage-dir", "log", cwd=tmp_path) as server:
-        over = threading.Event()
+def test_fsck_of_a_log_that_goes_on(log: LocalLog, tmp_path: Path) -> None:
+    over = threading.Event()
 
-        def write() -> None:
-            for i in itertools.count():
-                if over.is_set():
-                    return
-                bulk(server.url, b"".join(as_line(entry(7 * i + j)) for j in range(7)))
+    def write() -> None:
+        for i in itertools.count(0, 7):
+            bulk(log.url, many_lines(i, i + 7))
+            if over.is_set():
+                return
 
-        thread = threading.Thread(target=write)
-        thread.start()
-        try:
-            for _ in range(6):
-                done = run_btlog("fsck", "--storage-dir", "log", cwd=tmp_path)
-                assert (done.returncode, done.stderr) == (0, "")
-        finally:
-            over.set()
-            thread.join()
+    thread = threading.Thread(target=write)
+    thread.start()
+    try:
+        for _ in range(6):
+            exits(0, "", "fsck", "--storage-dir", "log", cwd=tmp_path, lines=0)
+    finally:
+        over.set()
+        thread.join()
 
 
-def test_T1_settings_that_are_corrupt(tmp_path: Path) -> None:
-    with contextlib.closing(found(tmp_path / "log")) as store:
-        fill(store, 300)
-    (tmp_path / "log" / "private.key").write_text(LOG_SKEY)
-    for sql in (
-        "UPDATE setting SET value = x'ff'",
-        "UPDATE setting SET value = 5",
-        "UPDATE setting SET value = 'junk'",
-        "DELETE FROM lookup",
-        "DROP TABLE lookup",
-        "DROP TABLE tile",
-        "DELETE FROM lookup WHERE key = (SELECT max(key) FROM lookup)",
-    ):
-        shutil.copytree(tmp_path / "log", tmp_path / "copy")
-        with contextlib.closing(sqlite3.connect(tmp_path / "copy" / "log.sqlite3")) as db, db:
-            db.execute(sql)
-        for command, codes in (("serve", "--port", "0"), {3}), (("fsck",), {1, 3}):
-            done = run_btlog(*command, "--storage-dir", str(tmp_path / "copy"))
-            assert done.returncode in codes, (sql, command)
-            assert "Traceback" not in done.stderr
-        shutil.rmtree(tmp_path / "copy")
-
-
-def test_T7_a_first_start_that_was_killed(tmp_path: Path) -> None:
-    """What it left is cleared away, and a key that is only half there never exists under its name."""
-    folder = tmp_path / "log"
-    folder.mkdir()
-    for name in ".log.sqlite3.77.new", ".log.sqlite3.77.new-wal", ".log.sqlite3.77.new-shm", ".private.key.77.new":
-        (folder / name).write_text("half")
-    with running("serve", "--storage-dir", str(folder)) as server:
-        assert add(server.url, entry(0))[0] == 200
-        server.stop()
-    assert sorted(name for name in os.listdir(folder) if "sqlite3" in name) == ["log.sqlite3"]
-    (folder / "public.key").unlink()
-    with running("serve", "--storage-dir", str(folder)) as server:
-        assert (folder / "public.key").read_text().strip() == server.line.split()[4]
-        server.stop()
-
-
-@pytest.mark.parametrize(
-    "url",
-    [
-        "http://[::1",
-        "http://a..b/",
-        "http://.example/",
-        "http://" + "a" * 70 + ".example/",
-        "http://127.0.0.1:1/\u00fc",
-        "http://a b/",
-        "http://h\u2100.example/",
-        "x",
-        "http://",
-        "http://127.0.0.1:99999/",
-        "http://127.0.0.1:1/ x",
-    ],
-)
-def test_urls_that_are_none(
-    tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_urls_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "key").write_text(LOG_VKEY)
     (tmp_path / "w").write_text(WITNESS_VKEY)
     wheel(tmp_path / "a.whl")
-    for command in (
-        ("health", url),
-        ("verify", "a.whl", "--public-key", "key", "--log-url", url),
-        ("add", "a.whl", "--log-url", url),
-        ("serve", "--port", "0", "--witness-url", url, "--witness-public-key", "w"),
+    for url in (
+        "http://[::1", "http://a..b/", "http://.example/", "http://" + "a" * 70 + ".example/",
+        "http://127.0.0.1:1/\u00fc", "http://a b/", "http://h\u2100.example/", "x", "http://",
+        "http://127.0.0.1:99999/", "http://127.0.0.1:1/ x",
     ):
-        assert btlog.main(command) in (2, 3), command
-        assert capfd.readouterr().err.count("btlog: ") >= 1
+        for command in (
+            ("health", url), ("verify", "a.whl", "--public-key", "key", "--log-url", url),
+            ("add", "a.whl", "--log-url", url),
+            ("serve", "--port", "0", "--witness-url", url, "--witness-public-key", "w"),
+        ):
+            exits((2, 3), "btlog: ", *command, cwd=tmp_path)
 
 
 def test_tokens_that_dont_fit_are_not_shown(tmp_path: Path) -> None:
     wheel(tmp_path / "a.whl")
+    token = ("--write-token-file", str(tmp_path / "token"))
     for text in "tok\nen", "t\u00f6ken", "", "a b", "\n":
         (tmp_path / "token").write_text(text)
-        for command in ("add", "a.whl", "--log-url", "http://127.0.0.1:1"), ("serve", "--port", "0"):
-            done = run_btlog(*command, "--write-token-file", "token", cwd=tmp_path)
-            assert done.returncode == 2
-            assert "tok" not in done.stderr.replace("token", "")
+        for command in ("add", str(tmp_path / "a.whl"), "--log-url", "http://127.0.0.1:1"), ("serve", "--port", "0"):
+            code, _, said = call_btlog(*command, *token)
+            assert (code, "tok" in said.replace("token", "")) == (2, False)
     (tmp_path / "token").write_text(" s3cret \n")
-    with running("serve", "--write-token-file", "token", cwd=tmp_path) as server:
-        assert (
-            run_btlog("add", "a.whl", "--log-url", server.url, "--write-token-file", "token", cwd=tmp_path).returncode
-            == 0
-        )
-        done = run_btlog("add", "a.whl", "--log-url", server.url, cwd=tmp_path)
-        assert (done.returncode, "see --write-token-file" in done.stderr) == (2, True)
-        server.stop()
-
-
-def test_what_a_log_says_does_not_reach_the_terminal(tmp_path: Path) -> None:
-    file = wheel(tmp_path / "some-1.0.whl")
-    (tmp_path / "key").write_text(LOG_VKEY)
-    evil = "\x1b[31mEVIL\x1b]0;x\x07"
-    for answers in (
-        {"entries": json.dumps({"entries": [{"index": evil, "filename": file.name, "checksum": "x"}]}).encode()},
-        {"entries": btlog.Response.json({"error": evil}, {}, 500)},
-        {"else_": btlog.Response(evil.encode(), status=400)},
-    ):
-        with contextlib.closing(Local(Liar(**answers).answer)) as liar:
-            done = run_btlog("verify", str(file), "--public-key", "key", "--log-url", liar.url, cwd=tmp_path)
-            assert done.returncode in (1, 3)
-            assert "\x1b" not in done.stderr
-            assert "\x07" not in done.stderr
-
-
-@pytest.mark.parametrize(
-    "args",
-    [
-        ["--add-timeout", "-1"],
-        ["--add-timeout", "nan"],
-        ["--witness-timeout", "inf"],
-        ["--republish-interval", "1e300"],
-        ["--checkpoint-interval", "x"],
-        ["--bulk-append-max-entries", "-1"],
-        ["--port", "abc"],
-    ],
-)
-def test_numbers_that_are_none(tmp_path: Path, args: list[str]) -> None:
-    done = run_btlog("serve", *args, cwd=tmp_path)
-    assert (done.returncode, os.listdir(tmp_path)) == (2, [])
-    assert args[0] in done.stderr
-    assert done.stderr.count("\n") == 1
+    with running("serve", *token, cwd=tmp_path) as server:
+        to = ("add", "a.whl", "--log-url", server.url)
+        exits(0, "", *to, *token, cwd=tmp_path)
+        exits(2, "see --write-token-file", *to, cwd=tmp_path)
 
 
 def test_health_as_a_command(log: LocalLog) -> None:
-    assert run_btlog("health", log.url).returncode == 0
-    assert run_btlog("health", "http://127.0.0.1:1", log.url).returncode == 0
+    exits(0, "", "health", log.url)
+    exits(0, "", "health", "http://127.0.0.1:1", log.url)
     log.log.sequencer._halted = "x"
-    done = run_btlog("health", log.url, "http://127.0.0.1:1")
-    assert (done.returncode, done.stderr.count("\n")) == (3, 1)
+    exits(3, "btlog: ", "health", log.url, "http://127.0.0.1:1", lines=1)
 
 
 COMMANDS = [
@@ -3768,63 +2798,44 @@ COMMANDS = [
 
 
 def test_help_reads_well() -> None:
-    top = run_btlog("--help")
-    assert (top.returncode, top.stderr) == (0, "")
-    assert all(re.search(rf"^    {name} ", top.stdout, re.MULTILINE) for name in COMMANDS)
-    bare = run_btlog()
-    assert (bare.returncode, bare.stdout) == (2, top.stdout)
+    top = exits(0, "", "--help", lines=0)
+    assert all(re.search(rf"^    {name} ", top, re.MULTILINE) for name in COMMANDS)
+    assert exits(2, "") == top
     for name in COMMANDS:
-        done = run_btlog(name, "--help")
-        assert done.returncode == 0
-        example = re.search(rf"example:\n  btlog ({name} .*)", done.stdout)
+        text = exits(0, "", name, "--help")
+        example = re.search(rf"example:\n  btlog ({name} .*)", text)
         assert example
         assert btlog.parser().parse_args(example[1].partition(">")[0].split())
-        for line in re.findall(r"^  (--\S+.*)$", done.stdout, re.MULTILINE):
-            assert line.split()[0] in done.stdout
-        assert "None" not in done.stdout
-    assert run_btlog("--version").stdout == f"btlog {btlog.__version__}\n"
+        assert "None" not in text
+    assert exits(0, "", "--version") == f"btlog {btlog.__version__}\n"
 
 
-@pytest.mark.parametrize(
-    "args",
-    [
-        ["x"],
-        ["serve", "--port", "x"],
-        ["keygen"],
-        ["add"],
-        ["verify"],
-        ["serve", "--por", "1"],
-        ["--x"],
-        ["fsck", "x"],
-        ["add", "f", "--log-url", "x"],
-        ["add", "f", "--log-url", "ftp://x"],
-        ["add", "f", "--log-url", "http://x:y"],
-        ["serve", "--port", "70000"],
-    ],
-)
-def test_wrong_usage(args: list[str], tmp_path: Path) -> None:
-    done = run_btlog(*args, cwd=tmp_path)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("btlog: ")
-    assert done.stderr.count("\n") == 1
+def test_wrong_usage(tmp_path: Path) -> None:
+    for args in (
+        ["x"], ["serve", "--port", "x"], ["keygen"], ["add"], ["verify"], ["serve", "--por", "1"], ["--x"],
+        ["fsck", "x"], ["add", "f", "--log-url", "x"], ["add", "f", "--log-url", "ftp://x"],
+        ["add", "f", "--log-url", "http://x:y"], ["serve", "--port", "70000"],
+    ):
+        assert exits(2, "btlog: ", *args, cwd=tmp_path, lines=1) == ""
+    for name, value in (
+        ("--add-timeout", "-1"), ("--add-timeout", "nan"), ("--witness-timeout", "inf"),
+        ("--republish-interval", "1e300"), ("--checkpoint-interval", "x"), ("--bulk-append-max-entries", "-1"),
+        ("--port", "abc"),
+    ):
+        assert exits(2, name, "serve", name, value, cwd=tmp_path, lines=1) == ""
+    assert os.listdir(tmp_path) == []
 
 
 def test_output_that_nobody_reads(tmp_path: Path) -> None:
     with contextlib.closing(found(tmp_path / "log")) as store:
         fill(store, 3)
-    process = subprocess.Popen(
-        [sys.executable, str(SOURCE), "fsck", "--storage-dir", "log"],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout
-    process.stdout.close()
-    assert process.stderr
-    assert "Traceback" not in process.stderr.read()
-    process.stderr.close()
-    process.wait()
+    command = [sys.executable, str(SOURCE), "fsck", "--storage-dir", "log"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=tmp_path, stdout=pipe, stderr=pipe, text=True) as process:
+        assert process.stdout
+        assert process.stderr
+        process.stdout.close()
+        assert "Traceback" not in process.stderr.read()
 
 
 # --- The witness: tlog-witness, status by status ---------------------------------------------------------------------------
@@ -3833,12 +2844,12 @@ def test_output_that_nobody_reads(tmp_path: Path) -> None:
 class LocalWitness(Local):
     """A witness in this process that knows `keys`, with a clock that a test can set."""
 
-    def __init__(self, path: Path, *keys: VerifierKey, signer: btlog.Signer = COSIGNER) -> None:
+    def __init__(self, path: Path, *keys: VerifierKey, signer: btlog.Signer = COSIGNER, port: int = 0) -> None:
         self.now = 1_000_000.0
         self.store = btlog.WitnessStore(path)
         self.witness = btlog.Witness(self.store, signer, lambda: self.now)
         self.witness.register(keys or [LOG])
-        super().__init__(btlog.WitnessHandler.of(self.witness))
+        super().__init__(btlog.WitnessHandler.of(self.witness), port)
 
     def close(self) -> None:
         super().close()
@@ -3871,77 +2882,75 @@ def stored(server: LocalWitness, origin: str = LOG.name) -> tuple[int, bytes]:
     return ask(server.url, f"/{hashlib.sha256(origin.encode()).hexdigest()}/checkpoint")[::2]
 
 
+def offered(body: bytes) -> bytes:
+    return body.partition(b"\n\n")[2]
+
+
+def cosigned(server: LocalWitness, body: bytes, policy: Policy = POLICY) -> Checkpoint:
+    """What the policy makes of a checkpoint with the cosignature that the witness gives it."""
+    status, _, answer = cosign(server, body)
+    assert status == 200
+    return open_checkpoint(offered(body) + answer, policy)
+
+
 def test_T32_T35_a_cosignature(witness: LocalWitness) -> None:
     assert stored(witness)[0] == 404
     for old, new in (0, 0), (0, 3), (3, 3), (3, 8), (8, 8), (8, 500):
         body = request_for(old, new)
         status, kind, answer = cosign(witness, body)
-        assert (status, kind) == (200, "text/plain; charset=utf-8")
-        note = body.partition(b"\n\n")[2]
-        opened = open_checkpoint(note + answer, POLICY)
+        assert (status, kind, answer.count(b"\n")) == (200, "text/plain; charset=utf-8", 1)
+        opened = open_checkpoint(offered(body) + answer, POLICY)
         assert (opened.tree.size, opened.cosigned[0][1]) == (new, 1_000_000)
-        assert answer.count(b"\n") == 1
-        assert stored(witness) == (200, note + answer)
+        assert stored(witness) == (200, offered(body) + answer)
+    body = request_for(500, 501, more="an extension\n")  # T37
+    assert cosigned(witness, body).extensions == ("an extension",)
 
 
-def test_T35_only_the_witness_signs_the_answer(witness: LocalWitness) -> None:
-    """Two log signatures and unknown lines in the request, in any order."""
+def test_T34_T35_only_the_witness_signs_the_answer(witness: LocalWitness) -> None:
+    """Two log signatures, unknown lines (T40) and a forged one in its own name in the request, in any order."""
     second = new_key(LOG.name)
     witness.witness.register([second.key])  # a further key of a known log
     text = f"{LOG.name}\n3\n{b64(root_of(ENTRIES[:3]))}\n"
     ours, theirs = signature_line(SIGNER, text), signature_line(second, text)
-    unknown = [signature_line(new_key(f"x{i}.example"), text) for i in range(14)]
+    forged = f"— {WITNESS.name} {b64(btlog.as_witness(WITNESS).key_id + bytes(72))}\n"
+    unknown = [signature_line(new_key(f"x{i}.example"), text) for i in range(15)]
+    head = b"old 0\n\n"
     for lines in (
-        [ours, theirs, *unknown],
-        [*unknown, theirs, ours],
-        [theirs, *unknown],
-        [*unknown, ours, *unknown[:3], ours],
+        [ours, theirs, *unknown], [*unknown, theirs, ours], [theirs, *unknown], [*unknown, ours, *unknown[:3], ours],
+        [forged, ours], *([*unknown[:at], ours, *unknown[at:]] for at in range(16)),
     ):
-        status, _, answer = cosign(
-            witness, (b"old 0\n\n" if stored(witness)[0] == 404 else b"old 3\n\n") + note_of(text, *lines)
-        )
+        status, _, answer = cosign(witness, head + note_of(text, *lines))
         assert status == 200
         [(name, key_id, _)] = btlog.split_note(note_of(text) + answer)[1]
         assert (name, key_id) == (WITNESS.name, btlog.as_witness(WITNESS).key_id)
-        kept = btlog.split_note(stored(witness)[1])[1]  # T34: verified signatures only, each once
+        assert forged.encode() not in stored(witness)[1]
+        kept = btlog.split_note(stored(witness)[1])[1]  # verified signatures only, each once
         assert {parts[:2] for parts in kept} <= {(LOG.name, LOG.key_id), (LOG.name, second.key.key_id), (name, key_id)}
         assert len(kept) == len(set(kept)) == len({line for line in lines if line in (ours, theirs)}) + 1
+        head = b"old 3\n\n"
+    assert cosign(witness, request_for(3, 12))[0] == 200
 
 
-def test_T30_the_same_checkpoint_again(witness: LocalWitness) -> None:
-    assert cosign(witness, request_for(0, 5))[0] == 200
-    for later in 1, 3600:
-        witness.now += later
-        status, _, answer = cosign(witness, request_for(5, 5))
-        assert (status, open_checkpoint(request_for(5, 5).partition(b"\n\n")[2] + answer, POLICY).cosigned[0][1]) == (
-            200,
-            int(witness.now),
-        )
-    assert cosign(witness, request_for(0, 5))[0] == 409
-
-
-def test_T12_the_clock_may_jump(witness: LocalWitness) -> None:
+def test_T12_T30_the_clock_may_jump(witness: LocalWitness) -> None:
+    """Each is answered with a time that is new, unless the clock went back; also a checkpoint that it has seen."""
     times = []
     for now, old, new in (500, 0, 1), (400, 1, 1), (0, 1, 2), (-5, 2, 2), (501.9, 2, 3), (2**40, 3, 3), (500, 3, 4):
         witness.now = now
-        body = request_for(old, new)
-        status, _, answer = cosign(witness, body)
-        assert status == 200
-        times.append(open_checkpoint(body.partition(b"\n\n")[2] + answer, POLICY).cosigned[0][1])
+        times.append(cosigned(witness, request_for(old, new)).cosigned[0][1])
     assert times == [500, 500, 500, 500, 501, 2**40, 2**40]
 
 
 def test_T31_size_zero(witness: LocalWitness) -> None:
     wrong = f"{LOG.name}\n0\n{b64(bytes(32))}\n"
-    assert cosign(witness, b"old 0\n\n" + note_of(wrong, signature_line(SIGNER, wrong)))[0] == 422
-    assert cosign(witness, request_for(0, 3, proof=[bytes(32)]))[0] == 422
-    assert cosign(witness, request_for(0, 0, proof=[bytes(32)]))[0] == 422
+    for body in (
+        b"old 0\n\n" + note_of(wrong, signature_line(SIGNER, wrong)),
+        request_for(0, 3, proof=[bytes(32)]), request_for(0, 0, proof=[bytes(32)]),
+    ):
+        assert cosign(witness, body)[0] == 422
     assert stored(witness)[0] == 404
-    assert cosign(witness, request_for(0, 0))[0] == 200
-    assert cosign(witness, request_for(0, 0))[0] == 200
-    assert cosign(witness, request_for(0, 3))[0] == 200
-    status, kind, answer = cosign(witness, request_for(0, 0))
-    assert (status, kind, answer) == (409, "text/x.tlog.size", b"3\n")
+    for new in 0, 0, 3:
+        assert cosign(witness, request_for(0, new))[0] == 200
+    assert cosign(witness, request_for(0, 0)) == (409, "text/x.tlog.size", b"3\n")
 
 
 def test_T32_T33_statuses(witness: LocalWitness) -> None:
@@ -3951,140 +2960,63 @@ def test_T32_T33_statuses(witness: LocalWitness) -> None:
     assert cosign(witness, request_for(0, 7))[0] == 200
     before = stored(witness)
     text = f"{LOG.name}\n9\n{b64(root_of(ENTRIES[:9]))}\n"
-    proof = "".join(f"{b64(h)}\n" for h in subproof(7, ENTRIES[:9], True))
-
-    def note(*lines: str) -> bytes:
-        return f"old 7\n{proof}\n".encode() + note_of(text, *lines)
-
+    right = subproof(7, ENTRIES[:9], True)
+    head = request_for(7, 9).partition(b"\n\n")[0] + b"\n\n"
     imposter, mine = new_key(LOG.name), signature_line(SIGNER, text)
     other = signature_line(SIGNER, text.replace("9", "8"))
     flipped = mine.replace(mine.split()[2], b64(base64.b64decode(mine.split()[2])[:-1] + b"!"))
-    for lines, status in (
-        ([signature_line(imposter, text)], 403),
-        ([signature_line(unknown, text)], 403),
-        ([other], 403),
-        ([flipped], 403),
-        ([mine, flipped], 403),
-        ([other, mine], 403),
-        ([mine.replace(LOG.name, "other.example")], 403),
+    for lines in (
+        [signature_line(imposter, text)], [signature_line(unknown, text)], [other], [flipped], [mine, flipped],
+        [other, mine], [mine.replace(LOG.name, "other.example")],
     ):
-        assert cosign(witness, note(*lines))[0] == status
-    for body, status in (
-        (request_for(8, 7, proof=[]), 400),  # old above the checkpoint's size, and no conflict
-        (request_for(6, 9), 409),
-        (request_for(0, 9), 409),
-        (request_for(8, 9), 409),
-        (request_for(0, 3), 409),
-        (request_for(3, 5), 409),
-        (request_for(7, 9, proof=[]), 422),
-        (request_for(7, 9, proof=[bytes(32)] * 3), 422),
-        (request_for(7, 9, proof=subproof(7, ENTRIES[:9], True)[:-1]), 422),
-        (request_for(7, 9, tag="x"), 422),
-        (request_for(7, 9, proof=[*subproof(7, ENTRIES[:9], True), bytes(32)]), 422),
-        (request_for(7, 7, tag="x"), 422),  # the same size, another root
-        (request_for(7, 7, proof=[bytes(32)]), 422),
-        (request_for(7, 7, tag="x", proof=[bytes(32)]), 422),
+        assert cosign(witness, head + note_of(text, *lines))[0] == 403
+    for status, bodies in (
+        (400, [request_for(8, 7, proof=[])]),  # old above the checkpoint's size, and no conflict
+        (409, [request_for(old, new) for old, new in ((6, 9), (0, 9), (8, 9), (0, 3), (3, 5))]),
+        (422, [request_for(7, 9, proof=proof) for proof in ([], [bytes(32)] * 3, right[:-1], [*right, bytes(32)])]),
+        (422, [request_for(7, 9, tag="x"), request_for(7, 7, tag="x")]),  # also the same size with another root
+        (422, [request_for(7, 7, proof=[bytes(32)]), request_for(7, 7, tag="x", proof=[bytes(32)])]),
+        (422, [request_for(7, 9, proof=[bytes(32)] * 63)]),  # T63: as many lines as there may be
+        (400, [request_for(7, 9, proof=[bytes(32)] * 64)]),
     ):
-        got = cosign(witness, body)
-        assert got[0] == status, body
-        assert (got[1:] == ("text/x.tlog.size", b"7\n")) is (status == 409)
+        for body in bodies:
+            got = cosign(witness, body)
+            assert got[0] == status, body
+            assert (got[1:] == ("text/x.tlog.size", b"7\n")) is (status == 409)
     assert stored(witness) == before
     assert cosign(witness, request_for(7, 9))[0] == 200
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda b: b"",
-        lambda b: b"\n",
-        lambda b: b"\n\n",
-        lambda b: b[1:],
-        lambda b: b"\n" + b,
-        lambda b: b.replace(b"old 5", b"old 05"),
-        lambda b: b.replace(b"old 5", b"old 007"),
-        lambda b: b.replace(b"old 5", b"old +5"),
-        lambda b: b.replace(b"old 5", b"old  5"),
-        lambda b: b.replace(b"old 5", b"old 5 "),
-        lambda b: b.replace(b"old 5", b"old"),
-        lambda b: b.replace(b"old 5", b"old -1"),
-        lambda b: b.replace(b"old 5", b"Old 5"),
-        lambda b: b.replace(b"old 5", b"old \xd9\xa5"),
-        lambda b: b.replace(b"old 5", b"old 9223372036854775808"),
-        lambda b: b.replace(b"\n", b"\r\n"),
-        lambda b: b[:-1],
-        lambda b: b + b"\n",
-        lambda b: b.partition(b"\n\n")[0],
-        lambda b: b.partition(b"\n\n")[0] + b"\n\n",
-        lambda b: b.replace(b"\n\n", b"\n", 1),
-        lambda b: b.replace(b"=\n", b"\n", 1),
-        lambda b: b.replace(b"\n", b"\nYQ==\n", 1),
-        lambda b: b.replace(b"old 5\n", b"old 5\n\n"),
-        lambda b: b.replace(b"old 5\n", b"old 5\n" + (b64(bytes(32)) + "\n").encode() * 64),
-        lambda b: b.replace(b"\n9\n", b"\n09\n"),
-        lambda b: b.replace(b"\n9\n", b"\n\n"),
-        lambda b: b.replace(b"\n9\n", b"\nx\n"),
-        lambda b: b.replace("\u2014".encode(), b"-"),
-        lambda b: b.replace(LOG.name.encode(), b""),
-        lambda b: b"\xff" + b,
-        lambda b: b.replace(b"old", b"o\0ld"),
-        lambda b: b + b"".join(b"\xe2\x80\x94 x%d YWFhYWFh\n" % i for i in range(1000)),
-    ],
-)
-def test_T32_T42_T62_T63_malformed_requests(witness: LocalWitness, change: Callable[[bytes], bytes]) -> None:
+def test_T32_T42_T62_T63_malformed_requests(witness: LocalWitness) -> None:
     assert cosign(witness, request_for(0, 5))[0] == 200
-    before = stored(witness)
-    status, kind, _answer = cosign(witness, change(request_for(5, 9)))
-    assert (status, kind) == (400, "application/json")
+    before, body = stored(witness), request_for(5, 9)
+    head = body.partition(b"\n\n")[0]
+    for bad in (
+        b"", b"\n", b"\n\n", body[1:], b"\n" + body, body[:-1], body + b"\n", b"\xff" + body, head, head + b"\n\n",
+        body.replace("\u2014".encode(), b"-"), body.replace(LOG.name.encode(), b""),
+        body.replace(b"\n\n", b"\n", 1), body.replace(b"=\n", b"\n", 1), body.replace(b"\n", b"\nYQ==\n", 1),
+        body.replace(b"\n", b"\r\n"), body.replace(b"old 5\n", b"old 5\n\n"),
+        *(body.replace(b"old 5", old) for old in (
+            b"old 05", b"old 007", b"old +5", b"old  5", b"old 5 ", b"old", b"old -1", b"Old 5", b"old \xd9\xa5",
+            b"old 9223372036854775808", b"o\0ld 5")),
+        *(body.replace(b"\n9\n", size) for size in (b"\n09\n", b"\n\n", b"\nx\n")),
+        body + b"".join(b"\xe2\x80\x94 x%d YWFhYWFh\n" % i for i in range(1000)),
+    ):
+        assert bad != body
+        assert cosign(witness, bad)[:2] == (400, "application/json"), bad
     assert stored(witness) == before
 
 
-def test_T63_as_many_proof_lines_as_there_may_be(witness: LocalWitness) -> None:
-    for count, status in (63, 422), (64, 400):
-        assert cosign(witness, request_for(0, 5, proof=[bytes(32)] * count))[0] == status
-
-
 def test_T61_bodies_of_64_KiB_pass(witness: LocalWitness) -> None:
-    body = request_for(0, 5)
-    room = 65_536 - len(body)
-
-    def line(n: int) -> bytes:
-        return b"\xe2\x80\x94 filler " + base64.b64encode(bytes(n)) + b"\n"
-
-    full = body + line((room - len(line(0))) // 4 * 3)
-    full = full.replace(b"filler", b"filler" + b"x" * (65_536 - len(full)))
+    full = request_for(0, 5) + b"\xe2\x80\x94 filler YWFhYWFh\n" * 90
+    room = 65_536 - len(full) - len(b"\xe2\x80\x94 filler \n")
+    filler = base64.b64encode(bytes(room // 4 * 3)) + b"\n"
+    full += b"\xe2\x80\x94 filler" + b"x" * (room % 4) + b" " + filler
     assert len(full) == 65_536
     assert cosign(witness, full)[0] == 200
-    assert ask(witness.url, "/add-checkpoint", "POST", full + b"\n")[0] == 413
-    assert ask(witness.url, "/add-checkpoint", "POST", b"x" * 10_000_000)[0] == 413
+    for body in full + b"\n", b"x" * 10_000_000:
+        assert ask(witness.url, "/add-checkpoint", "POST", body)[0] == 413
     assert cosign(witness, request_for(5, 6))[0] == 200
-
-
-def test_T40_unknown_signatures_are_ignored_by_the_witness(witness: LocalWitness) -> None:
-    text = f"{LOG.name}\n5\n{b64(root_of(ENTRIES[:5]))}\n"
-    unknown = [signature_line(new_key(f"unknown{i}.example"), text) for i in range(15)]
-    for at in range(16):
-        lines = [*unknown[:at], signature_line(SIGNER, text), *unknown[at:]]
-        assert cosign(witness, (b"old 5\n\n" if at else b"old 0\n\n") + note_of(text, *lines))[0] == 200
-
-
-def test_T34_a_forged_line_in_the_witness_s_own_name(witness: LocalWitness) -> None:
-    assert cosign(witness, request_for(0, 5))[0] == 200
-    text = f"{LOG.name}\n9\n{b64(root_of(ENTRIES[:9]))}\n"
-    forged = f"— {WITNESS.name} {b64(btlog.as_witness(WITNESS).key_id + bytes(72))}\n"
-    body = request_for(5, 9)
-    head = body.partition(b"\n\n")[0] + b"\n\n"
-    status, _, _answer = cosign(witness, head + note_of(text, forged, signature_line(SIGNER, text)))
-    assert status == 200
-    assert forged.encode() not in stored(witness)[1]
-    assert open_checkpoint(stored(witness)[1], POLICY).tree.size == 9
-    assert cosign(witness, request_for(9, 12))[0] == 200
-
-
-def test_T37_extension_lines_are_cosigned(witness: LocalWitness) -> None:
-    body = request_for(0, 5, more="an extension\n")
-    status, _, answer = cosign(witness, body)
-    assert status == 200
-    assert open_checkpoint(body.partition(b"\n\n")[2] + answer, POLICY).extensions == ("an extension",)
 
 
 def test_T29_a_race_between_check_and_store(tmp_path: Path) -> None:
@@ -4105,53 +3037,42 @@ def test_T29_a_race_between_check_and_store(tmp_path: Path) -> None:
             assert store.last(LOG.name) == b
 
 
-def test_T15_fifty_writers_over_ten_logs(tmp_path: Path) -> None:
-    """1,000 requests: sizes only grow, every answer is 200 or 409, and what is cosigned of a log is one history."""
-    signers = [new_key(f"log{i}.example") for i in range(10)]
-    cosigned: list[tuple[str, Tree]] = []
-    statuses: dict[int, int] = {}
+def test_T15_many_writers_over_a_few_logs(tmp_path: Path) -> None:
+    """300 requests: sizes only grow, every answer is 200 or 409, and what is cosigned of a log is one history."""
+    signers = [new_key(f"log{i}.example") for i in range(5)]
+    trees: list[tuple[str, Tree]] = []
+    statuses: list[int] = []
     falls: list[str] = []
     with contextlib.closing(LocalWitness(tmp_path / "w.db", *(s.key for s in signers))) as server:
 
         def client(seed: int) -> None:
             choose = random.Random(seed)
-            known = dict.fromkeys(range(10), 0)
-            for _ in range(20):
-                i = choose.randrange(10)
-                old = known[i]
-                new = old + choose.randrange(4)
-                body = request_for(old, new, signers[i])
+            known = dict.fromkeys(range(5), 0)
+            for _ in range(15):
+                i = choose.randrange(5)
+                size = known[i] + choose.randrange(4)
+                body = request_for(known[i], size, signers[i])
                 status, _, answer = cosign(server, body)
-                statuses[status] = statuses.get(status, 0) + 1
+                statuses.append(status)
                 if status == 200:
-                    opened = open_checkpoint(
-                        body.partition(b"\n\n")[2] + answer, btlog.simple_policy([signers[i].key], [WITNESS])
-                    )
-                    cosigned.append((opened.origin, opened.tree))
-                    size = new
+                    policy = btlog.simple_policy([signers[i].key], [WITNESS])
+                    opened = open_checkpoint(offered(body) + answer, policy)
+                    trees.append((opened.origin, opened.tree))
                 else:
                     size = int(answer)
                 if size < known[i]:
                     falls.append(f"log {i} from {known[i]} to {size}")
                 known[i] = size
 
-        threads = [threading.Thread(target=client, args=(seed,)) for seed in range(50)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        at_once(*(functools.partial(client, seed) for seed in range(20)))
         for signer in signers:
-            size = max((tree.size for origin, tree in cosigned if origin == signer.name), default=0)
+            size = max((tree.size for origin, tree in trees if origin == signer.name), default=0)
             assert open_checkpoint(stored(server, signer.name)[1], btlog.simple_policy([signer.key])).tree.size == size
     assert falls == []
     assert set(statuses) == {200, 409}
-    assert sum(statuses.values()) == 1000
-    assert len(cosigned) == statuses[200] > 100
-    assert all(tree.root == root_of(ENTRIES[: tree.size]) for _, tree in cosigned)
-
-
-def offered(body: bytes) -> bytes:
-    return body.partition(b"\n\n")[2]
+    assert len(statuses) == 300
+    assert len(trees) == statuses.count(200) > 30
+    assert all(tree.root == root_of(ENTRIES[: tree.size]) for _, tree in trees)
 
 
 def test_a_log_that_shows_two_histories_leaves_evidence(
@@ -4160,18 +3081,15 @@ def test_a_log_that_shows_two_histories_leaves_evidence(
     assert cosign(witness, request_for(0, 5))[0] == 200
     kept = stored(witness)[1]
     unknown = signature_line(new_key("unknown.example"), "x").encode()
-    for body in request_for(5, 5, tag="x"), request_for(5, 9, tag="x"), request_for(5, 5, tag="x") + unknown:
+    same_size, larger = request_for(5, 5, tag="x"), request_for(5, 9, tag="x")
+    for body in same_size, larger, same_size + unknown:
         assert cosign(witness, body)[0] == 422
     rows = witness.store.database.read("SELECT origin, forked, stored, offered FROM evidence ORDER BY rowid")
-    assert rows == [
-        (LOG.name, 1, kept, offered(request_for(5, 5, tag="x"))),
-        (LOG.name, 0, kept, offered(request_for(5, 9, tag="x"))),
-    ]
+    assert rows == [(LOG.name, 1, kept, offered(same_size)), (LOG.name, 0, kept, offered(larger))]
     for _, _, a, b in rows:  # each of the two is signed by the log: another verifier can check that
         assert open_checkpoint(a, UNWITNESSED).tree.size == 5
-        assert open_checkpoint(b, UNWITNESSED).tree.root != root_of(
-            ENTRIES[: open_checkpoint(b, UNWITNESSED).tree.size]
-        )
+        tree = open_checkpoint(b, UNWITNESSED).tree
+        assert tree.root != root_of(ENTRIES[: tree.size])
         assert json.dumps([a.decode(), b.decode()]) in caplog.text
     assert caplog.text.count("two trees of one size") == 1
     assert cosign(witness, request_for(5, 9))[0] == 200  # the history that it has seen goes on
@@ -4183,10 +3101,10 @@ def test_nobody_can_fill_the_evidence(
     """Whoever asks chooses the proof and the lines that nobody knows: they are no evidence, and hide none."""
     monkeypatch.setattr(btlog, "MAX_EVIDENCE", 3)
     assert cosign(witness, request_for(0, 5))[0] == 200
-    for i in range(30):
+    for i in range(12):
         line = signature_line(new_key(f"x{i}.example"), "x").encode()
         assert cosign(witness, request_for(5, 5, proof=[bytes(32)]) + line)[0] == 422  # the tree that it has
-        assert cosign(witness, request_for(5, 6, proof=[bytes(32)]) + line)[0] == 422  # one checkpoint, 30 times
+        assert cosign(witness, request_for(5, 6, proof=[bytes(32)]) + line)[0] == 422  # one checkpoint, 12 times
     for size in range(7, 17):
         assert cosign(witness, request_for(5, size, proof=[bytes(32)]))[0] == 422
     assert witness.store.database.read("SELECT count(*) FROM evidence") == [(3,)]
@@ -4199,74 +3117,64 @@ def test_nobody_can_fill_the_evidence(
 def test_other_routes_of_the_witness(witness: LocalWitness) -> None:
     assert ask(witness.url, "/healthz")[0] == 200
     hash_ = hashlib.sha256(LOG.name.encode()).hexdigest()
+    checkpoint = f"/{hash_}/checkpoint"
     cosign(witness, request_for(0, 5))
-    status, headers, _ = ask(witness.url, f"/{hash_}/checkpoint")
+    status, headers, _ = ask(witness.url, checkpoint)
     assert (status, headers["cache-control"], headers["access-control-allow-origin"]) == (200, "no-cache", "*")
     for path_ in (
-        "/",
-        f"/{hash_}",
-        f"/{hash_}/",
-        f"/{hash_}/checkpoint/",
-        f"/{hash_.upper()}/checkpoint",
-        f"/{hash_[:-1]}0/checkpoint",
-        "//checkpoint",
-        f"/{hash_}//checkpoint",
-        "/add-checkpoint/",
+        "/", f"/{hash_}", f"/{hash_}/", f"{checkpoint}/", f"/{hash_.upper()}/checkpoint",
+        f"/{hash_[:-1]}0/checkpoint", "//checkpoint", f"/{hash_}//checkpoint", "/add-checkpoint/",
     ):
         assert ask(witness.url, path_)[0] == 404
-    assert ask(witness.url, f"/{hash_}/checkpoint", "POST", b"")[0] == 405
-    assert ask(witness.url, "/add-checkpoint")[0] == 405
-    assert ask(witness.url, f"/{hash_}/checkpoint", "HEAD")[::2] == (200, b"")
+    assert ask(witness.url, checkpoint, "POST", b"")[0] == ask(witness.url, "/add-checkpoint")[0] == 405
+    assert ask(witness.url, checkpoint, "HEAD")[::2] == (200, b"")
 
 
-def test_T3_a_witness_whose_disk_fails_cosigns_nothing(tmp_path: Path) -> None:
-    for persist in False, True:
-        path_ = tmp_path / f"{persist}.db"
-        with contextlib.closing(LocalWitness(path_)) as server:
-            assert cosign(server, request_for(0, 3))[0] == 200
-            faulty = Faulty(server.store.database._writer, 10**9, persist)
-            server.store.database._writer = faulty  # type: ignore[assignment]
-            assert cosign(server, request_for(3, 4))[0] == 200
-            faulty.left = 10**9 - faulty.left
-            status, _, answer = cosign(server, request_for(4, 5))
-            assert (status, b"commit failed" in answer) == (503, True)
-            assert cosign(server, request_for(4, 5))[0] == 503
-            assert ask(server.url, "/healthz")[0] == 503
-            assert server.witness.failed.is_set()
-        with contextlib.closing(LocalWitness(path_)) as server:  # after a start, what is on disk counts
-            assert cosign(server, request_for(0, 0))[2] == (b"5\n" if persist else b"4\n")
-            assert cosign(server, request_for(5 if persist else 4, 6))[0] == 200
+@pytest.mark.parametrize("persist", [False, True])
+def test_T3_a_witness_whose_disk_fails_cosigns_nothing(tmp_path: Path, persist: bool) -> None:
+    with contextlib.closing(LocalWitness(tmp_path / "w.db")) as server:
+        assert cosign(server, request_for(0, 3))[0] == 200
+        faulty = Faulty(server.store.database._writer, 10**9, persist)
+        server.store.database._writer = faulty  # type: ignore[assignment]
+        assert cosign(server, request_for(3, 4))[0] == 200
+        faulty.left = 10**9 - faulty.left
+        status, _, answer = cosign(server, request_for(4, 5))
+        assert (status, b"commit failed" in answer) == (503, True)
+        assert cosign(server, request_for(4, 5))[0] == 503
+        assert ask(server.url, "/healthz")[0] == 503
+        assert server.witness.failed.is_set()
+    with contextlib.closing(LocalWitness(tmp_path / "w.db")) as server:  # after a start, what is on disk counts
+        size = 5 if persist else 4
+        assert cosign(server, request_for(0, 0))[2] == b"%d\n" % size
+        assert cosign(server, request_for(size, 6))[0] == 200
 
 
 def test_a_witness_as_a_command(tmp_path: Path) -> None:
     log_key, second = new_key("log.example/a"), new_key("log.example/b")
     (tmp_path / "log.key").write_text(btlog.encode_vkey(log_key.key) + "\n")
     (tmp_path / "policy").write_text(f"log {LOG_VKEY}\nwitness x {WITNESS_VKEY}\nquorum none\n")
-    with running(
-        "witness", "--origin", "witness.example/new", "--log-public-key", "log.key", "--policy", "policy", cwd=tmp_path
-    ) as server:
+    knows = ("--log-public-key", "log.key", "--policy", "policy")
+    with running("witness", "--origin", "witness.example/new", *knows, cwd=tmp_path) as server:
         url, serves, the, what, vkey, *_ = server.line.split()
         assert (serves, the, what) == ("serves", "the", "witness")
-        key = VerifierKey.parse(vkey)
         assert (tmp_path / "witness-public.key").read_text() == vkey + "\n"
         assert (tmp_path / "witness-private.key").stat().st_mode & 0o777 == 0o600
-        for signer in log_key, SIGNER:
-            body = request_for(0, 5, signer)
+
+        def status_for(old: int, new: int, signer: btlog.Signer) -> int:
+            body = request_for(old, new, signer)
             status, _, answer = ask(url, "/add-checkpoint", "POST", body)
-            assert status == 200
-            assert open_checkpoint(
-                body.partition(b"\n\n")[2] + answer, btlog.simple_policy([signer.key], [key])
-            ).cosigned
-        assert ask(url, "/add-checkpoint", "POST", request_for(0, 5, second))[0] == 404
+            if status == 200:
+                policy = btlog.simple_policy([signer.key], [VerifierKey.parse(vkey)])
+                assert open_checkpoint(offered(body) + answer, policy).cosigned
+            return status
+
+        assert [status_for(0, 5, signer) for signer in (log_key, SIGNER, second)] == [200, 200, 404]
         (tmp_path / "log.key").write_text(btlog.encode_vkey(second.key))
         server.process.send_signal(signal.SIGHUP)  # adding a log while it runs
-        for _ in range(100):
-            if (status := ask(url, "/add-checkpoint", "POST", request_for(0, 5, second))[0]) == 200:
-                break
-        assert status == 200
+        eventually(lambda: status_for(0, 5, second) == 200)
         (tmp_path / "log.key").write_text("garbage")
         server.process.send_signal(signal.SIGHUP)
-        assert ask(url, "/add-checkpoint", "POST", request_for(5, 6, log_key))[0] == 200  # none is forgotten
+        assert status_for(5, 6, log_key) == 200  # none is forgotten
         code, error = server.stop()
         assert code == 0
         assert "SIGHUP: log.key" in error
@@ -4278,55 +3186,45 @@ def test_a_witness_as_a_command(tmp_path: Path) -> None:
 
 
 def test_whose_keys_a_witness_refuses(tmp_path: Path) -> None:
-    (tmp_path / "w.key").write_text(WITNESS_SKEY)
-    (tmp_path / "w.key").chmod(0o600)
-    base = ("witness", "--private-key", "w.key", "--port", "0")
+    for name, skey in ("w.key", WITNESS_SKEY), ("other.key", LOG_SKEY):
+        (tmp_path / name).write_text(skey)
+        (tmp_path / name).chmod(0o600)
+    base = ("witness", "--port", "0", "--private-key", "w.key")
     same_name, same_key = new_key(WITNESS.name).key, VerifierKey("other.example", 1, WITNESS.key)
     for key in (
-        WITNESS_VKEY,
-        WITNESS_VKEY_4,
-        PQ_VKEY,
-        btlog.encode_vkey(same_name),
-        btlog.encode_vkey(same_key),
-        "garbage",
+        WITNESS_VKEY, WITNESS_VKEY_4, PQ_VKEY, btlog.encode_vkey(same_name), btlog.encode_vkey(same_key), "garbage",
     ):
         (tmp_path / "log.key").write_text(key)
-        done = run_btlog(*base, "--log-public-key", "log.key", cwd=tmp_path)
-        assert (done.returncode, done.stdout) == (2, ""), key
-        assert done.stderr.count("\n") == 1
-    (tmp_path / "other.key").write_text(LOG_SKEY)
-    (tmp_path / "other.key").chmod(0o600)
-    done = run_btlog("witness", "--private-key", "other.key", "--port", "0", cwd=tmp_path)
-    assert done.returncode == 2
-    assert "is the database of the witness" in done.stderr
+        assert exits(2, "btlog: ", *base, "--log-public-key", "log.key", cwd=tmp_path, lines=1) == "", key
+    exits(2, "is the database of the witness", "witness", "--port", "0", "--private-key", "other.key", cwd=tmp_path)
     (tmp_path / "w.db").write_bytes(b"garbage" * 1000)
-    done = run_btlog(*base, "--database-path", "w.db", cwd=tmp_path)
-    assert done.returncode == 3
-    (tmp_path / "w.db").unlink()
+    exits(3, "", *base, "--database-path", "w.db", cwd=tmp_path)
     found(tmp_path / "log").close()
-    done = run_btlog(*base, "--database-path", "log/log.sqlite3", cwd=tmp_path)
-    assert done.returncode == 3
-    assert "is not of this version of btlog" in done.stderr
+    exits(3, "is not of this version of btlog", *base, "--database-path", "log/log.sqlite3", cwd=tmp_path)
 
 
 def test_every_byte_of_an_add_checkpoint_request_counts() -> None:
-    body = request_for(5, 9)
-    survives(btlog.AddCheckpoint.parse, btlog.AddCheckpoint.encode, mutations(body))
-    for case in mutations(body):
+    for case in mutations(request_for(5, 9)):
         try:
-            new, _line = btlog.witness_step(None, [LOG], btlog.AddCheckpoint.parse(case), COSIGNER, 7)
+            request = btlog.AddCheckpoint.parse(case)
         except Error:
             continue
-        pytest.fail(f"{case!r} is cosigned as {new}")
+        assert btlog.AddCheckpoint.encode(request) == case
+        refuses(Error, btlog.witness_step, None, [LOG], request, COSIGNER, 7)
 
 
 # --- A log with witnesses -------------------------------------------------------------------------------------------------------
 
 
+def asks(k: int, *witnesses: tuple[VerifierKey, str]) -> Policy:
+    """The policy of a log that asks these witnesses, of which k have to cosign."""
+    urls = tuple((btlog.as_witness(key), url) for key, url in witnesses)
+    keys = tuple(key for key, _ in urls)
+    return Policy((LOG,), keys, Quorum(k, keys), urls)
+
+
 def witnessed_policy(*witnesses: LocalWitness, k: int | None = None) -> Policy:
-    keys = [w.witness.signer.key for w in witnesses]
-    policy = btlog.simple_policy([LOG], keys, k)
-    return dataclasses.replace(policy, urls=tuple((btlog.as_witness(w.witness.signer.key), w.url) for w in witnesses))
+    return asks(k or len(witnesses), *((w.witness.signer.key, w.url) for w in witnesses))
 
 
 def eventually(check: Callable[[], Any], seconds: float = 20) -> Any:
@@ -4354,6 +3252,10 @@ def several_witnesses(tmp_path: Path, count: int) -> Iterator[list[LocalWitness]
         ]
 
 
+def opened_answer(answer: dict[str, Any], policy: Policy) -> Checkpoint:
+    return open_checkpoint(base64.b64decode(answer["checkpoint"]), policy)
+
+
 def test_a_log_publishes_what_its_quorum_has_cosigned(tmp_path: Path) -> None:
     with several_witnesses(tmp_path, 3) as witnesses:
         policy = witnessed_policy(*witnesses)
@@ -4362,8 +3264,8 @@ def test_a_log_publishes_what_its_quorum_has_cosigned(tmp_path: Path) -> None:
             for i in range(3):
                 status, answer = add(log.url, entry(i))
                 assert status == 200
-                opened = open_checkpoint(base64.b64decode(answer["checkpoint"]), policy)
-                assert (opened.tree.size, len(opened.cosigned)) == (i + 1, 3)
+                opened = answered(answer, policy)
+                assert opened.tree.size == i + 1
                 assert [key.name for key, _ in opened.cosigned] == ["w0.example", "w1.example", "w2.example"]
             assert walk(log.url, policy) == [entry(0), entry(1), entry(2)]
             proof = ask(log.url, "/entry/1/proof")[2]
@@ -4373,7 +3275,7 @@ def test_a_log_publishes_what_its_quorum_has_cosigned(tmp_path: Path) -> None:
             assert [(w["name"], w["dark_since"], w["size"]) for w in status["witnesses"]] == [
                 (f"w{i}.example", None, 3) for i in range(3)
             ]
-            assert bulk(log.url, b"".join(as_line(entry(i)) for i in range(600)))[0] == 200
+            assert bulk(log.url, many_lines(0, 600))[0] == 200
             assert len(walk(log.url, policy)) == 600
         with contextlib.closing(LocalLog(tmp_path / "log", policy=policy)) as log:
             assert published(log.url, policy)
@@ -4382,80 +3284,67 @@ def test_a_log_publishes_what_its_quorum_has_cosigned(tmp_path: Path) -> None:
 
 
 def test_the_quorum_is_missed_and_met_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with several_witnesses(tmp_path, 2) as witnesses:
-        policy = witnessed_policy(*witnesses)
-        with contextlib.closing(LocalLog(tmp_path / "log", policy=policy, timeout=1)) as log:
-            assert add(log.url, entry(0))[0] == 200
+    """One of three is down: adds go on. A second one: adds get 503. It is back: all that waited is there, once."""
+    with several_witnesses(tmp_path, 3) as witnesses:
+        policy = witnessed_policy(*witnesses, k=2)
+        with contextlib.closing(LocalLog(tmp_path / "log", policy=policy, timeout=0.5)) as log:
+            witnesses[2].close()
+            assert add(log.url, entry(0))[0] == ask(log.url, "/healthz")[0] == 200
             before = ask(log.url, "/checkpoint")[2]
-            port = witnesses[1].port
             witnesses[1].close()
             status, headers, body = ask(log.url, "/add", "POST", as_line(entry(1)))
             assert (status, "retry-after" in headers) == (503, True)
-            assert b"w1.example since 20" in body
             assert bulk(log.url, as_line(entry(2)))[0] == 503
             assert ask(log.url, "/checkpoint")[2] == before  # it stays at the last one that met the quorum
             assert ask(log.url, "/entry/1")[0] == ask(log.url, "/tile/0/000.p/2")[0] == 404
-            health = ask(log.url, "/healthz")
-            assert health[0] == 503
-            assert b"w1.example since 20" in health[2]
-            [_, dark] = json.loads(ask(log.url, "/status.json")[2])["witnesses"]
+            status, _, health = ask(log.url, "/healthz")
+            assert status == 503
+            for said in body, health:
+                assert [b"w%d.example since 20" % i in said for i in range(3)] == [False, True, True]
+            up, dark, _ = json.loads(ask(log.url, "/status.json")[2])["witnesses"]
+            assert (up["dark_since"], "refused" in dark["error"]) == (None, True)
             assert dark["dark_since"]
-            assert "refused" in dark["error"]
             assert log.store.tree("signed").size == 3  # what is sequenced stays
-            again = LocalWitness.__new__(LocalWitness)
-            witnesses[1] = again
-            again.now, again.store = 1_000_000.0, btlog.WitnessStore(tmp_path / "w1.db")
-            again.witness = btlog.Witness(again.store, new_key("w1.example"), lambda: again.now)
-            Local.__init__(again, btlog.WitnessHandler.of(again.witness), port)
-            try:
+            port, signer = witnesses[1].port, new_key("w1.example")
+            with contextlib.closing(LocalWitness(tmp_path / "w1.db", signer=signer, port=port)):
                 eventually(lambda: published(log.url, policy).tree.size == 3)  # type: ignore[union-attr]
                 assert ask(log.url, "/healthz")[0] == 200
-                assert acknowledged_index(add(log.url, entry(1))[1]) == 1  # once
+                assert add(log.url, entry(1))[1]["index"] == 1  # once
                 assert walk(log.url, policy) == [entry(0), entry(1), entry(2)]
-            finally:
-                again.close()
-                witnesses.pop()
+        del witnesses[1:]
     assert caplog.text.count("the quorum of witnesses is missed") == 1
-
-
-def acknowledged_index(answer: dict[str, Any]) -> int:
-    return int(answer["index"])
 
 
 def test_T9_a_restored_backup_signs_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with several_witnesses(tmp_path, 2) as witnesses:
         policy = witnessed_policy(*witnesses, k=1)
-        with contextlib.closing(LocalLog(tmp_path / "log", policy=policy)) as log:
-            for i in range(3):
-                add(log.url, entry(i))
+
+        def grow(folder: str, first: int, end: int, policy: Policy, size: int) -> None:
+            with contextlib.closing(LocalLog(tmp_path / folder, policy=policy)) as log:
+                for i in range(first, end):
+                    assert add(log.url, entry(i))[0] == 200
+                assert log.log.published.tree.size == size
+
+        def halts(size: int, says: str) -> None:
+            with contextlib.closing(LocalLog(tmp_path / "backup", policy=policy)) as log:
+                eventually(lambda: log.log.trouble)
+                status, answer = add(log.url, entry(110))
+                assert (status, says in answer["error"]) == (503, True), answer
+                assert ask(log.url, "/healthz")[0] == 503
+                assert log.store.tree("signed").size == size  # nothing was signed, not even to be refused
+                if size == 3:
+                    assert len(walk(log.url)) == 3  # reading goes on
+
+        grow("log", 0, 3, policy, 3)
         shutil.copytree(tmp_path / "log", tmp_path / "backup")
-        with contextlib.closing(LocalLog(tmp_path / "log", policy=policy)) as log:
-            for i in range(3, 8):
-                add(log.url, entry(i))
-            assert log.log.published.tree.size == 8
-        with contextlib.closing(LocalLog(tmp_path / "backup", policy=policy)) as log:
-            eventually(lambda: log.log.trouble)
-            status, answer = add(log.url, entry(100))
-            assert status == 503
-            assert "has cosigned size 8, and this log has size 3. Either this folder is an old backup" in answer["error"]
-            assert ask(log.url, "/healthz")[0] == 503
-            assert log.store.tree("signed").size == 3  # nothing was signed, not even to be refused
-            assert len(walk(log.url, btlog.simple_policy([LOG]))) == 3  # reading goes on
-        # It goes on in both places to the same size, with other entries: another root
-        with sqlite3.connect(tmp_path / "backup" / "log.sqlite3") as db:
-            db.execute("DELETE FROM witness")
-        db.close()
-        with contextlib.closing(LocalLog(tmp_path / "backup")) as log:  # without its witnesses it does not know better
-            for i in range(100, 105):
-                add(log.url, entry(i))
-            assert log.log.published.tree.size == 8
-        with contextlib.closing(LocalLog(tmp_path / "backup", policy=policy)) as log:
-            eventually(lambda: log.log.trouble)
-            status, answer = add(log.url, entry(105))
-            assert (status, "is an old backup" in answer["error"]) == (503, True)
-            assert log.store.tree("signed").size == 8
-        with contextlib.closing(LocalLog(tmp_path / "log", policy=policy)) as log:
-            assert add(log.url, entry(9))[0] == 200
+        grow("log", 3, 8, policy, 8)
+        halts(3, "has cosigned size 8, and this log has size 3. Either this folder is an old backup")
+        # It goes on in both places to the same size, with other entries: another root. Without its witnesses it does
+        # not know better.
+        change_store(tmp_path / "backup", "DELETE FROM witness")
+        grow("backup", 100, 105, UNWITNESSED, 8)
+        halts(8, "is an old backup")
+        grow("log", 9, 10, policy, 9)
     assert caplog.text.count("It signs nothing more") == 2
 
 
@@ -4472,58 +3361,67 @@ class Odd(Local):
         super().__init__(lambda request, body: respond(body))
 
 
-def honest(request: btlog.AddCheckpoint) -> bytes:
+def honest(request: btlog.AddCheckpoint, signer: btlog.Signer = COSIGNER) -> bytes:
     text = btlog.split_note(request.note)[0]
-    return signature_line(COSIGNER, text, 77).encode()
+    return signature_line(signer, text, 77).encode()
 
 
-def too_many(request: btlog.AddCheckpoint) -> btlog.Response:
-    return btlog.Response(b"0\n", "text/x.tlog.size", 409)
+def offered_text(request: btlog.AddCheckpoint) -> str:
+    return btlog.split_note(request.note)[0]
 
 
-@pytest.mark.parametrize(
-    "answer",
-    [
-        lambda r: btlog.Response(b""),
-        lambda r: btlog.Response(b"garbage"),
-        lambda r: btlog.Response(b"\xff" * 1000),
-        lambda r: btlog.Response(b"x" * 100_000),
-        lambda r: btlog.Response(honest(r)[:-1]),
-        lambda r: btlog.Response(b"\n" + honest(r)),
-        lambda r: btlog.Response(honest(r) + b"\n"),
-        lambda r: btlog.Response(honest(r) * 101),
-        lambda r: btlog.Response(signature_line(new_key(WITNESS.name), btlog.split_note(r.note)[0], 5).encode()),
-        lambda r: btlog.Response(signature_line(COSIGNER, "other\n", 5).encode()),
-        lambda r: btlog.Response(signature_line(COSIGNER, btlog.split_note(r.note)[0]).encode()),
-        lambda r: btlog.Response(honest(r), status=201),
-        lambda r: btlog.Response(b"", status=302, headers={"Location": "/x"}),
-        lambda r: btlog.Response(honest(r), status=500),
-        lambda r: btlog.Response(b"x\n", status=409),
-        lambda r: btlog.Response(b"", status=409),
-        lambda r: btlog.Response(b"01\n", status=409),
-        lambda r: btlog.Response(b"-1\n", status=409),
-        too_many,
-        lambda r: btlog.Response(b"", status=404),
-        lambda r: btlog.Response(b"", status=403),
-        lambda r: btlog.Response(honest(r).replace(b"\n", b"\r\n")),
-    ],
-)
-def test_T26_T36_witnesses_that_answer_oddly(
-    tmp_path: Path, answer: Callable[[btlog.AddCheckpoint], btlog.Response]
-) -> None:
-    """Nothing of it enters a checkpoint, and it does not keep the others from making the quorum."""
-    with several_witnesses(tmp_path, 1) as [good], contextlib.closing(Odd(answer)) as odd:
-        keys = (btlog.as_witness(good.witness.signer.key), btlog.as_witness(WITNESS))
-        policy = Policy((LOG,), keys, Quorum(1, keys), ((keys[0], good.url), (keys[1], odd.url)))
-        with contextlib.closing(LocalLog(tmp_path / "log", policy=policy)) as log:
-            for i in range(2):
+BOMB = gzip.compress(b"ab\n" * (1 << 24))  # 64 KiB that become 48 MiB
+ODD_ANSWERS: list[Callable[[btlog.AddCheckpoint, btlog.Signer], btlog.Response]] = [
+    lambda r, s: btlog.Response(b"x" * 100_000),
+    lambda r, s: btlog.Response(BOMB, headers={"Content-Encoding": "gzip"}),
+    lambda r, s: btlog.Response(honest(r, s)[:-1]),
+    lambda r, s: btlog.Response(b"\n" + honest(r, s)),
+    lambda r, s: btlog.Response(honest(r, s) + b"\n"),
+    lambda r, s: btlog.Response(honest(r, s) * 101),
+    lambda r, s: btlog.Response(honest(r, s).replace(b"\n", b"\r\n")),
+    lambda r, s: btlog.Response(signature_line(btlog.Signer(s.name, bytes(32)), offered_text(r), 5).encode()),
+    lambda r, s: btlog.Response(signature_line(s, "other\n", 5).encode()),
+    lambda r, s: btlog.Response(signature_line(s, offered_text(r)).encode()),
+    *(lambda r, s, status=status: btlog.Response(honest(r, s), status=status) for status in (201, 403, 404, 500)),
+    lambda r, s: btlog.Response(b"", status=302, headers={"Location": "/x"}),
+    *(lambda r, s, body=body: btlog.Response(body) for body in (b"", b"garbage", b"\xff" * 1000)),
+    *(lambda r, s, size=size: btlog.Response(size, "text/x.tlog.size", 409) for size in (
+        b"x\n", b"", b"01\n", b"-1\n", b"0\n")),
+]  # fmt: skip
+
+
+def test_T26_T36_T67_witnesses_that_answer_oddly_or_not_at_all(tmp_path: Path) -> None:
+    """Nothing of it enters a checkpoint or stays in memory, and it does not keep the others from making the quorum."""
+    assert len(ODD_ANSWERS) == 23
+    with contextlib.ExitStack() as stack:
+        [good] = stack.enter_context(several_witnesses(tmp_path, 1))
+        silent = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        asked = [(good.witness.signer.key, good.url), (WITNESS, f"http://127.0.0.1:{silent.getsockname()[1]}")]
+        odd: list[Odd] = []
+        for i, answer in enumerate(ODD_ANSWERS):
+            signer = new_key(f"odd{i}.example")
+            odd.append(Odd(lambda request, answer=answer, signer=signer: answer(request, signer)))  # type: ignore[misc]
+            stack.callback(odd[-1].close)
+            asked.append((signer.key, odd[-1].url))
+        policy, held = asks(1, *asked), memory()
+        options = {"witness_timeout": 0.3}
+        with contextlib.closing(LocalLog(tmp_path / "log", policy=policy, options=options)) as log:
+            threads, begun = threading.active_count(), time.monotonic()
+            for i in range(6):
                 status, got = add(log.url, entry(i))
                 assert status == 200
-                opened = open_checkpoint(base64.b64decode(got["checkpoint"]), policy)
-                assert [key.name for key, _ in opened.cosigned] == ["w0.example"]
-            eventually(lambda: log.log.witnesses[1].dark_since)
-            assert len(btlog.split_note(base64.b64decode(got["checkpoint"]))[1]) == 2
-            assert 1 <= len(odd.asked) <= 12
+                assert [key.name for key, _ in opened_answer(got, policy).cosigned] == ["w0.example"]
+                assert len(btlog.split_note(base64.b64decode(got["checkpoint"]))[1]) == 2
+            assert time.monotonic() - begun < 5
+            assert threading.active_count() <= threads + 5  # nothing piles up
+            for caller in log.log.witnesses[1:]:
+                eventually(lambda: caller.dark_since)  # noqa: B023
+            assert "larger than" in log.log.witnesses[3].error
+            assert all(1 <= len(server.asked) <= 28 for server in odd)  # four times for each of seven checkpoints
+            assert not log.log.witnesses[0].dark_since
+            begun = time.monotonic()
+        assert time.monotonic() - begun < 10
+        assert memory() - held < 100
 
 
 def test_T36_hints_are_taken_and_unknown_lines_are_not(tmp_path: Path) -> None:
@@ -4534,130 +3432,32 @@ def test_T36_hints_are_taken_and_unknown_lines_are_not(tmp_path: Path) -> None:
         nonlocal size
         if request.old != size:
             return btlog.Response(str(size).encode(), "text/x.tlog.size", 409)
-        text = btlog.split_note(request.note)[0]
+        text = offered_text(request)
         size = Checkpoint.parse(text).tree.size
         unknown = signature_line(new_key("unknown.example"), text).encode()
         return btlog.Response(unknown + honest(request) + unknown)
 
     with contextlib.closing(Odd(answer)) as odd:
-        key = btlog.as_witness(WITNESS)
-        policy = Policy((LOG,), (key,), Quorum(1, (key,)), ((key, odd.url),))
-        with contextlib.closing(LocalLog(tmp_path / "log", policy=policy)) as log:
-            for i in range(3):
-                status, got = add(log.url, entry(i))
-                assert status == 200
-                assert [parts[0] for parts in btlog.split_note(base64.b64decode(got["checkpoint"]))[1]] == [
-                    LOG.name,
-                    WITNESS.name,
-                ]
-        asked = len(odd.asked)
-        with contextlib.closing(LocalLog(tmp_path / "log", policy=policy)) as log:
-            assert add(log.url, entry(3))[0] == 200
-        assert [request.old for request in odd.asked[asked:]] == [3, 3]  # remembered across a restart
-        size = 2  # it has lost a checkpoint
-        asked = len(odd.asked)
-        with contextlib.closing(LocalLog(tmp_path / "log", policy=policy)) as log:
-            assert add(log.url, entry(4))[0] == 200
-        assert [request.old for request in odd.asked[asked:]] == [4, 2, 4]
+        policy = asks(1, (WITNESS, odd.url))
 
-
-def test_T36_T67_a_slow_witness_delays_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with several_witnesses(tmp_path, 2) as witnesses, socket.create_server(("127.0.0.1", 0)) as silent:
-        keys = tuple(btlog.as_witness(w.witness.signer.key) for w in witnesses)
-        slow = btlog.as_witness(WITNESS)
-        urls = (
-            *((key, w.url) for key, w in zip(keys, witnesses, strict=True)),
-            (slow, f"http://127.0.0.1:{silent.getsockname()[1]}"),
-        )
-        policy = Policy((LOG,), (*keys, slow), Quorum(2, (*keys, slow)), urls)
-        with contextlib.closing(LocalLog(tmp_path / "log", policy=policy, options={"witness_timeout": 0.5})) as log:
-            threads = threading.active_count()
-            assert add(log.url, entry(0))[0] == 200
-            begun = time.monotonic()
-            for i in range(1, 6):
-                assert add(log.url, entry(i))[0] == 200
-            assert time.monotonic() - begun < 5
-            assert threading.active_count() <= threads + 5  # nothing piles up
-            eventually(lambda: log.log.witnesses[2].dark_since)
-            begun = time.monotonic()
-        assert time.monotonic() - begun < 10
-
-
-def test_a_witness_that_was_shown_more_halts_nothing(tmp_path: Path) -> None:
-    """A third party shows it what was published while a request of the log was on its way."""
-    with several_witnesses(tmp_path, 1) as [fast], contextlib.closing(LocalWitness(tmp_path / "late.db")) as late:
-        hold = threading.Event()
-        keys = (btlog.as_witness(fast.witness.signer.key), btlog.as_witness(WITNESS))
-
-        async def slow(request: btlog.Handler, body: btlog.Body) -> btlog.Response:
-            data = await body.all(1 << 16)
-            while not hold.is_set():
-                await asyncio.sleep(0.02)
-            status, kind, answer = await asyncio.to_thread(cosign, late, data)
-            return btlog.Response(answer, kind, status)
-
-        with contextlib.closing(Local(slow)) as proxy:
-            policy = Policy((LOG,), keys, Quorum(1, keys), ((keys[0], fast.url), (keys[1], proxy.url)))
-            hold.set()
+        def adds(*numbers: int) -> list[int]:
+            """What sizes the log, started anew, takes the witness to have."""
+            before = len(odd.asked)
             with contextlib.closing(LocalLog(tmp_path / "log", policy=policy)) as log:
-                assert add(log.url, entry(0))[0] == 200
-                eventually(lambda: late.store.last(LOG.name).tree.size == 1)  # type: ignore[union-attr]
-                hold.clear()
-                assert add(log.url, entry(1))[0] == 200  # on its way to the late one: size 2
-                assert add(log.url, entry(2))[0] == 200
-                note = b"\n".join(ask(log.url, "/checkpoint")[2].split(b"\n")[:5]) + b"\n"
-                proof = btlog.prove_consistency(log.log.tiles(log.log.signed.tree), 1)
-                body = btlog.AddCheckpoint(1, tuple(proof), note).encode()
-                assert cosign(late, body)[0] == 200  # which has size 3 now
-                hold.set()
-                for i in range(3, 6):
-                    assert add(log.url, entry(i))[0] == 200
-                assert ask(log.url, "/healthz")[0] == 200
-                eventually(lambda: late.store.last(LOG.name).tree.size == 6)  # type: ignore[union-attr]
+                for i in numbers:
+                    status, got = add(log.url, entry(i))
+                    assert status == 200
+                    lines = btlog.split_note(base64.b64decode(got["checkpoint"]))[1]
+                    assert [parts[0] for parts in lines] == [LOG.name, WITNESS.name]
+            return [request.old for request in odd.asked[before:]]
+
+        adds(0, 1, 2)
+        assert adds(3) == [3, 3]  # remembered across a restart
+        size = 2  # it has lost a checkpoint
+        assert adds(4) == [4, 2, 4]
 
 
-def test_claims_without_a_signature_pass(tmp_path: Path) -> None:
-    """A number, or a refusal, is nobody's signature: it stops nothing (L1), and passes."""
-    for claim in btlog.Response(b"999999\n", "text/x.tlog.size", 409), btlog.Response(b"no", status=422):
-        lies = True
-        shown: list[str] = []
-
-        def answer(request: btlog.AddCheckpoint, claim: btlog.Response = claim) -> btlog.Response:
-            return claim if lies else btlog.Response(honest(request))  # noqa: B023
-
-        folder = tmp_path / f"{claim.status}"
-        folder.mkdir()
-        with several_witnesses(folder, 1) as [good], contextlib.closing(Odd(answer)) as odd:
-            keys = (btlog.as_witness(good.witness.signer.key), btlog.as_witness(WITNESS))
-            policy = Policy((LOG,), keys, Quorum(1, keys), ((keys[0], good.url), (keys[1], odd.url)))
-            with contextlib.closing(LocalLog(folder / "log", policy=policy, timeout=0.7)) as log:
-                assert add(log.url, entry(0))[0] == 200
-                eventually(lambda: "it does not show that" in log.log.witnesses[1].error)
-                lies = False
-                eventually(lambda: ask(log.url, "/healthz")[0] == 200)
-                assert add(log.url, entry(0))[0] == 200
-                lies = True
-                shown.append(log.log.trouble)
-        assert shown == [""]
-
-
-def test_a_witness_can_t_fill_the_log_s_memory(tmp_path: Path) -> None:
-    bomb = gzip.compress(b"ab\n" * (1 << 24))
-    assert len(bomb) < 65_536
-    with (
-        contextlib.closing(Odd(lambda r: btlog.Response(bomb, headers={"Content-Encoding": "gzip"}))) as odd,
-        several_witnesses(tmp_path, 1) as [good],
-    ):
-        keys = (btlog.as_witness(good.witness.signer.key), btlog.as_witness(WITNESS))
-        policy = Policy((LOG,), keys, Quorum(1, keys), ((keys[0], good.url), (keys[1], odd.url)))
-        before = memory()
-        with contextlib.closing(LocalLog(tmp_path / "log", policy=policy)) as log:
-            assert add(log.url, entry(0))[0] == 200
-            eventually(lambda: "larger than" in log.log.witnesses[1].error)
-        assert memory() - before < 60
-
-
-def test_a_client_s_time_out_is_for_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_client_s_time_out_is_for_all_of_it() -> None:
     """Also for a server that closes the connection, and sends a byte now and then."""
     over = threading.Event()
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -4673,7 +3473,7 @@ def test_a_client_s_time_out_is_for_all_of_it(monkeypatch: pytest.MonkeyPatch) -
         thread = threading.Thread(target=drip)
         thread.start()
         begun = time.monotonic()
-        with contextlib.closing(btlog.Client(f"http://127.0.0.1:{server.getsockname()[1]}", timeout=0.5)) as client:
+        with contextlib.closing(btlog.Client(f"http://127.0.0.1:{server.getsockname()[1]}", timeout=0.3)) as client:
             refuses(Unavailable, client.get, "/")
         assert time.monotonic() - begun < 5
         over.set()
@@ -4682,32 +3482,25 @@ def test_a_client_s_time_out_is_for_all_of_it(monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_log_that_lost_its_witnesses_publishes_what_it_signed(tmp_path: Path) -> None:
     """What is acknowledged later, also without witnesses, is still there after the next start."""
-    nowhere = btlog.as_witness(WITNESS)
     with (
         several_witnesses(tmp_path, 1) as [witness_],
         contextlib.closing(LocalLog(tmp_path / "log", policy=witnessed_policy(witness_))) as log,
     ):
         assert add(log.url, entry(0))[0] == 200
-    policy = Policy((LOG,), (nowhere,), Quorum(1, (nowhere,)), ((nowhere, "http://127.0.0.1:1"),))
     with contextlib.closing(found(tmp_path / "log")) as store:
         store.append([entry(1)], seal, False)  # sequenced, and not published
-    with contextlib.closing(LocalLog(tmp_path / "log", policy=policy, timeout=0.3)) as log:
+    nowhere = asks(1, (WITNESS, "http://127.0.0.1:1"))
+    with contextlib.closing(LocalLog(tmp_path / "log", policy=nowhere, timeout=0.3)) as log:
         assert ask(log.url, "/checkpoint")[0] == 503  # no witness of this policy has cosigned anything
         assert add(log.url, entry(1))[0] == 503
+        for _ in range(2):
+            assert bulk(log.url, many_lines(0, 100))[0] == 503
+        eventually(lambda: not log.log.sequencer.queue)  # what is given up leaves nothing
+        assert (log.log.sequencer.weight, log.log.sequencer.unpublished) == (0, [])
     for _ in range(2):
         with contextlib.closing(LocalLog(tmp_path / "log")) as log:
-            assert walk(log.url) == [entry(0), entry(1)]
+            assert walk(log.url)[:2] == [entry(0), entry(1)]
             assert add(log.url, entry(1))[1]["index"] == 1
-
-
-def test_requests_that_are_given_up_leave_nothing(tmp_path: Path) -> None:
-    nowhere = btlog.as_witness(WITNESS)
-    policy = Policy((LOG,), (nowhere,), Quorum(1, (nowhere,)), ((nowhere, "http://127.0.0.1:1"),))
-    with contextlib.closing(LocalLog(tmp_path / "log", policy=policy, timeout=0.2)) as log:
-        for _ in range(3):
-            assert bulk(log.url, b"".join(as_line(entry(i)) for i in range(100)))[0] == 503
-        eventually(lambda: not log.log.sequencer.queue)
-        assert (log.log.sequencer.weight, log.log.sequencer.unpublished) == (0, [])
 
 
 def test_health_comes_back_by_itself(tmp_path: Path) -> None:
@@ -4727,7 +3520,7 @@ def test_health_comes_back_by_itself(tmp_path: Path) -> None:
 
 def test_sighup_under_load(tmp_path: Path) -> None:
     """Registering logs and cosigning share one connection to the database."""
-    signers = [new_key(f"log{i}.example") for i in range(40)]
+    signers = [new_key(f"log{i}.example") for i in range(20)]
     with contextlib.closing(LocalWitness(tmp_path / "w.db", signers[0].key)) as server:
         over = threading.Event()
         statuses: list[int] = []
@@ -4736,41 +3529,27 @@ def test_sighup_under_load(tmp_path: Path) -> None:
             while not over.is_set():
                 statuses.append(cosign(server, request_for(0, 0, signers[0]))[0])
 
-        threads = [threading.Thread(target=client) for _ in range(4)]
-        for thread in threads:
-            thread.start()
-        for signer in signers:
-            server.witness.register([signer.key])
-        over.set()
-        for thread in threads:
-            thread.join()
+        def register() -> None:
+            for signer in signers:
+                server.witness.register([signer.key])
+            over.set()
+
+        at_once(register, *[client] * 4)
         assert set(statuses) == {200}
-        assert len(server.witness.logs) == 40
+        assert len(server.witness.logs) == 20
         assert all(cosign(server, request_for(0, 1, signer))[0] == 200 for signer in signers)
-
-
-def test_too_many_witnesses_are_refused(tmp_path: Path) -> None:
-    keys = tuple(VerifierKey(f"x{i}", 4, hashlib.sha256(b"x%d" % i).digest()) for i in range(btlog.MAX_WITNESSES + 1))
-    policy = Policy((LOG,), keys, Quorum(1, keys), tuple((key, "http://127.0.0.1:1") for key in keys))
-    with contextlib.closing(found(tmp_path / "log")) as store, pytest.raises(Malformed, match="no room"):
-        btlog.Log(store, SIGNER, policy, btlog.LogOptions())
 
 
 def test_T67_adds_that_wait_are_told_at_the_end(tmp_path: Path) -> None:
     (tmp_path / "w").write_text(WITNESS_VKEY)
-    with running("serve", "--witness-url", "http://127.0.0.1:1", "--witness-public-key", "w", cwd=tmp_path) as server:
-        statuses: list[int] = []
-        threads = [threading.Thread(target=lambda i=i: statuses.append(add(server.url, entry(i))[0])) for i in range(8)]
-        for thread in threads:
-            thread.start()
-        eventually(lambda: "since" in ask(server.url, "/healthz")[2].decode())
+    witness_ = ("--witness-url", "http://127.0.0.1:1", "--witness-public-key", "w")
+    with running("serve", *witness_, cwd=tmp_path) as server, concurrent.futures.ThreadPoolExecutor(8) as pool:
+        answers = [pool.submit(add, server.url, entry(i)) for i in range(8)]
         eventually(lambda: samples_of(server.url)["btlog_queue_entries", ""] == 8)
         begun = time.monotonic()
         assert server.stop()[0] == 0
         assert time.monotonic() - begun < 5
-        for thread in threads:
-            thread.join()
-        assert statuses == [503] * 8
+        assert [answer.result()[0] for answer in answers] == [503] * 8
 
 
 def test_an_idle_log_has_its_checkpoint_cosigned_anew(tmp_path: Path) -> None:
@@ -4783,169 +3562,47 @@ def test_an_idle_log_has_its_checkpoint_cosigned_anew(tmp_path: Path) -> None:
             witness_.now += 3600
             later = eventually(lambda: (c := published(log.url, policy)) and c.cosigned[0][1] == 1_003_600 and c)
             assert later.tree == first.tree
-            signatures = btlog.split_note(log.log.published.note)[1]
-            assert len(signatures) == 2
+            assert len(btlog.split_note(log.log.published.note)[1]) == 2
 
 
 def test_quorums_that_cant_be_met_are_refused(tmp_path: Path) -> None:
-    key = btlog.as_witness(WITNESS)
-    for policy in (
-        Policy((LOG,), (key,), Quorum(1, (key,))),
-        Policy((LOG,), (key, PQ), Quorum(2, (key, PQ)), ((key, "http://127.0.0.1:1"), (PQ, "http://127.0.0.1:1"))),
+    nobody = "http://127.0.0.1:1"
+    many = [VerifierKey(f"x{i}", 4, hashlib.sha256(b"x%d" % i).digest()) for i in range(btlog.MAX_WITNESSES + 1)]
+    for says, policy in (
+        ("can't be met", btlog.simple_policy([LOG], [WITNESS])),  # without a URL
+        ("can't be met", asks(2, (WITNESS, nobody), (PQ, nobody))),
+        ("no room", asks(1, *((key, nobody) for key in many))),
     ):
-        with contextlib.closing(found(tmp_path / "log")) as store, pytest.raises(Malformed, match="can't be met"):
+        with contextlib.closing(found(tmp_path / "log")) as store, pytest.raises(Malformed, match=says):
             btlog.Log(store, SIGNER, policy, btlog.LogOptions())
-    for args in (
-        ["--witness-url", "http://127.0.0.1:1"],
-        ["--witness-public-key", "w"],
-        ["--policy", "p", "--witness-url", "u", "--witness-public-key", "w"],
-    ):
-        (tmp_path / "w").write_text(WITNESS_VKEY)
-        done = run_btlog("serve", *args, "--port", "0", cwd=tmp_path)
-        assert (done.returncode, (tmp_path / "btlog-data").exists()) == (2, False)
-
-
-def five(tmp_path: Path, ports: dict[int, str], i: int) -> Running:
-    """The i-th of five witnesses as a process, on the port that it had."""
-    port = ports[i].rpartition(":")[2] if i in ports else "0"
-    server = Running(
-        "witness",
-        "--database-path",
-        f"w{i}.db",
-        "--private-key",
-        f"w{i}.key",
-        "--log-public-key",
-        "public.key",
-        cwd=tmp_path,
-        port=port,
-    )
-    ports[i] = server.url
-    return server
-
-
-def three_of_five(tmp_path: Path) -> tuple[list[Running], dict[int, str], Policy]:
-    assert run_btlog("keygen", "--origin", "log.example/five", cwd=tmp_path).returncode == 0
-    ports: dict[int, str] = {}
-    lines = []
-    for i in range(5):
-        signer = new_key(f"w{i}.example/five")
-        (tmp_path / f"w{i}.key").write_text(signer.encode())
-        (tmp_path / f"w{i}.key").chmod(0o600)
-    processes = [five(tmp_path, ports, i) for i in range(5)]
-    for i in range(5):
-        lines.append(f"witness w{i} {btlog.encode_vkey(new_key(f'w{i}.example/five').key)} {ports[i]}\n")
-    text = f"log {(tmp_path / 'public.key').read_text()}{''.join(lines)}group all5 3 w0 w1 w2 w3 w4\nquorum all5\n"
-    (tmp_path / "policy").write_text(text)
-    return processes, ports, parse_policy(text.encode())
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("clients", [1, 64])
-def test_three_of_five_witnesses(tmp_path: Path, clients: int) -> None:
-    """Two killed: adds go on. A third: adds get 503. It is back: all that waited is there, once."""
-    witnesses, ports, policy = three_of_five(tmp_path)
-    args = (
-        "serve",
-        "--storage-dir",
-        "log",
-        "--private-key",
-        "private.key",
-        "--public-key",
-        "public.key",
-        "--policy",
-        "policy",
-        "--witness-timeout",
-        "2",
-    )
-    statuses: list[int] = []
-    lock = threading.Lock()
-    numbers = itertools.count()
-
-    def load(url: str, count: int) -> list[int]:
-        """Each client adds `count` new entries; the statuses."""
-        got: list[int] = []
-
-        def client() -> None:
-            for _ in range(count):
-                with lock:
-                    data = entry(next(numbers))
-                status = add(url, data)[0]
-                with lock:
-                    got.append(status)
-
-        threads = [threading.Thread(target=client) for _ in range(clients)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        statuses.extend(got)
-        return got
-
-    try:
-        with running(*args, "--add-timeout", "2", cwd=tmp_path) as log:
-            assert set(load(log.url, 3)) == {200}
-            for i in 0, 3:
-                witnesses[i].stop(signal.SIGKILL)
-            assert set(load(log.url, 3)) == {200}
-            witnesses[4].stop(signal.SIGKILL)
-            assert set(load(log.url, 1)) == {503}
-            health = ask(log.url, "/healthz")
-            assert health[0] == 503
-            assert all(f"w{i}.example/five since".encode() in health[2] for i in (0, 3, 4))
-            assert b"w1.example" not in health[2]
-            witnesses[4] = five(tmp_path, ports, 4)
-            eventually(lambda: ask(log.url, "/healthz")[0] == 200)
-            assert set(load(log.url, 1)) == {200}
-            entries = walk(log.url, policy)
-            assert sorted(entries) == sorted(entry(i) for i in range(8 * clients))  # also what was answered with 503
-            log.stop(signal.SIGKILL)
-        with running(*args, cwd=tmp_path) as log:
-            assert walk(log.url, policy) == entries
-            assert set(load(log.url, 1)) == {200}
-            assert log.stop()[0] == 0
-    finally:
-        for witness_ in witnesses:
-            witness_.stop(signal.SIGKILL)
+    (tmp_path / "w").write_text(WITNESS_VKEY)
+    url, key = ("--witness-url", nobody), ("--witness-public-key", "w")
+    for args in url, key, ("--policy", "p", *url, *key):
+        exits(2, "", "serve", *args, "--port", "0", cwd=tmp_path)
+        assert not (tmp_path / "btlog-data").exists()
 
 
 def test_verify_with_witnesses(tmp_path: Path) -> None:
     file = wheel(tmp_path / "some-1.0.whl")
     with several_witnesses(tmp_path, 2) as witnesses:
         witnesses[1].now = time.time()
-        policy = witnessed_policy(*witnesses)
         data = Entry(file.name, btlog.checksum_of(file)).encode()
-        with contextlib.closing(LocalLog(tmp_path / "log", policy=policy)) as log:
+        with contextlib.closing(LocalLog(tmp_path / "log", policy=witnessed_policy(*witnesses))) as log:
             assert add(log.url, data)[0] == 200
             (tmp_path / f"{file.name}.tlog-proof").write_bytes(ask(log.url, "/entry/0/proof")[2])
     for i, signer in enumerate([new_key("w0.example"), new_key("w1.example"), COSIGNER]):
         (tmp_path / f"w{i}").write_text(btlog.encode_vkey(signer.key))
     (tmp_path / "log.key").write_text(LOG_VKEY)
-    key = ("--public-key", "log.key")
-    w = [("--witness-public-key", f"w{i}") for i in range(3)]
-    for args, code in (
-        ((*w[0],), 0),
-        ((*w[0], *w[1]), 0),
-        ((*w[0], *w[1], *w[2]), 1),
-        ((*w[2],), 1),
-        ((*w[0], *w[1], *w[2], "--quorum", "2"), 0),
-        ((*w[1], *w[2], "--quorum", "2"), 1),
-        ((*w[0], "--quorum", "2"), 2),
-        ((*w[0], "--quorum", "0"), 2),
-        ((), 0),
-        (("--quorum", "1"), 2),
-        ((*w[0], *w[0]), 2),
-        (("--max-age", "10"), 1),
-        ((*w[0], "--max-age", "10"), 1),
-        ((*w[0], *w[1], "--max-age", "100"), 1),  # each of the quorum has to be fresh
-        ((*w[1], "--max-age", "100"), 0),
-        ((*w[0], *w[1], "--quorum", "1", "--max-age", "100"), 0),
-        ((*w[2], *w[1], "--quorum", "1", "--max-age", "100"), 0),
-        ((*w[1], "--max-age", "nan"), 2),
+    for keys, more, code in (
+        ("0", "", 0), ("01", "", 0), ("012", "", 1), ("2", "", 1), ("", "", 0), ("00", "", 2),
+        ("012", "--quorum 2", 0), ("12", "--quorum 2", 1), ("0", "--quorum 2", 2), ("0", "--quorum 0", 2),
+        ("", "--quorum 1", 2), ("", "--max-age 10", 1), ("0", "--max-age 10", 1), ("1", "--max-age 100", 0),
+        ("01", "--max-age 100", 1),  # each of the quorum has to be fresh
+        ("01", "--quorum 1 --max-age 100", 0), ("21", "--quorum 1 --max-age 100", 0), ("1", "--max-age nan", 2),
     ):
-        done = run_btlog("verify", file.name, *key, *args, cwd=tmp_path)
-        assert done.returncode == code, (args, done.stderr)
-    done = run_btlog("verify", file.name, *key, *w[0], *w[1], cwd=tmp_path)
-    assert "cosigned by 2 witnesses" in done.stdout
+        flags = [word for i in keys for word in ("--witness-public-key", f"w{i}")] + more.split()
+        said = exits(code, "", "verify", file.name, "--public-key", "log.key", *flags, cwd=tmp_path)
+        assert ("cosigned by 2 witnesses" in said) is (code == 0 and keys in ("01", "012")), (flags, said)
 
 
 # --- Killed -----------------------------------------------------------------------------------------------------------------------------
