@@ -25,6 +25,16 @@ Reading order is dependency order: a section uses only what stands above it.
   Part IV   Network: HTTP plumbing, the client, the log with its sequencer and its page, the witness, the monitor.
   Part V    Commands: one small function each, and `main(argv)`, which returns the exit code.
 
+Terms of this file, beside those of the specifications:
+
+  submission  the entries that one request asks to be logged; its outcomes are their indices, or why they have none
+  round       one request for cosignatures to all witnesses; or one pass of a monitor
+  part        2^18 entries, whose look-up keys are stored together
+  mirror      a copy of a log, which a monitor fills
+  finding     what a monitor reports; its evidence is in files that prove it to others
+  target      what `verify` is given: a file, a folder, a lock file; an artifact is a file that a target names
+  gate        a package index through which installers get only what is logged (`proxy`)
+
 A verifier has to trust Part I. A monitor has to trust the tile reader, the mirror and the monitor's code as well. A
 witness has to trust the witness's step and its store as well. A defect below Part I can stop a log, or make it emit
 what Part I refuses. It can't make Part I accept an entry that was not logged.
@@ -669,7 +679,7 @@ MAX_ZIPPED = 1 << 20  # the largest entry bundle that is compressed: a larger on
 MAX_STREAM = 1 << 20  # the part of a long answer that waits to be sent
 MAX_UNREAD = 1 << 18  # the unread part of a request's body: at this size, the server stops receiving
 MAX_FOUND = 1000  # entries in the answer to a look-up; entries with the same filename
-PATIENCE = 4  # failed commits in a row, after which new entries are refused at once
+MAX_REFUSALS = 4  # failed commits in a row, after which new entries are refused at once
 BUSY_TIMEOUT = 4_000  # milliseconds that SQLite waits for another process
 MAX_WAL = 1 << 22  # SQLite's write-ahead log: a larger one is copied into the database
 MAX_CONNECTIONS = 4096  # of a server; beyond this, it closes idle connections
@@ -686,7 +696,7 @@ MAX_ADD_CHECKPOINT = 1 << 16  # the body of a request to a witness, and of its a
 MAX_WITNESSES = 64  # of a log: a note with more than MAX_SIGNATURES signatures could not be read
 MAX_EVIDENCE = 1000  # pairs of checkpoints that a witness keeps against a log
 MAX_FINDINGS = 100  # of one kind in 16,384 entries: a monitor only counts the others
-MAX_HELD = 1 << 23  # of entries that a monitor stores in one step
+MAX_STORED_AT_ONCE = 1 << 23  # of entries that a monitor stores in one step
 MAX_STEMS = 50_000  # project names, as written in filenames, that a monitor remembers
 MAX_BAD_TILES = 20  # bad-tile findings at a time: each carries tiles as evidence
 MAX_KEPT, MAX_KEPT_BYTES = 1000, 1 << 28  # findings whose evidence a monitor keeps; bytes of all this evidence
@@ -697,7 +707,7 @@ MAX_REDIRECTS = 5  # in a row, to pages of the same index
 MAX_COMPARED = 1000  # projects without new files that a monitor compares with the index at a time
 
 TEXT, NDJSON, OCTETS = "text/plain; charset=utf-8", "application/x-ndjson", "application/octet-stream"
-OPEN = {"Access-Control-Allow-Origin": "*"}  # scripts of any web page may read
+CORS = {"Access-Control-Allow-Origin": "*"}  # scripts of any web page may read
 
 
 # --- Errors that Part I never raises ----------------------------------------------------------------------
@@ -1191,7 +1201,7 @@ def monitor_step(
                         {"earlier-checkpoint": known, "checkpoint": note})
 
 
-def went_back(before: Tree, tree: Tree, is_prefix: bool, evidence: dict[str, bytes]) -> Found:
+def rollback_or_fork(before: Tree, tree: Tree, is_prefix: bool, evidence: dict[str, bytes]) -> Found:
     """The finding about a log that signed `before` and later `tree`, another tree that is not larger."""
     sizes = f"its last checkpoint was of size {before.size}, its new one is of size {tree.size}"
     if is_prefix:
@@ -1286,7 +1296,7 @@ def match_entries(entries: Iterable[bytes]) -> list[re.Match[str] | None]:
     return matches
 
 
-def replaced(
+def find_replaced(
     first: int, matches: Sequence[re.Match[str] | None], stored: Iterable[tuple[int, bytes]]
 ) -> Iterator[Finding]:
     """Yields a finding for each entry from `first` on that has an earlier entry's filename, but another checksum."""
@@ -1308,7 +1318,7 @@ def publisher_name(match: re.Match[str]) -> str:
     return name if len(name) <= 400 else f"{name[:300]}… (sha256:{hashlib.sha256(name.encode()).hexdigest()})"
 
 
-def copies(
+def find_copies(
     first: int, matches: Sequence[re.Match[str] | None], stored: Iterable[tuple[int, bytes]]
 ) -> set[int]:
     """The indices of entries from `first` on that have filename and checksum of an earlier or a `stored` entry."""
@@ -1323,7 +1333,7 @@ def copies(
     return copied
 
 
-def publishers(
+def find_publisher_changes(
     first: int, matches: Sequence[re.Match[str] | None], known: dict[str, dict[str, int]],
     copied: Collection[int] = (),
 ) -> Iterator[Finding]:
@@ -2200,8 +2210,9 @@ class MirrorStore(LogStore):
                 Finding("bad-entry", f"what is logged at index {at} is no entry: {entries[at - size][:100]!r}", (at,))
                 for at, match in enumerate(matches, size) if not match
             )
-            findings.extend(replaced(size, matches, known) if repeated else ())
-            findings.extend(publishers(size, matches, seen, copies(size, matches, known) if repeated else ()))
+            findings.extend(find_replaced(size, matches, known) if repeated else ())
+            copied = find_copies(size, matches, known) if repeated else ()
+            findings.extend(find_publisher_changes(size, matches, seen, copied))
             rows = [(project, name, at) for project, names in seen.items() for name, at in names.items()]
             db.executemany("INSERT OR REPLACE INTO publisher VALUES (?, ?, ?)", rows)
             findings.extend(_matches(size, matches, wanted))
@@ -2259,7 +2270,7 @@ class MirrorStore(LogStore):
     def _publishers(
         self, db: sqlite3.Connection, names: list[bytes], matches: Iterable[re.Match[str] | None]
     ) -> dict[str, dict[str, int]]:
-        """Stores the projects of new files; returns the known publishers of these projects, as `publishers` takes them.
+        """Stores the projects of new files; returns their known publishers, as find_publisher_changes takes them.
 
         That is the newest publisher of each project, and those that the new files have too.
         """
@@ -3626,22 +3637,22 @@ class Sequencer:
         # Sign nothing until the last checkpoint is cosigned again: a witness may know a newer one that this log lost.
         self.agreed = not witnesses
         self._earliest = self._due = 0.0  # the next cosigning round starts between these times
-        self._usual = 1  # entries that waited at the last Commit: once as many wait again, commit before `_earliest`
+        self._last_weight = 1  # entries of the last Commit: once as many wait again, `_earliest` does not count
         self._backoff, self._pause = 0.1, 0.05  # before the next try: after a missed quorum, after a failed commit
         self._again, self._refusals = 0.0, 0  # when to try the disk again, and how often in a row it has refused
-        self._missed = self._full = self._halted = ""  # why the last round failed, the last commit failed, all ended
+        self._quorum_trouble = self._disk_trouble = self._halt_reason = ""  # of a round, of a commit, for good
         self.stopping = self.over = False
 
     @property
     def trouble(self) -> str:
         """Why nothing can be published now; "" if it can."""
-        return self._halted or self._full or self._missed
+        return self._halt_reason or self._disk_trouble or self._quorum_trouble
 
     # Events
 
     def submit(self, submission: Submission) -> None:
         """Queues entries to be logged; raises Unavailable while the log can't take them."""
-        if self._refusals >= PATIENCE or self.stopping or self.weight > MAX_WAITING:
+        if self._refusals >= MAX_REFUSALS or self.stopping or self.weight > MAX_WAITING:
             busy = "the server is shutting down" if self.stopping else "too much is waiting"
             raise Unavailable(self.trouble or busy)
         self.queue.append(submission)
@@ -3657,7 +3668,7 @@ class Sequencer:
     def done(self, now: float, signed: Published | None = None) -> None:
         """The action from `next` is done. `signed` is the new checkpoint of a Commit that had new entries."""
         action, self._doing = self._doing, None
-        self._full, self._refusals, self._pause = "", 0, 0.05
+        self._disk_trouble, self._refusals, self._pause = "", 0, 0.05
         if isinstance(action, Commit):
             self.signed = signed or self.signed
             self.unpublished += action.batch
@@ -3666,7 +3677,7 @@ class Sequencer:
             elif not self.stopping:
                 self._ask(now)
         elif isinstance(action, Publish):
-            self._missed, self._backoff = "", 0.1
+            self._quorum_trouble, self._backoff = "", 0.1
             # Under load, the clients that were just answered send their next entries. Waiting for these, for as long as
             # a round takes, makes larger batches. A single client does not wait: see `_usual`.
             self._earliest = now + min(self._options.checkpoint_interval, now - action.begun)
@@ -3685,10 +3696,10 @@ class Sequencer:
             self.queue.extendleft(reversed(retried))
             self.weight += sum(len(submission.entries) for submission in retried)
             self._refusals += 1
-        self._full, self._again = error, now + self._pause
+        self._disk_trouble, self._again = error, now + self._pause
         self._pause = min(2 * self._pause, 2.0)
 
-    def lost(self, error: str) -> None:
+    def outcome_unknown(self, error: str) -> None:
         """The outcome of the action from `next` is unknown. The next start finds out, by reading the database."""
         action, self._doing = self._doing, None
         if isinstance(action, Commit):
@@ -3697,8 +3708,8 @@ class Sequencer:
 
     def halt(self, message: str, fatal: bool = False) -> None:
         """Ends signing for good, because of `message`."""
-        if not self._halted:
-            self._halted = message
+        if not self._halt_reason:
+            self._halt_reason = message
             self._todo.append(Halt(message, fatal))
         self.stopping = True
 
@@ -3728,7 +3739,7 @@ class Sequencer:
             self.over = True
             left = [*self.queue, *self.unpublished]
             return Answer(left, self.trouble or "the server is shutting down")
-        if self._full and (now < self._again or not self.queue):
+        if self._disk_trouble and (now < self._again or not self.queue):
             self._doing = Probe() if now >= self._again else None
         elif self.queue and self._may_commit(now):
             self._doing = Commit(self._next_batch())
@@ -3739,18 +3750,18 @@ class Sequencer:
 
     def wake_at(self) -> float:
         """When to call `next` again if no event comes before."""
-        if self.round or self._full:
+        if self.round or self._disk_trouble:
             return self.round.deadline if self.round else self._again
         ready = self.queue and self.agreed
         return min(self._due, self._earliest if ready else math.inf) if self._witnesses else math.inf
 
     def _may_commit(self, now: float) -> bool:
-        enough = self.weight >= min(self._usual, MAX_BATCH)
+        enough = self.weight >= min(self._last_weight, MAX_BATCH)
         return self.agreed and (not self._witnesses or enough or now >= self._earliest)
 
     def _next_batch(self) -> list[Submission]:
         """Takes the next batch from the queue: all that waits, up to about MAX_BATCH entries."""
-        self._usual, batch, weight = self.weight, list[Submission](), 0
+        self._last_weight, batch, weight = self.weight, list[Submission](), 0
         while self.queue and weight < MAX_BATCH:
             batch.append(self.queue.popleft())
             weight += len(batch[-1].entries)
@@ -3768,7 +3779,7 @@ class Sequencer:
         if not (heard or now >= round_.deadline or self.stopping or (met and self.agreed)):
             return
         self.round, self.agreed = None, self.agreed or met
-        if not met or self._halted:
+        if not met or self._halt_reason:
             silent = (f"{key.name} {round_.errors.get(key, 'has not answered yet')}"
                       for key in self._witnesses if key not in round_.lines)
             self._miss(now, f"the quorum of witnesses is missed; dark: {', '.join(silent)}")
@@ -3779,7 +3790,7 @@ class Sequencer:
 
     def _miss(self, now: float, why: str) -> None:
         """Publishing failed. The committed entries stay, and the witnesses are asked again later."""
-        self._missed, self._due = why, now + self._backoff
+        self._quorum_trouble, self._due = why, now + self._backoff
         self._backoff = min(2 * self._backoff, 2.0)
 
     def _set_published(self, checkpoint: Published) -> None:
@@ -4080,7 +4091,7 @@ class Log:
         if isinstance(action, Answer):
             self._settle(action.submissions, error)
         if lost:
-            self.tell(Sequencer.lost, error)
+            self.tell(Sequencer.outcome_unknown, error)
         else:
             self.tell(Sequencer.refused, time.monotonic(), error)
 
@@ -4742,11 +4753,11 @@ class LogHandler(Handler):
 
     def _checkpoint(self) -> Response:
         if (note := self.app.log.published.note) != self.app.checkpoint.body:
-            self.app.checkpoint = Response(note, TEXT, headers={**OPEN, "Cache-Control": "no-cache"})
+            self.app.checkpoint = Response(note, TEXT, headers={**CORS, "Cache-Control": "no-cache"})
         return self.app.checkpoint
 
     def _key(self) -> Response:
-        return Response(f"{encode_vkey(self.app.log.key)}\n".encode(), TEXT, headers=OPEN)
+        return Response(f"{encode_vkey(self.app.log.key)}\n".encode(), TEXT, headers=CORS)
 
     def _tile(self) -> Response:
         zipped = self.path.startswith("/tile/entries/") and takes_gzip(self.headers.get("accept-encoding", ""))
@@ -4764,7 +4775,7 @@ class LogHandler(Handler):
         # Serve only what the published tree includes: more may be stored already.
         if self.app.log.published.tree.size >> 8 * (level or 0) < 256 * index + width:
             raise HttpError(404, f"the published tree has no {path}")
-        store, headers = self.app.log.store, {**OPEN, "Cache-Control": "public, max-age=31536000, immutable"}
+        store, headers = self.app.log.store, {**CORS, "Cache-Control": "public, max-age=31536000, immutable"}
         if level is not None:
             return Response(store.tile(level, index, width), OCTETS, headers=headers)
         data, headers["Vary"] = store.bundle(index, width), "Accept-Encoding"
@@ -4864,7 +4875,7 @@ class LogHandler(Handler):
             with contextlib.suppress(Malformed):  # a mirror also stores malformed entries
                 if getattr(entry := Entry.parse(data), name) == value:
                     entries.append(entry_to_json(index, entry))
-        return Response.json({"entries": entries}, OPEN)
+        return Response.json({"entries": entries}, CORS)
 
     def _entry(self) -> Response:
         index, _, rest = self.path.removeprefix("/entry/").partition("/")
@@ -4877,8 +4888,8 @@ class LogHandler(Handler):
             raise HttpError(404, f"there is no {self.path[:80]}: the published size is {published.tree.size}")
         if rest:
             proof = self.app.log.store.proof(number, published.note, self.app.log.tiles(published.tree))
-            return Response(proof, TEXT, headers=OPEN)
-        return Response.json(entry_to_json(number, Entry.parse(self.app.log.store.entry(number))), OPEN)
+            return Response(proof, TEXT, headers=CORS)
+        return Response.json(entry_to_json(number, Entry.parse(self.app.log.store.entry(number))), CORS)
 
     def _page(self) -> Response:
         return Response(PAGE.encode(), "text/html; charset=utf-8", headers={"Content-Security-Policy": PAGE_POLICY})
@@ -4928,7 +4939,7 @@ class LogHandler(Handler):
             "vkey": encode_vkey(self.app.log.key),
             "read_only": self.app.read_only,
             "trouble": self.app.log.trouble,
-        }, OPEN)
+        }, CORS)
 
     def _cosigned(self) -> list[dict[str, Any]]:
         """The witnesses that cosigned the published checkpoint: the status of a process that asks none itself."""
@@ -4956,7 +4967,7 @@ class LogHandler(Handler):
         if self.app.log.trouble:
             raise Unavailable(f"the log can't publish: {self.app.log.trouble}")
         witnesses, size = [witness.status() for witness in self.app.log.witnesses], self.app.log.published.tree.size
-        return Response.json({"status": "ok", "tree_size": size, "witnesses": witnesses}, OPEN)
+        return Response.json({"status": "ok", "tree_size": size, "witnesses": witnesses}, CORS)
 
     PAGES: ClassVar[dict[str, Callable[[LogHandler], Response]]] = {
         "/": _page,
@@ -5164,7 +5175,7 @@ class WitnessHandler(Handler):
         last = self.app.store.last(origin) if origin else None
         if last is None or not last.note:  # a log from `adopt` has no note yet
             raise HttpError(404, "there is nothing here, or not yet")
-        return Response(last.note, TEXT, headers={**OPEN, "Cache-Control": "no-cache"})
+        return Response(last.note, TEXT, headers={**CORS, "Cache-Control": "no-cache"})
 
     def _metrics(self) -> Response:
         witness = self.app
@@ -5187,7 +5198,7 @@ class WitnessHandler(Handler):
 
     def _health(self) -> Response:
         self.app.check()
-        return Response.json({"status": "ok", "logs": len(self.app.logs)}, OPEN)
+        return Response.json({"status": "ok", "logs": len(self.app.logs)}, CORS)
 
 
 # --- An index: the simple repository API, in JSON (PEP 691) or HTML (PEP 503) ----------------------------------
@@ -5660,7 +5671,7 @@ class Monitor:
             if (free := shutil.disk_usage(self.store.folder).free) < MIN_FREE:
                 raise Unavailable(f"{self.store.folder} has only {free >> 20} MiB free: too little for a monitor")
             served, weight, end = list[ServedBundle](), 0, size
-            while end < tree.size and weight < MAX_HELD and (not served or end % self.BATCH):
+            while end < tree.size and weight < MAX_STORED_AT_ONCE and (not served or end % self.BATCH):
                 n, bundle = next(ahead)
                 served.append(bundle or self._read_now(goal, n))
                 weight, end = weight + sum(map(len, served[-1].entries)), min(tree.size, 256 * n + 256)
@@ -5707,7 +5718,7 @@ class Monitor:
                 if stored:
                     raise Corrupt(f"{self.store.folder}: {error}") from None
                 prefix = True
-        return went_back(before, tree, prefix, {**notes, **({} if prefix else served)})
+        return rollback_or_fork(before, tree, prefix, {**notes, **({} if prefix else served)})
 
     def _read(self, goal: ServedTree, index: int) -> ServedBundle | None:
         """A bundle, read ahead of its turn; None if it is too large to be held until then."""
@@ -5948,6 +5959,11 @@ def replace_file(path: Path, data: bytes, sync: bool = True, name: bool = True) 
         remove_draft(path)
 
 
+def unused_mark(private: Path) -> Path:
+    """The path of the file beside a new private key that holds its vkey until the key is first used."""
+    return private.with_name(f".{private.name}.unused")
+
+
 def make_keys(origin: str, private: Path, public: Path) -> Signer:
     """Writes a new key pair, and marks it as unused. Raises Malformed if one of the files exists."""
     check_name(origin)
@@ -6037,10 +6053,10 @@ def cmd_serve(args: argparse.Namespace) -> int:
         server = Server(args.host, args.port, share_port=args.read_only)  # first: no new files if the port is taken
         stack.callback(server.close)
         if not args.read_only:
-            check_begin(folder, args)
+            refuse_second_history(folder, args)
             make_folder(folder)
         store = stack.enter_context(contextlib.closing(LogStore(folder, args.read_only)))
-        signer = None if args.read_only else claim_store(store, args)
+        signer = None if args.read_only else open_signer(store, args)
         options = LogOptions(args.allow_replacement, args.add_timeout, args.checkpoint_interval, args.witness_timeout,
                              args.republish_interval)
         log = Log(store, signer, policy, options)
@@ -6060,7 +6076,7 @@ def cmd_serve(args: argparse.Namespace) -> int:
             log.stop()
 
 
-def check_begin(folder: Path, args: argparse.Namespace) -> None:
+def refuse_second_history(folder: Path, args: argparse.Namespace) -> None:
     """Raises Malformed if `serve` might begin a second history of a key, or if --new names a folder with a log."""
     private = Path(args.private_key) if args.private_key else folder / "private.key"
     if (folder / "log.sqlite3").exists() and holds_log(folder):
@@ -6078,11 +6094,6 @@ def holds_log(folder: Path) -> bool:
         return store.key() is not None
 
 
-def unused_mark(private: Path) -> Path:
-    """The path of the file beside a new private key that holds its vkey until the key is first used."""
-    return private.with_name(f".{private.name}.unused")
-
-
 def is_unused(private: Path) -> bool:
     mark = unused_mark(private)
     return mark.exists() and read_line(str(mark)) == encode_vkey(read_signer(str(private)).key)
@@ -6097,10 +6108,11 @@ def witness_policy(args: argparse.Namespace) -> Policy:
     if args.policy:
         return parse_policy(read_file(args.policy))
     keys = [as_witness(read_vkey(args.witness_public_key))] if args.witness_url else []
+    Client(args.witness_url or "http://localhost").close()  # refuses what is no URL before anything is made
     return dataclasses.replace(simple_policy([], keys), urls=tuple((key, args.witness_url) for key in keys))
 
 
-def claim_store(store: LogStore, args: argparse.Namespace) -> Signer:
+def open_signer(store: LogStore, args: argparse.Namespace) -> Signer:
     """The signer of this log. Binds a new log to its key for good. Raises Malformed if the log has another key."""
     log_key, private, public = store.key(), store.folder / "private.key", store.folder / "public.key"
     if log_key is None and not args.private_key and not private.exists():
@@ -6265,7 +6277,12 @@ def cmd_add(args: argparse.Namespace) -> int:
             except Error as error:
                 logger.error("%s: %s", path, error)
                 codes.add(error.exit_code)
-    return worst(codes)
+    return combined_exit_code(codes)
+
+
+def combined_exit_code(codes: set[int]) -> int:
+    """The exit code that counts: 1 (found) before 3 (could not be checked), so that no failure hides a finding."""
+    return 1 if 1 in codes else max(codes)
 
 
 def log_url(policy: Policy) -> str | None:
@@ -6335,66 +6352,6 @@ MAX_FILES_READ, MAX_TOLD = 100, 200  # requirements files of one target; errors 
 MAX_LOCK = 1 << 24  # bytes of a lock file or a report, or of all requirements files of a target
 NOT_READ = (".lock", ".toml", ".yaml", ".yml", ".cfg", "Pipfile")
 _PROJECT = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?"
-
-
-def artifacts_of(target: str) -> list[Artifact]:
-    """The artifacts of a target: the file itself, the distributions in a folder, or those that a lock file lists.
-
-    Raises Malformed for a wrong format, Unavailable for what can't be read or might change what is installed.
-    """
-    path = Path(target)
-    if path.is_dir():
-        return _in_folder(path)
-    if not (reader := _reader_of(path.name)):
-        return [Artifact(target, (path.name,), checksum_of(path))]
-    try:
-        artifacts = list(dict.fromkeys(reader(target)))
-    except (ValueError, RecursionError) as error:  # errors of tomllib and json
-        raise Malformed(f"{target} can't be parsed: {error}"[:300]) from None
-    if not artifacts:
-        raise Malformed(f"{target} names nothing to install, so there is nothing to verify")
-    return artifacts
-
-
-def _reader_of(name: str) -> Callable[[str], Iterator[Artifact]] | None:
-    """The parser for a target of this name; None for a plain file. Raises Malformed for other lock files."""
-    if re.fullmatch(r"pylock(\.[^.]+)?\.toml", name):
-        return functools.partial(_read_lock, tomllib.loads, PYLOCK, _pylock)
-    if name in LOCKS:
-        return functools.partial(_read_lock, *LOCKS[name])
-    if name.endswith((".py.lock", ".uv.lock")):
-        return functools.partial(_read_lock, *LOCKS["uv.lock"])
-    if name.endswith(".json"):
-        return functools.partial(_read_lock, _json_object, REPORT, _report)
-    if name.lower().endswith((".txt", ".in")) or re.match(r"(requirements|constraints)([.-](lock|pip))?\Z", name):
-        return lambda target: iter(Requirements(target).artifacts())
-    if name.endswith(NOT_READ):
-        raise Malformed(
-            f"{name} is not read: export it as pylock.toml or as requirements with hashes, and verify that (if "
-            "the file itself is logged, give its --proof)"
-        )
-    return None
-
-
-_PAGE_NAME = re.compile(r"\.[sx]?html?(\.|\Z)", re.IGNORECASE)
-
-
-def _in_folder(folder: Path) -> list[Artifact]:
-    """The distributions in a folder. Its pages become trouble: pip's --find-links reads them as indexes."""
-    artifacts = []
-    for path in sorted(folder.rglob("*")):
-        if path.is_symlink() and path.is_dir():
-            artifacts.append(Artifact(str(path), trouble="linked folders are not followed: name it as a target"))
-        elif mimetypes.guess_type(path.name, strict=False)[0] == "text/html" or _PAGE_NAME.search(path.name):
-            artifacts.append(Artifact(str(path), trouble="installers read a page in a folder as an index: remove it"))
-        elif path.name.lower().endswith(DISTRIBUTIONS) and not path.is_dir():
-            try:
-                artifacts.append(Artifact(str(path), (path.name,), checksum_of(path)))
-            except Unavailable as error:
-                artifacts.append(Artifact(str(path), trouble=str(error)))
-    if not artifacts:
-        raise Malformed(f"there are no wheels or sdists in {folder}")
-    return artifacts
 
 
 # --- Targets: lock files, each held to a schema -------------------------------------------------------------------
@@ -6874,6 +6831,68 @@ class Requirements:
             self._artifacts += [Artifact(self._target, (name,) if url else (), c, project) for c in checksums]
 
 
+# --- Targets: what each of them names -----------------------------------------------------------------------------
+
+def artifacts_of(target: str) -> list[Artifact]:
+    """The artifacts of a target: the file itself, the distributions in a folder, or those that a lock file lists.
+
+    Raises Malformed for a wrong format, Unavailable for what can't be read or might change what is installed.
+    """
+    path = Path(target)
+    if path.is_dir():
+        return _in_folder(path)
+    if not (reader := _reader_of(path.name)):
+        return [Artifact(target, (path.name,), checksum_of(path))]
+    try:
+        artifacts = list(dict.fromkeys(reader(target)))
+    except (ValueError, RecursionError) as error:  # errors of tomllib and json
+        raise Malformed(f"{target} can't be parsed: {error}"[:300]) from None
+    if not artifacts:
+        raise Malformed(f"{target} names nothing to install, so there is nothing to verify")
+    return artifacts
+
+
+def _reader_of(name: str) -> Callable[[str], Iterator[Artifact]] | None:
+    """The parser for a target of this name; None for a plain file. Raises Malformed for other lock files."""
+    if re.fullmatch(r"pylock(\.[^.]+)?\.toml", name):
+        return functools.partial(_read_lock, tomllib.loads, PYLOCK, _pylock)
+    if name in LOCKS:
+        return functools.partial(_read_lock, *LOCKS[name])
+    if name.endswith((".py.lock", ".uv.lock")):
+        return functools.partial(_read_lock, *LOCKS["uv.lock"])
+    if name.endswith(".json"):
+        return functools.partial(_read_lock, _json_object, REPORT, _report)
+    if name.lower().endswith((".txt", ".in")) or re.match(r"(requirements|constraints)([.-](lock|pip))?\Z", name):
+        return lambda target: iter(Requirements(target).artifacts())
+    if name.endswith(NOT_READ):
+        raise Malformed(
+            f"{name} is not read: export it as pylock.toml or as requirements with hashes, and verify that (if "
+            "the file itself is logged, give its --proof)"
+        )
+    return None
+
+
+_PAGE_NAME = re.compile(r"\.[sx]?html?(\.|\Z)", re.IGNORECASE)
+
+
+def _in_folder(folder: Path) -> list[Artifact]:
+    """The distributions in a folder. Its pages become trouble: pip's --find-links reads them as indexes."""
+    artifacts = []
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink() and path.is_dir():
+            artifacts.append(Artifact(str(path), trouble="linked folders are not followed: name it as a target"))
+        elif mimetypes.guess_type(path.name, strict=False)[0] == "text/html" or _PAGE_NAME.search(path.name):
+            artifacts.append(Artifact(str(path), trouble="installers read a page in a folder as an index: remove it"))
+        elif path.name.lower().endswith(DISTRIBUTIONS) and not path.is_dir():
+            try:
+                artifacts.append(Artifact(str(path), (path.name,), checksum_of(path)))
+            except Unavailable as error:
+                artifacts.append(Artifact(str(path), trouble=str(error)))
+    if not artifacts:
+        raise Malformed(f"there are no wheels or sdists in {folder}")
+    return artifacts
+
+
 # --- Verifying -------------------------------------------------------------------------------------------------
 
 MAX_LOOK_UP, MAX_PROOF_FILE = 1 << 18, 1 << 18  # bytes of the log's answers about one artifact
@@ -6894,13 +6913,20 @@ def candidates(artifact: Artifact, entries: Iterable[tuple[int, str, str]]) -> l
 
 
 class ProofSource:
-    """Finds the .tlog-proof beside a file; a subclass finds it elsewhere. No proof from here has been checked."""
-
-    def __init__(self, other: ProofSource | None = None) -> None:
-        self._other = other  # for files without a .tlog-proof beside them
+    """Finds .tlog-proof files. No proof from here has been checked."""
 
     def find(self, artifact: Artifact) -> Iterable[tuple[str, bytes]]:
         """Filenames of the artifact, each with an unchecked proof. Raises BadProof if not logged, or Unavailable."""
+        raise NotImplementedError
+
+
+class ProofsBeside(ProofSource):
+    """The .tlog-proof beside a file; if there is none, another source is asked."""
+
+    def __init__(self, other: ProofSource | None) -> None:
+        self._other = other
+
+    def find(self, artifact: Artifact) -> Iterable[tuple[str, bytes]]:
         beside = Path(f"{artifact.target}.tlog-proof")
         if os.path.exists(beside) and Path(artifact.target).name == artifact.filename:
             return [(artifact.filename, read_proof(beside))]
@@ -6914,7 +6940,6 @@ class ProofFiles(ProofSource):
     """Proofs from one file, or from a folder of FILENAME.tlog-proof files."""
 
     def __init__(self, path: Path) -> None:
-        super().__init__()
         self._path, self._lock = path, threading.Lock()
         self._files: dict[str, list[str]] | None = None  # filenames by project
         self._parsed: dict[str, tuple[bytes, Proof, Tree]] = {}  # by filename
@@ -6972,7 +6997,6 @@ class StoredProofs(ProofSource):
     """Proofs from the folder of a log or of a monitor."""
 
     def __init__(self, store: LogStore) -> None:
-        super().__init__()
         self._store, self._note = store, store.checkpoint("published")
         # Not the stored tree: the log may have grown since this note.
         self._tree = Checkpoint.parse(split_note(self._note)[0]).tree if self._note else Tree(0, EMPTY_ROOT)
@@ -6992,7 +7016,6 @@ class LoggedProofs(ProofSource):
     """Proofs from a log. If it serves only its static tree, all entries are read, once."""
 
     def __init__(self, source: LogReader, policy: Policy, artifacts: Iterable[Artifact]) -> None:
-        super().__init__()
         self._source, self._policy, self._artifacts = source, policy, artifacts
         self._lock = threading.Lock()
         self._static: tuple[bytes, AuthenticTiles, dict[int, bytes]] | None = None
@@ -7206,7 +7229,7 @@ def proof_source(
             notice.daemon = True
             notice.start()
             stack.callback(notice.cancel)
-    return log_proofs if log_proofs and args.log_url else ProofSource(log_proofs)
+    return log_proofs if log_proofs and args.log_url else ProofsBeside(log_proofs)
 
 
 @dataclass(frozen=True)
@@ -7257,7 +7280,7 @@ def tell_verified(results: list[Verified], skipped: list[Artifact], args: argpar
              for r in results}
     if args.save_proofs:
         codes |= save_proofs(Path(args.save_proofs), results)
-    code = worst(codes)
+    code = combined_exit_code(codes)
     if args.json:
         loose = any(result.artifact.loose for result in results)
         report = {"ok": code == 0, "artifacts": [result.json(policy) for result in results],
@@ -7309,11 +7332,6 @@ def save_proofs(folder: Path, results: list[Verified]) -> set[int]:
                 logger.error("%s", error)
                 codes.add(error.exit_code)
     return codes
-
-
-def worst(codes: set[int]) -> int:
-    """The exit code that counts: 1 (found) before 3 (could not be checked), so that no failure hides a finding."""
-    return 1 if 1 in codes else max(codes)
 
 
 def print_table(rows: list[list[str]]) -> None:
@@ -7872,8 +7890,8 @@ class ProvedFiles(ProofSource):
         if is_new(path):
             path.unlink(missing_ok=True)
             Database.create(path, GATE_ID, GATE_SCHEMA)
-        super().__init__(other)
-        self._database, self._file, self._page = Database(path, GATE_ID), GateFile("", "", ""), ""
+        self._database, self._other = Database(path, GATE_ID), other
+        self._file, self._page = GateFile("", "", ""), ""
 
     def of(self, file: GateFile, page: str) -> ProvedFiles:
         """The source for a file of a page of the index, by the page's URL."""
@@ -7990,7 +8008,7 @@ class GateHandler(Handler):
 
     def do_GET(self) -> Response | Coroutine[Any, Any, Response]:
         if self.route == "/healthz":
-            return Response.json({"status": "ok"}, OPEN)
+            return Response.json({"status": "ok"}, CORS)
         if self.route == "/metrics":
             samples: list[Sample] = [("", {"result": name}, self.app.results[name]) for name in ("passed", "refused")]
             return Response(metric("btlog_gate_files_total", "counter", "Files that were asked for, by what became of "
@@ -8072,7 +8090,6 @@ class LiveProofs(ProofSource):
     """Proofs out of a log's folder, or its mirror's, at the checkpoint that it has when it is asked."""
 
     def __init__(self, store: LogStore) -> None:
-        super().__init__()
         self._store = store
 
     def find(self, artifact: Artifact) -> Iterable[tuple[str, bytes]]:
@@ -8216,6 +8233,8 @@ def parser() -> argparse.ArgumentParser:
     _log_command(command)
     _witness_command(command)
     _user_commands(command)
+    _gate_command(command)
+    _care_commands(command)
     _watch_commands(command)
     return top
 
@@ -8297,13 +8316,13 @@ def _user_commands(command: Command) -> None:
     add("--proof", metavar="F", help="check against this .tlog-proof, offline")
     add("--proofs", metavar="D", help="check against the .tlog-proof files in this folder, offline")
     add("--save-proofs", metavar="D", help="keep the .tlog-proof files in this folder")
-    add("--publisher-issuer", metavar="R", type=regex, help="refuse files without a publisher whose issuer matches")
-    add("--publisher-subject", metavar="R", type=regex, help="refuse files without a publisher whose subject matches")
     add("--json", action="store_true", help="print JSON")
     add("--storage-dir", metavar="D", help="ask a log's or a monitor's folder, without a network")
-    add("--max-age", type=duration, metavar="S", help="refuse proofs that no quorum cosigned in the last S seconds")
+    _add_demands(add)
     _add_policy(add)
 
+
+def _gate_command(command: Command) -> None:
     what = "serve a package index to installers, and only those of its files that are logged"
     add = command(cmd_proxy, what, "--index-url http://127.0.0.1:3141/root/dev/+simple --policy log.policy")
     add("--index-url", required=True, metavar="U", help="the index, by the URL that pip takes")
@@ -8314,11 +8333,11 @@ def _user_commands(command: Command) -> None:
     add("--proofs", metavar="D", help="take proofs from the .tlog-proof files in this folder")
     add("--database-path", default="proxy.db", metavar="F", help="where verified proofs are kept")
     add("--carry", action="store_true", help="pass the files on, in the place of redirecting to the index")
-    add("--max-age", type=duration, metavar="S", help="refuse what no quorum has cosigned in the last S seconds")
-    add("--publisher-issuer", metavar="R", type=regex, help="refuse what has no publisher whose issuer matches this")
-    add("--publisher-subject", metavar="R", type=regex, help="refuse what has no publisher whose subject matches this")
+    _add_demands(add)
     _add_policy(add)
 
+
+def _care_commands(command: Command) -> None:
     add = command(cmd_fsck, "recompute and check all that a log's folder holds", "--storage-dir btlog-data")
     add("--storage-dir", default="btlog-data", metavar="D", help="the folder of the log, or of a monitor")
     add("--repair", action="store_true", help="rebuild tiles and look-up keys, if the entries match the signed root")
@@ -8411,6 +8430,12 @@ def duration(text: str) -> float:
     if not 0 <= value <= 1e9:
         raise argparse.ArgumentTypeError(f"{text} is no number of seconds")
     return value
+
+
+def _add_demands(add: Callable[..., Any]) -> None:
+    add("--publisher-issuer", metavar="R", type=regex, help="refuse files without a publisher whose issuer matches")
+    add("--publisher-subject", metavar="R", type=regex, help="refuse files without a publisher whose subject matches")
+    add("--max-age", type=duration, metavar="S", help="refuse proofs that no quorum cosigned in the last S seconds")
 
 
 def _add_policy(add: Callable[..., Any]) -> None:
