@@ -62,7 +62,7 @@ from typing import NamedTuple
 
 try:
     from nacl import exceptions, signing
-except ImportError:  # _verify_alone verifies without PyNaCl
+except ImportError:  # pragma: no cover (a bare Python: then _verify_alone verifies)
     signing = None  # type: ignore[assignment]
 
 __all__ = [
@@ -243,9 +243,8 @@ def _verify_alone(key: bytes, message: bytes, signature: bytes) -> bool:
         r = _plus(r, r)
         if point := table[(s >> i & 1) + 2 * (k >> i & 1)]:
             r = _plus(r, point)
-    for point in a, r:  # refuse points of small order, as libsodium does: 8 times one is the neutral element
-        x, y, z, _ = functools.reduce(lambda p, _: _plus(p, p), range(3), point)
-        if x == 0 and y == z:
+    for point in a, r:  # libsodium refuses points of small order: eight times such a point is (0, 1)
+        if functools.reduce(lambda p, _: _plus(p, p), range(3), point)[0] == 0:
             return False
     inverse = pow(r[2], -1, _P)
     return (r[1] * inverse % _P | (r[0] * inverse % _P & 1) << 255).to_bytes(32, "little") == signature[:32]
