@@ -7721,6 +7721,8 @@ class StaticTree:
 
 def cmd_ingest(args: argparse.Namespace) -> int:
     index, totals, lines = Index(args.index_url, give_up=8), Counter[str](), list[dict[str, str]]()
+    if folder := Path(args.proof_dir) if args.proof_dir else None:
+        make_folder(folder)
     with contextlib.closing(LogWriter(args)) as writer, contextlib.closing(index.source):
         size = open_checkpoint(writer.client.get("/checkpoint"), writer.policy).tree.size
         projects = list({normalize(name): name for name in args.projects}.values()) or index.projects()
@@ -7738,7 +7740,7 @@ def cmd_ingest(args: argparse.Namespace) -> int:
                 lines += project_lines(project, answer, totals)
             last = done == len(projects) or isinstance(answer, Unreachable)
             while len(lines) >= 10_000 or (lines and last):
-                totals += log_lines(writer, lines[:10_000], size)
+                totals += log_lines(writer, lines[:10_000], size, folder)
                 del lines[:10_000]
             progress(done, len(projects))
             if last:
@@ -7776,13 +7778,16 @@ def project_lines(project: str, files: list[IndexFile] | None, totals: Counter[s
     return lines
 
 
-def log_lines(writer: LogWriter, lines: list[dict[str, str]], size: int) -> Counter[str]:
-    """Logs files in bulk, verifies the answer. Counts "new" (index `size` or later), "known", "conflict", "failed"."""
+def log_lines(writer: LogWriter, lines: list[dict[str, str]], size: int, folder: Path | None = None) -> Counter[str]:
+    """Logs files in bulk, verifies the answer, and writes each proof into `folder`.
+
+    Counts "new" (index `size` or later), "known", "conflict" and "failed".
+    """
     body = "".join(f"{json.dumps(line)}\n" for line in lines).encode()
-    data = writer.post("/admin/bulk/append", NDJSON, body)
+    answer = writer.post("/admin/bulk/append", NDJSON, body)
     counts = Counter[str]()
     try:
-        head, *results, end = (dict(parse_json(line)) for line in data.removesuffix(b"\n").split(b"\n"))
+        head, *results, end = (dict(parse_json(line)) for line in answer.removesuffix(b"\n").split(b"\n"))
         note = parse_base64(head["checkpoint"])
         tree = open_checkpoint(note, writer.policy).tree
         if end != {"type": "complete", "count": len(lines)} or len(results) != len(lines):
@@ -7792,10 +7797,14 @@ def log_lines(writer: LogWriter, lines: list[dict[str, str]], size: int) -> Coun
                 counts["conflict" if "index" in result else "failed"] += 1
                 logger.error("%s: %s", line["filename"], error_message(json.dumps(result).encode()))
                 continue
-            leaf = leaf_hash(answered_entry(line["filename"], line["checksum"], result))
-            index, proof = parse_decimal(str(result["index"])), result["inclusionProof"]
-            check_inclusion(leaf, index, tree, [parse_base64(text, 32) for text in proof])
+            entry = answered_entry(line["filename"], line["checksum"], result)
+            index, proof = parse_decimal(str(result["index"])), [parse_base64(h, 32) for h in result["inclusionProof"]]
+            check_inclusion(leaf_hash(entry), index, tree, proof)
             counts["new" if index >= size else "known"] += 1
+            if folder:
+                extra = entry if b"\n" in entry[93:] else b""  # a publisher, which the file does not tell
+                data = encode_proof(Proof(index, tuple(proof), note, extra))
+                replace_file(folder / f"{line['filename']}.tlog-proof", data, sync=False)
     except (Malformed, KeyError, TypeError, ValueError) as error:
         raise BadProof(f"the log's answer is malformed: {error}") from None
     return counts
@@ -8376,6 +8385,7 @@ def _watch_commands(command: Command) -> None:
     add("projects", nargs="*", metavar="PROJECT", help="log only their files (default: all that the index lists)")
     add("--index-url", required=True, metavar="U", help="the index: the URL that pip takes")
     add("--log-url", metavar="U", help="the log (default: the policy's URL, or http://127.0.0.1:8080)")
+    add("--proof-dir", metavar="D", help="write FILENAME.tlog-proof into this folder for each file")
     add("--write-token-file", metavar="F", help="a file with the log's write token")
     _add_policy(add)
 
