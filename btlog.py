@@ -7836,6 +7836,7 @@ GATE_SCHEMA = """
 """
 MAX_PROVED = 100_000  # proofs that a gate keeps, the newest ones
 MAX_GATE_PAGE = 1 << 25  # bytes of a page of the index behind a gate
+MAX_HELD = 1 << 23  # bytes of a file that a gate carries and checks before it answers at all
 # What a gate repeats of a file as the index says it. All else is left out, above all the metadata that can be had apart
 # from the file (PEP 658, PEP 714): no entry vouches for that.
 REPEATED = "requires-python", "yanked", "size", "upload-time"
@@ -7870,24 +7871,31 @@ class _Anchors(_Links):
             self.more.append({name: said[name] for name in REPEATED if name in said})
 
 
+def _plain_url(url: str) -> str:
+    """The URL without its fragment, and with all that is not printable ASCII quoted."""
+    return urllib.parse.quote(urllib.parse.urldefrag(url).url, safe="!$%&'()*+,/:;=?@[]~")
+
+
 def gate_files(kind: str, data: bytes, url: str) -> list[GateFile]:
     """The files that a page at `url` lists; raises ValueError and what else a page that is none brings about."""
     files = []
     if kind == JSON_PAGE:
+        if data.count(b"[") + data.count(b"{") > MAX_FILES or data.count(b",") > 4 * MAX_FILES:
+            raise ValueError("it has too many values")
         for file in json.loads(data)["files"]:
             name, hashes = file["filename"], file.get("hashes") or {}
             if not isinstance(name, str) or "/" in name:
                 raise ValueError("a file without a name")
             proof = file.get("_tlog-proof") or file.get("tlog-proof") or ""
             more = tuple((key, file[key]) for key in REPEATED if file.get(key) is not None)
-            target = urllib.parse.urldefrag(urllib.parse.urljoin(url, file["url"])).url
+            target = _plain_url(urllib.parse.urljoin(url, file["url"]))
             files.append(GateFile(name, _checksum(hashes.get("sha256")), target, str(proof), more))
         return files
     parse_links(data, page := _Anchors(url))
     for link, said in zip(page.links, page.more, strict=True):
         file = index_file("", link, "")
         if file.name.endswith(DISTRIBUTIONS) or file.checksum:
-            files.append(GateFile(file.name, file.checksum, urllib.parse.urldefrag(link).url, "", tuple(said.items())))
+            files.append(GateFile(file.name, file.checksum, _plain_url(link), "", tuple(said.items())))
     return files
 
 
@@ -7962,18 +7970,20 @@ class Gate:
     def __init__(self, index: Index, proofs: ProvedFiles, demands: Demands, carry: bool) -> None:
         self.index, self.proofs, self.demands, self.carry = index, proofs, demands, carry
         self.results, self.pool = Counter[str](), concurrent.futures.ThreadPoolExecutor(self.THREADS, "gate")
-        self._pages = Cache(1 << 26, lambda page: sum(len(file.url) + 600 for file in page[1]))
+        self._pages = Cache(1 << 26, lambda page: sum(600 + len(str(file)) for file in page[1]))
+        self._reading = threading.Semaphore(4)  # pages may be large
 
     def files(self, project: str) -> tuple[str, list[GateFile]] | None:
         """The URL of a project's page, and the files that are on it; None if there is no such project.
 
         Raises Unavailable.
         """
-        if (page := self.index.page(f"/{project}/", MAX_GATE_PAGE)) is None:
-            return None
-        kind, body, url = page
         try:
-            found = url, gate_files(kind, body.pop(), url)
+            with self._reading:
+                if (page := self.index.page(f"/{project}/", MAX_GATE_PAGE)) is None:
+                    return None
+                kind, body, url = page
+                found = url, gate_files(kind, body.pop(), url)
         except (ValueError, RecursionError, LookupError, TypeError, AttributeError, AssertionError) as error:
             raise Unavailable(printable(f"{url} is no page of a package index: {error}"[:400])) from None
         self._pages.replace(project, found)
@@ -7984,8 +7994,8 @@ class Gate:
         page, file = self.find(project, path)
         if not file.checksum:
             raise BadProof("the index gives no SHA-256 for it")
-        if urllib.parse.urlsplit(file.url).scheme not in ("http", "https"):
-            raise BadProof("the index has it at a URL that is not http or https")
+        if not re.fullmatch(r"https?://[!-~]+", file.url):
+            raise BadProof("the index has it at a URL that is not http or https, or has other characters than ASCII's")
         source = self.proofs.of(file, page)
         result = verify_artifact(source, self.demands, Verified(Artifact(file.name, (file.name,), file.checksum)))
         if result.error:
@@ -7996,10 +8006,12 @@ class Gate:
 
     def find(self, project: str, path: str) -> tuple[str, GateFile]:
         """The URL of the page that lists a file, and the file; raises BadProof, Unavailable."""
+        sha256, _, name = path.partition("/")
+        wanted = urllib.parse.unquote(name), "" if sha256 == "-" else f"sha256:{sha256}"
         for read in self._pages.get, self.files:  # the page may have changed since it was read
             if page := read(project):
                 for file in page[1]:
-                    if file.path == path:
+                    if file[:2] == wanted:
                         return page[0], file
         raise BadProof(f"the page of {project} does not list it with this checksum")
 
@@ -8076,19 +8088,28 @@ class GateHandler(Handler):
         return response
 
     def _carried(self, file: GateFile) -> Response:
-        """The bytes of a file, of which the last ones are sent only if all of them have its checksum."""
+        """The bytes of a file. The last ones of a large file are sent only if all of them have its checksum."""
         answer, pool = open_url(file.url), self.app.pool
+        first = answer.read(MAX_HELD)
+        digest = hashlib.sha256(first)
+
+        def check() -> None:
+            if digest.hexdigest() != file.checksum[7:]:
+                raise BadProof(f"the index serves a file with sha256:{digest.hexdigest()}, not the one that it lists")
+
+        if len(first) < MAX_HELD:
+            answer.close()
+            check()
+            return Response(first, OCTETS)
 
         async def parts() -> AsyncIterator[list[bytes]]:
-            loop, digest, held = asyncio.get_running_loop(), hashlib.sha256(), b""
+            loop, held = asyncio.get_running_loop(), first
             with answer:
                 while data := await loop.run_in_executor(pool, answer.read, 1 << 18):
                     digest.update(data)
-                    if held:
-                        yield [held]
+                    yield [held]
                     held = data
-            if digest.hexdigest() != file.checksum[7:]:
-                raise Unavailable(f"{file.url[:200]} has the checksum sha256:{digest.hexdigest()}, not {file.checksum}")
+            check()
             yield [held]
 
         return Response(parts(), OCTETS)

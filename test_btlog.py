@@ -12472,7 +12472,10 @@ def test_a_gate_sends_on_what_is_logged_and_refuses_the_rest(gated: Gated, caplo
             connection.request("GET", link)
             assert connection.getresponse().reason.startswith(f"{name} is refused: {why}"[:300])
         assert f"{name} is refused: {why}" in caplog.text
-    assert b'{result="passed"} 1\n' in (metrics := ask(gated.url, "/metrics")[2])
+    gated.list("good-1.0-py3-none-any.whl", url="../../a\r\nSet-Cookie: x\u2028é good.whl")
+    gated.page("good")
+    assert gated.get("good-1.0-py3-none-any.whl")[1]["location"] == f"{gated.index.url}/aSet-Cookie:%20x%E2%80%A8%C3%A9%20good.whl"
+    assert b'{result="passed"} 2\n' in (metrics := ask(gated.url, "/metrics")[2])
     assert b'{result="refused"} 10\n' in metrics
 
 
@@ -12529,6 +12532,7 @@ def test_a_gate_before_an_index_in_html(gated: Gated) -> None:
         (PEP_691, b'{"files": [{"filename": "a", "url": "", "hashes": [1]}]}'),
         (PEP_691, b'{"files": [{"filename": "a", "url": "http://[", "hashes": {}}]}'),
         (PEP_691, b"[" * 100_000),
+        (PEP_691, b'{"files": [' + b"[]," * 500_001 + b"[]]}"),
         ("text/html", b"<a" + b" " * 100_000 + b">"),
         ("text/plain", b""),
         ("text/html", b"\xff"),
@@ -12594,28 +12598,29 @@ def test_a_gate_takes_proofs_from_the_index_first(gated: Gated) -> None:
     assert gated.get(name)[0] == 302
 
 
-def test_a_gate_carries_files_and_holds_them_to_their_checksum(tmp_path: Path) -> None:
+def test_a_gate_carries_files_and_holds_them_to_their_checksum(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small file is checked before it is answered; of a large one, the end is held back."""
+    monkeypatch.setattr(btlog, "MAX_HELD", 1 << 19)
     with contextlib.closing(Gated(tmp_path, carry=True)) as gated:
-        name = "good-1.0-py3-none-any.whl"
-        place = tmp_path / "index" / name
-        data = place.read_bytes()
-        status, headers, body = gated.get(name)
-        assert (status, headers["content-type"], body) == (200, "application/octet-stream", data)
-        large = os.urandom(1 << 20)
-        place.write_bytes(large)
-        gated.list(name)
-        gated.list("good-2.0.tar.gz", url=f"../../{name}")
-        gated.files["good-2.0.tar.gz"]["hashes"] = gated.files[name]["hashes"]
-        gated.log([gated.files["good-2.0.tar.gz"]])
-        assert gated.get("good-2.0.tar.gz")[2] == large
-        for changed in large[:-1] + b"x", large[:-1], large + b"x", b"":
-            place.write_bytes(changed)
-            with pytest.raises(http.client.IncompleteRead) as short:
-                gated.get("good-2.0.tar.gz")
-            assert len(short.value.partial) <= len(large)  # and not the end of what was changed
-        place.unlink()
-        status, _, body = gated.get("good-2.0.tar.gz")
-        assert (status, "can't be had" in json.loads(body)["detail"]) == (403, True)
+        for name, size in ("good-2.0.tar.gz", 1 << 20), ("good-3.0.tar.gz", 1 << 10), ("good-4.0.tar.gz", 1 << 19):
+            place, data = tmp_path / "index" / name, os.urandom(size)
+            place.write_bytes(data)
+            gated.list(name)
+            gated.log([gated.files[name]])
+            status, headers, body = gated.get(name)
+            assert (status, headers["content-type"], body == data) == (200, "application/octet-stream", True)
+            for changed in data[:-1] + b"x", data[:-1], data + b"x", b"", b"x" * size:
+                place.write_bytes(changed)
+                if len(changed) < 1 << 19:
+                    status, _, body = gated.get(name)
+                    assert (status, b"the index serves a file with sha256:" in body) == (403, True)
+                else:
+                    with pytest.raises(http.client.IncompleteRead) as short:
+                        gated.get(name)
+                    assert len(short.value.partial) <= size  # and not the end of what was changed
+            place.unlink()
+            status, _, body = gated.get(name)
+            assert (status, "can't be had" in json.loads(body)["detail"]) == (403, True)
 
 
 def test_a_page_of_5000_files_takes_no_time(gated: Gated) -> None:
@@ -12670,6 +12675,13 @@ def test_installers_behind_a_gate(gated: Gated, tmp_path: Path) -> None:
             assert {file.name for file in target.glob("*.py")} == modules
             assert says in re.sub(r"\s+", " ", done.stderr)
             shutil.rmtree(target, ignore_errors=True)
+    wheel_of(tmp_path / "index" / "good-1.0-py3-none-any.whl", "replaced")
+    for gated.gate.carry, says in (False, "(?i)hash mismatch|do not match the hashes"), (True, "the index serves a file with"):
+        for installer in [sys.executable, "-m", "pip"], [find_uv_bin(), "pip"]:
+            command = [*installer, "install", *where, "--target", str(target), "good"]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+            assert (done.returncode, target.exists() and [*target.glob("*.py")]) in [(1, False), (1, [])], done.stderr
+            assert re.search(says, re.sub(r"\s+", " ", done.stderr))
 
 
 # --- The list of defects and this file, held against each other -------------------------------------------------------------
