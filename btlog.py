@@ -3552,10 +3552,6 @@ class Submission:
         self.given_up = False  # the client has timed out: no answer is needed
         self.waiter: asyncio.Future[None] | None = None
 
-    def size(self) -> int:
-        """The size of the smallest tree that includes all of its entries."""
-        return max((outcome for outcome in self.outcomes if isinstance(outcome, int)), default=-1) + 1
-
 
 @dataclass
 class CosigningRound:
@@ -3678,7 +3674,7 @@ class Sequencer:
         elif isinstance(action, Publish):
             self._quorum_trouble, self._backoff = "", 0.1
             # Under load, the clients that were just answered send their next entries. Waiting for these, for as long as
-            # a round takes, makes larger batches. A single client does not wait: see `_usual`.
+            # a round takes, makes larger batches. A single client does not wait: see `_last_weight`.
             self._earliest = now + min(self._options.checkpoint_interval, now - action.begun)
             idle = max(self._options.republish_interval, self._options.checkpoint_interval)
             self._due = now + idle if self._options.republish_interval else math.inf
@@ -3793,11 +3789,11 @@ class Sequencer:
         self._backoff = min(2 * self._backoff, 2.0)
 
     def _set_published(self, checkpoint: Published) -> None:
+        """All that is committed is in the published tree: nothing is committed while witnesses are asked."""
         self.published = checkpoint
-        waiting = [submission for submission in self.unpublished if not submission.given_up]
-        self.unpublished = [submission for submission in waiting if submission.size() > checkpoint.tree.size]
-        if included := [submission for submission in waiting if submission.size() <= checkpoint.tree.size]:
+        if included := [submission for submission in self.unpublished if not submission.given_up]:
             self._todo.append(Answer(included))
+        self.unpublished = []
 
 
 # --- The log: its witnesses ----------------------------------------------------------------------------------

@@ -6601,6 +6601,126 @@ def test_P3_files_at_the_top() -> None:
     assert there == {"btlog.py", "test_btlog.py", "README.md", "Dockerfile", "LICENSE"}
 
 
+# --- The sequencer, in a simulated world ---------------------------------------------------------------------------------------
+
+
+class SequencerWorld:
+    """A sequencer with a clock, a disk and witnesses that chance decides of: one seed is one history."""
+
+    def __init__(self, seed_: int) -> None:
+        self.r, self.now, self.count = random.Random(seed_), 0.0, 0  # of entries that are on disk
+        self.keys = [btlog.as_witness(new_key(f"w{i}.example").key) for i in range(self.r.choice([0, 1, 3]))]
+        self.quorum = Quorum((len(self.keys) + 1) // 2, tuple(self.keys))
+        self.machine = btlog.Sequencer(
+            self.signed(), None if self.keys else self.signed(), Policy((LOG,), tuple(self.keys), self.quorum), self.keys,
+            btlog.LogOptions(),
+        )
+        self.later: list[tuple[float, int, Callable[[], None]]] = []  # what witnesses will answer
+        self.waiting, self.answers = list[btlog.Submission](), dict[int, str]()
+        self.faulty, self.lost, self.halts = True, False, 0
+        self.cosigned: dict[int, set[VerifierKey]] = {}  # by size
+
+    def signed(self) -> btlog.Published:
+        root = hashlib.sha256(str(self.count).encode()).digest() if self.count else btlog.EMPTY_ROOT
+        return btlog.Published.of(seal(Tree(self.count, root)))
+
+    def step(self) -> None:
+        """Something happens; then the machine is asked what to do, until it waits."""
+        chance = self.r.random()
+        if chance < 0.4 and not self.lost:
+            submission = btlog.Submission([b"x"] * self.r.choice([1, 1, 3, 70]), True)
+            with contextlib.suppress(btlog.Unavailable):
+                self.machine.submit(submission)
+                self.waiting.append(submission)
+        elif chance < 0.45 and self.waiting:
+            self.machine.give_up(self.r.choice(self.waiting))
+        self.now += self.r.choice([0, 0.01, 0.3, 6])
+        while self.later and min(self.later)[0] <= self.now:
+            self.later.remove(first := min(self.later, key=lambda item: item[:2]))
+            first[2]()
+        while action := self.machine.next(self.now):
+            self.do(action)
+        assert self.machine.wake_at() > self.now or self.machine.over or self.lost
+
+    def do(self, action: btlog.Action) -> None:
+        machine, fault = self.machine, self.r.random() < 0.2 and self.faulty
+        if isinstance(action, btlog.Answer):
+            self.answer(action)
+        elif isinstance(action, btlog.Halt):
+            self.halts += 1
+        elif isinstance(action, btlog.Ask):
+            for key in self.keys:
+                if self.r.random() < (0.7 if self.faulty else 1):
+                    answer = functools.partial(self.witness, action.round, key, self.r.random() < 0.2 and self.faulty)
+                    delay = self.r.choice([0, 0.1, 3, 9]) * self.faulty
+                    self.later.append((self.now + delay, self.r.randrange(1 << 60), answer))
+        elif fault and self.r.random() < 0.02:
+            self.lost = True
+            machine.outcome_unknown("nobody knows")
+        elif fault:
+            machine.refused(self.now, "the disk is full")
+        elif isinstance(action, btlog.Commit):
+            assert not self.lost
+            assert not self.keys or any(map(self.quorum.met, self.cosigned.values()))  # of this run
+            for submission in action.batch:
+                submission.outcomes = list(range(self.count, self.count + len(submission.entries)))
+                self.count += len(submission.entries)
+            machine.done(self.now, self.signed())
+        elif isinstance(action, btlog.Publish):
+            assert self.quorum.met(self.cosigned.get(action.checkpoint.tree.size, set()))
+            assert action.checkpoint.tree.size >= (machine.published.tree.size if machine.published else 0)
+            machine.done(self.now)
+        else:
+            machine.done(self.now)
+
+    def witness(self, round_: btlog.CosigningRound, key: VerifierKey, declines: bool) -> None:
+        if declines:
+            self.machine.declined(round_, key, "no")
+        else:
+            self.cosigned.setdefault(round_.signed.tree.size, set()).add(key)
+            self.machine.cosigned(round_, key, btlog.signature_line(key.name, key.key_id, bytes(72)))
+
+    def answer(self, action: btlog.Answer) -> None:
+        for submission in action.submissions:
+            assert id(submission) not in self.answers, "answered twice"
+            self.answers[id(submission)] = action.error
+            if not action.error:
+                assert self.machine.published
+                assert max(submission.outcomes) < self.machine.published.tree.size  # type: ignore[type-var, operator]
+
+    def end(self) -> None:
+        """Faults end, or not: then the log lives again. A stop leaves nobody without an answer."""
+        self.faulty = self.r.random() < 0.5
+        for _ in range(60):
+            self.step()
+            self.now += 3
+        kept = [submission for submission in self.waiting if not submission.given_up]
+        if not self.lost and not self.faulty:
+            assert not self.machine.trouble
+            assert len([s for s in kept if id(s) not in self.answers]) < 12  # of the last steps
+        self.machine.stop()
+        for _ in range(4):
+            self.step()
+        assert self.machine.over
+        assert self.machine.next(self.now) is None
+        assert [s for s in kept if not s.given_up and id(s) not in self.answers] == []
+        assert self.halts == self.lost
+
+
+def test_the_sequencer_keeps_its_promises_in_every_history(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Published is what met the quorum; answered is what is published; each is answered once; and it lives again."""
+    monkeypatch.setattr(btlog, "MAX_BATCH", 50)
+    monkeypatch.setattr(btlog, "MAX_WAITING", 200)
+    lost = 0
+    for seed_ in range(100):
+        world = SequencerWorld(seed_)
+        for _ in range(60):
+            world.step()
+        world.end()
+        lost += world.lost
+    assert 3 < lost < 90
+
+
 # --- Nothing lost, nothing forked: faults in turn ------------------------------------------------------------------------
 
 
