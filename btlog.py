@@ -1215,6 +1215,7 @@ DISTRIBUTIONS = (".whl", ".zip", ".tar.gz", ".tgz", ".tar", ".tar.bz2", ".tbz", 
 
 def project_of(filename: str) -> str:
     """The normalized project name (PEP 503) in the name of a distribution file; "" if there is none."""
+    filename = filename.removesuffix(".metadata")  # which may be logged for a wheel (PEP 658)
     wheel = filename.endswith((".whl", ".egg"))
     return normalize(filename.partition("-")[0] if wheel else filename.rpartition("-")[0])
 
@@ -2274,7 +2275,8 @@ class MirrorStore(LogStore):
         That is the newest publisher of each project, and those that the new files have too.
         """
         # Many filenames begin alike: each beginning is turned into a project name once.
-        stems = {n.partition(b"-")[0] if n.endswith((b".whl", b".egg")) else n.rpartition(b"-")[0] for n in names}
+        plain = (name.removesuffix(b".metadata") for name in names)
+        stems = {n.partition(b"-")[0] if n.endswith((b".whl", b".egg")) else n.rpartition(b"-")[0] for n in plain}
         some = db.execute("SELECT 1 FROM publisher LIMIT 1").fetchall()
         projects = sorted({normalize(stem.decode()) for stem in (stems if some else stems - self._stems)} - {""})
         db.executemany("INSERT OR IGNORE INTO project VALUES (?, 0)", zip(projects))
@@ -5209,6 +5211,7 @@ class IndexFile(NamedTuple):
     name: str
     checksum: str
     other: tuple[str, str] | None = None
+    metadata: str = ""  # the checksum of the metadata that can be had apart from it (PEP 658)
 
     def readings(self) -> list[tuple[str, str]]:
         """All pairs of a name and a checksum that some installer may read."""
@@ -5219,12 +5222,13 @@ class IndexFile(NamedTuple):
 _LINK_HASH = re.compile(r"[#&](sha512|sha384|sha256|sha224|sha1|md5)=([^&]*)")  # pip takes the first match
 
 
-def index_file(filename: str, url: str, sha256: Any) -> IndexFile:
+def index_file(filename: str, url: str, sha256: Any, metadata: Any = None) -> IndexFile:
     """The file that a page links to. In HTML, `filename` and `sha256` are empty: both come from the URL."""
     link_name, link, checksum = url_name(url), _LINK_HASH.search(url), _checksum(sha256)
     link_sum = checksum if link is None else _checksum(link[2]) if link[1] == "sha256" else ""
     name, checksum = filename or link_name, checksum or link_sum
-    return IndexFile(name, checksum, None if (link_name, link_sum) == (name, checksum) else (link_name, link_sum))
+    other = None if (link_name, link_sum) == (name, checksum) else (link_name, link_sum)
+    return IndexFile(name, checksum, other, _checksum(metadata))
 
 
 class _Links(html.parser.HTMLParser):
@@ -5268,7 +5272,8 @@ def _slim(pairs: list[tuple[str, Any]]) -> Any:
     if "filename" in fields:
         if not isinstance(fields["filename"], str) or not isinstance(fields.get("url"), str):
             raise ValueError("a file without a name or a URL")
-        return index_file(fields["filename"], fields["url"], fields.get("hashes"))
+        metadata = fields.get("core-metadata", fields.get("dist-info-metadata"))
+        return index_file(fields["filename"], fields["url"], fields.get("hashes"), metadata)
     if lists := {key: fields[key] for key in ("files", "projects") if key in fields}:
         return lists
     return fields.get("sha256", fields.get("name"))
@@ -5456,6 +5461,7 @@ class Comparison:
             compared.append(project)
             wanted = {name for _, name in projects[project]}
             names = {name for file in files or () for name, _ in file.readings() if name in wanted}
+            names |= {f"{file.name}.metadata" for file in files or () if file.metadata}
             for at, name in projects[project]:
                 if name not in names and not self._in_shorter_project(project, name):
                     yield Finding("not-on-index", f"{name} is logged at index {at}, but not in the index", (at,))
@@ -5476,11 +5482,15 @@ class Comparison:
 
     def _compare_checksums(self, project: str, files: list[IndexFile], size: int) -> Iterator[Finding]:
         """Yields files whose checksum in the index differs from the log's. Remembers files that the log lacks."""
-        readings = (reading for file in files for reading in (file.readings() if file.other else [file[:2]]))
+        readings = itertools.chain(
+            (reading for file in files for reading in (file.readings() if file.other else [file[:2]])),
+            ((f"{file.name}.metadata", file.metadata) for file in files if file.metadata))  # which need not be logged
         while part := list(itertools.islice(readings, 1000)):
             known = self._store.look_up_names([name.encode(errors="replace") for name, _ in part], size)
             for name, checksum in dict.fromkeys(part):
                 sums = known.get(name.encode(errors="replace"), {})
+                if not sums and name.endswith(".metadata"):
+                    continue
                 if not sums and len(self._missing) < self.MISSING:
                     self._missing.append((project, name, checksum))
                 elif not sums:
@@ -7733,7 +7743,7 @@ def cmd_ingest(args: argparse.Namespace) -> int:
                 if totals["unread"] <= 5:  # there may be thousands
                     logger.error("%s", answer)
             else:
-                lines += project_lines(project, answer, totals)
+                lines += project_lines(project, answer, totals, args.metadata)
             last = done == len(projects) or isinstance(answer, Unreachable)
             while len(lines) >= 10_000 or (lines and last):
                 totals += log_lines(writer, lines[:10_000], size, folder)
@@ -7746,7 +7756,9 @@ def cmd_ingest(args: argparse.Namespace) -> int:
     return 1 if totals["conflict"] else 3 if totals["failed"] else 0
 
 
-def project_lines(project: str, files: list[IndexFile] | None, totals: Counter[str]) -> list[dict[str, str]]:
+def project_lines(
+    project: str, files: list[IndexFile] | None, totals: Counter[str], metadata: bool = False
+) -> list[dict[str, str]]:
     """The lines to log of a project. Skips files that are not the project's, or that installers read differently."""
     if files is None:
         logger.error("the index has no project %s", project)
@@ -7768,6 +7780,8 @@ def project_lines(project: str, files: list[IndexFile] | None, totals: Counter[s
             why = "the index does not give its SHA-256"
         else:
             lines.append({"filename": file.name, "checksum": file.checksum})
+            if metadata and file.metadata:
+                lines.append({"filename": f"{file.name}.metadata", "checksum": file.metadata})
             continue
         logger.error("%s: %s", file.name, why)
         totals["failed"] += 1
@@ -7833,9 +7847,10 @@ GATE_SCHEMA = """
 MAX_PROVED = 100_000  # proofs that a gate keeps, the newest ones
 MAX_GATE_PAGE = 1 << 25  # bytes of a page of the index behind a gate
 MAX_HELD = 1 << 23  # bytes of a file that a gate carries and checks before it answers at all
-# What a gate repeats of a file as the index says it. All else is left out, above all the metadata that can be had apart
-# from the file (PEP 658, PEP 714): no entry vouches for that.
+# What a gate repeats of a file as the index says it. All else is left out; also the metadata that can be had apart from
+# the file (PEP 658, PEP 714), unless it is proved to be logged.
 REPEATED = "requires-python", "yanked", "size", "upload-time"
+METADATA = "core-metadata", "dist-info-metadata"  # the keys of PEP 714 and PEP 658
 
 
 class GateFile(NamedTuple):
@@ -7845,6 +7860,11 @@ class GateFile(NamedTuple):
     url: str
     proof: str = ""  # or the URL of it
     more: tuple[tuple[str, Any], ...] = ()  # of REPEATED
+    metadata: str = ""  # the checksum of the metadata that can be had apart from it
+
+    def apart(self) -> GateFile:
+        """Its metadata, as a file of its own."""
+        return GateFile(f"{self.name}.metadata", self.metadata, f"{self.url}.metadata")
 
     @property
     def path(self) -> str:
@@ -7864,7 +7884,7 @@ class _Anchors(_Links):
         super().handle_starttag(tag, attrs)
         if len(self.links) > count:
             said = {name.removeprefix("data-"): value or "" for name, value in attrs}
-            self.more.append({name: said[name] for name in REPEATED if name in said})
+            self.more.append({name: said[name] for name in (*REPEATED, "core-metadata") if name in said})
 
 
 def _plain_url(url: str) -> str:
@@ -7885,13 +7905,16 @@ def gate_files(kind: str, data: bytes, url: str) -> list[GateFile]:
             proof = file.get("_tlog-proof") or file.get("tlog-proof") or ""
             more = tuple((key, file[key]) for key in REPEATED if file.get(key) is not None)
             target = _plain_url(urllib.parse.urljoin(url, file["url"]))
-            files.append(GateFile(name, _checksum(hashes.get("sha256")), target, str(proof), more))
+            apart = file.get("core-metadata", file.get("dist-info-metadata"))
+            metadata = _checksum(apart.get("sha256")) if isinstance(apart, dict) else ""
+            files.append(GateFile(name, _checksum(hashes.get("sha256")), target, str(proof), more, metadata))
         return files
     parse_links(data, page := _Anchors(url))
     for link, said in zip(page.links, page.more, strict=True):
         file = index_file("", link, "")
         if file.name.endswith(DISTRIBUTIONS) or file.checksum:
-            files.append(GateFile(file.name, file.checksum, _plain_url(link), "", tuple(said.items())))
+            metadata = _checksum(said.pop("core-metadata", "").removeprefix("sha256="))
+            files.append(GateFile(file.name, file.checksum, _plain_url(link), "", tuple(said.items()), metadata))
     return files
 
 
@@ -7914,6 +7937,11 @@ class ProvedFiles(ProofSource):
     def kept(self, file: GateFile) -> list[bytes]:
         query = "SELECT proof FROM proof WHERE filename = ? AND checksum = ?"
         return [proof for proof, in self._database.read(query, file.name, file.checksum)]
+
+    def proved(self, files: Iterable[GateFile]) -> set[tuple[str, str]]:
+        """The names and checksums of those files that have a proof here."""
+        query = "SELECT filename, checksum FROM proof WHERE filename IN (SELECT value FROM json_each(?))"
+        return set(self._database.read(query, json.dumps([file.name for file in files])))
 
     def find(self, artifact: Artifact) -> Iterator[tuple[str, bytes]]:
         yield from ((artifact.filename, proof) for proof in self.kept(self._file))
@@ -7981,6 +8009,7 @@ class Gate:
                 kind, body, url = page
                 found = url, gate_files(kind, body.pop(), url)
         except (ValueError, RecursionError, LookupError, TypeError, AttributeError, AssertionError) as error:
+            url = f"{self.index.source.url}/{project}/"
             raise Unavailable(printable(f"{url} is no page of a package index: {error}"[:400])) from None
         self._pages.replace(project, found)
         return found
@@ -7988,6 +8017,16 @@ class Gate:
     def verified(self, project: str, path: str) -> GateFile:
         """The file whose link has this path, once it is proved to be logged; raises Error."""
         page, file = self.find(project, path)
+        if self._prove(page, file) and file.metadata:  # so that the next page can offer it
+            self.pool.submit(self._try, page, file.apart())
+        return file
+
+    def _try(self, page: str, file: GateFile) -> None:
+        with contextlib.suppress(Error):
+            self._prove(page, file)
+
+    def _prove(self, page: str, file: GateFile) -> bool:
+        """Returns True if the proof of a file is new here; raises Error if there is none that holds."""
         if not file.checksum:
             raise BadProof("the index gives no SHA-256 for it")
         if not re.fullmatch(r"https?://[!-~]+", file.url):
@@ -7996,9 +8035,9 @@ class Gate:
         result = verify_artifact(source, self.demands, Verified(Artifact(file.name, (file.name,), file.checksum)))
         if result.error:
             raise result.error
-        if result.proof not in self.proofs.kept(file):
+        if new := result.proof not in self.proofs.kept(file):
             self.proofs.keep(file, result.proof)
-        return file
+        return new
 
     def find(self, project: str, path: str) -> tuple[str, GateFile]:
         """The URL of the page that lists a file, and the file; raises BadProof, Unavailable."""
@@ -8009,6 +8048,8 @@ class Gate:
                 for file in page[1]:
                     if file[:2] == wanted:
                         return page[0], file
+                    if file.metadata and (f"{file.name}.metadata", f"sha256:{sha256}") == (wanted[0], file.checksum):
+                        return page[0], file.apart()  # whose link is that of the file, with .metadata behind it
         raise BadProof(f"the page of {project} does not list it with this checksum")
 
 
@@ -8046,8 +8087,11 @@ class GateHandler(Handler):
         if (page := self.app.files(project)) is None:
             raise HttpError(404, f"the index has no project {project}")
         files, links = list[dict[str, Any]](), list[tuple[str, dict[str, Any], str]]()
+        proved = self.app.proofs.proved(file.apart() for file in page[1] if file.metadata)
         for file in page[1]:
             url, more = f"/files/{project}/{file.path}", dict(file.more)
+            if file.apart()[:2] in proved:
+                more |= {key: {"sha256": file.metadata[7:]} for key in METADATA}
             hashes = {"sha256": file.checksum[7:]} if file.checksum else {}
             files.append({"filename": file.name, "url": url, "hashes": hashes, **more})
             links.append((f"{url}#sha256={file.checksum[7:]}" if file.checksum else url, more, file.name))
@@ -8061,7 +8105,9 @@ class GateHandler(Handler):
         lines = [f'<!DOCTYPE html>\n<meta name="pypi:repository-version" content="1.0">\n<title>{title}</title>\n']
         for url, more, text in links:
             said = {key: "" if value is True else str(value) for key, value in more.items() if value is not False}
-            attributes = "".join(f' data-{key}="{html.escape(said[key])}"' for key in REPEATED[:2] if key in said)
+            said |= {key: f"sha256={more[key]['sha256']}" for key in METADATA if key in more}
+            shown = [key for key in said if key not in REPEATED[2:]]
+            attributes = "".join(f' data-{key}="{html.escape(said[key])}"' for key in shown)
             lines.append(f'<a href="{html.escape(url)}"{attributes}>{html.escape(text)}</a><br>\n')
         kind = HTML_PAGE if HTML_PAGE in accepted else "text/html; charset=utf-8"
         return Response("".join(lines).encode(errors="replace"), kind)
@@ -8071,7 +8117,8 @@ class GateHandler(Handler):
         name = printable(urllib.parse.unquote(path.rpartition("/")[2]))
         try:
             file = self.app.verified(project, path)
-            response = self._carried(file) if self.app.carry else Response(b"", TEXT, 302, {"Location": file.url})
+            carried = self.app.carry or file.name.endswith(".metadata")  # whose checksum not every installer looks at
+            response = Response(b"", TEXT, 302, {"Location": file.url}) if not carried else self._carried(file)
         except Error as error:
             self.app.results["refused"] += 1
             sentence = f"{name} is refused: {printable(str(error))}"
@@ -8085,8 +8132,13 @@ class GateHandler(Handler):
 
     def _carried(self, file: GateFile) -> Response:
         """The bytes of a file. The last ones of a large file are sent only if all of them have its checksum."""
+        if self.command == "HEAD":
+            return Response(b"", OCTETS)
         answer, pool = open_url(file.url), self.app.pool
-        first = answer.read(MAX_HELD)
+        try:
+            first = answer.read(MAX_HELD)
+        except (OSError, http.client.HTTPException) as error:
+            raise Unavailable(f"the index ends in the middle of it: {error}") from None
         digest = hashlib.sha256(first)
 
         def check() -> None:
@@ -8402,6 +8454,7 @@ def _watch_commands(command: Command) -> None:
     add("projects", nargs="*", metavar="PROJECT", help="log only their files (default: all that the index lists)")
     add("--index-url", required=True, metavar="U", help="the index: the URL that pip takes")
     add("--log-url", metavar="U", help="the log (default: the policy's URL, or http://127.0.0.1:8080)")
+    add("--metadata", action="store_true", help="also log FILENAME.metadata, where the index gives its checksum")
     add("--proof-dir", metavar="D", help="write FILENAME.tlog-proof into this folder for each file")
     add("--write-token-file", metavar="F", help="a file with the log's write token")
     _add_policy(add)

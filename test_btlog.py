@@ -12629,6 +12629,37 @@ def test_a_gate_lists_all_files_and_no_metadata_apart_from_them(gated: Gated) ->
     assert ask(gated.url, f"/files/good/{'00' * 32}/good-1.0-py3-none-any.whl")[0] == 403
 
 
+def test_a_gate_offers_metadata_that_is_logged(gated: Gated, tmp_path: Path) -> None:
+    """Once the file was asked for, and with the bytes that are logged; a monitor knows what these entries are."""
+    with contextlib.closing(LocalLog(tmp_path / "asked")) as log:
+        name, data = "good-1.0-py3-none-any.whl", b"Metadata-Version: 2.1"
+        (tmp_path / "index" / f"{name}.metadata").write_bytes(data)
+        sha256 = hashlib.sha256(data).hexdigest()
+        gated.list(name, **{"core-metadata": {"sha256": sha256}})
+        index = f"{gated.index.url}/simple"
+        assert call_btlog("ingest", "--index-url", index, "--log-url", log.url, "--metadata", "good")[0] == 0
+        assert [Entry.parse(data).filename for data in walk(log.url)] == [name, f"{name}.metadata"]
+        (tmp_path / "key").write_text(LOG_VKEY)
+        watched = ("monitor", "--log-url", log.url, "--public-key", str(tmp_path / "key"), "--index-url", index)
+        assert call_btlog(*watched, "--storage-dir", str(tmp_path / "mirror"))[0] == 0
+        gated.proofs._other = btlog.LoggedProofs(btlog.LogReader(log.url, 1), UNWITNESSED, ())
+        assert b"metadata" not in gated.page("good")[2]
+        link = f"/files/good/{gated.files[name]['hashes']['sha256']}/{name}"
+        assert ask(gated.url, link)[0] == 302
+        eventually(lambda: b"core-metadata" in gated.page("good")[2])
+        [file] = json.loads(gated.page("good")[2])["files"]
+        assert file["core-metadata"] == file["dist-info-metadata"] == {"sha256": sha256}
+        page = gated.page("good", "text/html")[2].decode()
+        assert f'data-core-metadata="sha256={sha256}" data-dist-info-metadata="sha256={sha256}"' in page
+        assert ask(gated.url, f"{link}.metadata")[::2] == (200, data)
+        (tmp_path / "index" / f"{name}.metadata").write_bytes(b"other")
+        assert ask(gated.url, f"{link}.metadata")[0] == 403
+        gated.list(name, **{"core-metadata": {"sha256": "00" * 32}})  # which is not what is logged
+        assert b"core-metadata" not in gated.page("good")[2]
+        assert ask(gated.url, f"{link}.metadata")[0] == 403
+        gated.proofs._other._source.close()
+
+
 def test_a_gate_before_an_index_in_html(gated: Gated) -> None:
     [good] = [file["hashes"]["sha256"] for file in gated.files.values() if "good" in file["filename"]]
     links = f'<a href="../../good-1.0-py3-none-any.whl#sha256={good}" data-requires-python="&gt;=3" data-yanked>x</a><a href="/y">y</a>'
