@@ -14,7 +14,7 @@ given, this publisher. As many witnesses as the policy asks for cosigned the tre
 tree of the log that this witness saw before. The file may still be harmful, and its publisher may not have been
 entitled to publish it. The log makes an attack visible; somebody still has to look.
 
-Reading order is dependency order: a section uses only what stands above it.
+Reading order is dependency order: a section uses only what stands above it. Only `WitnessClient` calls `Log`, below.
 
   Part I    Trusted core: errors, strict scalars, Merkle checks, keys and notes, checkpoints, policies, entries, proofs.
             Bytes and integers go in; a value or an `Error` comes out. No clock; no I/O, except in `verify_file`.
@@ -23,7 +23,8 @@ Reading order is dependency order: a section uses only what stands above it.
   Part III  Storage: one SQLite file, one writer, one transaction for changes that belong together. There is a store
             for a log, one for a mirror (a copy of a log that a monitor fills), and one for a witness.
   Part IV   Network: HTTP plumbing, the client, the log with its sequencer and its page, the witness, the monitor.
-  Part V    Commands: one small function each, and `main(argv)`, which returns the exit code.
+  Part V    Commands, and what only they need: the parsers of lock files, the monitor's reports, the gate with its
+            store. At the end `main(argv)`, which returns the exit code.
 
 Terms of this file, beside those of the specifications:
 
@@ -35,8 +36,10 @@ Terms of this file, beside those of the specifications:
   target      what `verify` is given: a file, a folder, a lock file; an artifact is a file that a target names
   gate        a package index through which installers get only what is logged (`proxy`)
 
-A verifier has to trust Part I. A monitor has to trust the tile reader, the mirror and the monitor's code as well. A
-witness has to trust the witness's step and its store as well. A defect below Part I can stop a log, or make it emit
+Who calls `check_logged` has to trust Part I; who runs `verify` or `proxy`, also their code in Part V, which chooses the
+name and the checksum to check. A monitor has to trust the tile reader, the search in entries, the mirror, `Monitor` and
+`Reporter` as well. A witness has to trust the witness's step, its store, and `Witness` and its handler: they choose the
+keys by the origin, and answer only after the commit. A defect below Part I can stop a log, or make it emit
 what Part I refuses. It can't make Part I accept an entry that was not logged.
 
 Specifications: C2SP (https://c2sp.org) as of July 2026: signed-note, tlog-checkpoint, tlog-cosignature, tlog-tiles,
@@ -873,7 +876,7 @@ def expand_tile(tile: bytes) -> list[list[bytes]]:
 
 
 class Cache:
-    """A least-recently-used cache up to a total weight. A key's value must never change. Threads may share it."""
+    """A least-recently-used cache up to a total weight. `put` keeps the value that a key has. Threads may share it."""
 
     def __init__(self, limit: int, weigh: Callable[[Any], int] = lambda value: 1) -> None:
         self._limit, self._weigh, self._weight = limit, weigh, 0
@@ -1100,6 +1103,8 @@ def witness_step(
     last: Witnessed | None, keys: Collection[VerifierKey], request: AddCheckpoint, signer: Signer, now: int
 ) -> tuple[Witnessed, str]:
     """Returns what to store next for a log with these `keys`, and the line to answer with once it is stored.
+
+    The caller has to choose `keys` by the origin in the note: it is not compared here.
 
     Raises, checked in this order: Malformed; BadSignature (no key signed, or a signature is false); Malformed (the old
     size is above the checkpoint's); Stale; BadProof.
@@ -2028,6 +2033,7 @@ def check_store(rows: LogRows, key: VerifierKey, progress: Callable[[int, int], 
         if (256 * index + width) % (1 << PART) == 0 or 256 * index + width == size:
             yield from _check_keys(rows, 256 * index >> PART, keys)
             keys = []
+    progress(size, size)
     yield from _check_tiles(rows, size, hashes)
     for kind, tree in trees.items():
         try:
@@ -2233,6 +2239,7 @@ class MirrorStore(LogStore):
             self._searched(db, wanted, tree.size)
 
         self._append(entries, choose, finish)
+        self.database.tidy()
 
     @staticmethod
     def _keep(db: sqlite3.Connection, findings: list[Finding]) -> None:
@@ -2265,6 +2272,7 @@ class MirrorStore(LogStore):
             with self.database.transaction() as db:
                 self._keep(db, findings)
                 self._searched(db, due, hi)
+            self.database.tidy()
             progress(hi, end)
 
     def _publishers(
@@ -2321,12 +2329,14 @@ class MirrorStore(LogStore):
     def reported(self, numbers: Iterable[int]) -> None:
         with self.database.transaction() as db:
             db.executemany("DELETE FROM finding WHERE n = ?", [(n,) for n in numbers])
+        self.database.tidy()
 
     def compared(self, size: int, projects: Iterable[str], turn: int) -> None:
         """Stores that the first `size` entries and these `projects` were compared with the index in this turn."""
         with self.database.transaction() as db:
             db.executemany(SET, [("compared", size), ("turn", turn)])
             db.executemany("UPDATE project SET compared = ? WHERE name = ?", [(turn, name) for name in projects])
+        self.database.tidy()
 
 
 SEARCH_BATCH = 1 << 14  # entries that are searched for new patterns in one transaction
@@ -2622,13 +2632,14 @@ _http_date = functools.lru_cache(1)(lambda second: email.utils.formatdate(second
 class Handler(http.server.BaseHTTPRequestHandler):
     """One HTTP request. http.server parses its head and writes the head of its answer; `Connection` carries the bytes.
 
-    A subclass defines do_GET and do_POST. Each returns a Response, or a coroutine that does, or raises an Error.
+    A subclass defines `allowed`, do_GET and, where it allows POST, do_POST.
+    Each of the last two returns a Response, or a coroutine that does, or raises an Error.
     """
     protocol_version = "HTTP/1.1"
     request_version, command, close_connection = "HTTP/1.1", "", True  # until a head is read
     length, expects = 0, False
 
-    app: Any  # the LogServer or Witness that answers
+    app: Any  # the LogServer, Witness or Gate that answers
 
     def __init__(self) -> None:
         """An empty request. It skips http.server's own __init__, which would read from a socket."""
@@ -3527,18 +3538,18 @@ METRICS = "text/plain; version=0.0.4; charset=utf-8"
 #
 #   submit -> Commit -> done -> Ask -> cosigned, until the quorum is met -> Publish -> done -> Answer
 #
-# Without witnesses, a Commit also publishes. One Commit takes all submissions that wait. While it is under way, and
+# Without witnesses, a Commit also publishes. A Commit takes what waits, to about MAX_BATCH. While it is under way, and
 # while witnesses are asked, the next batch grows.
 
 @dataclass(frozen=True)
-class Published:
+class SignedNote:
     """A signed checkpoint: its note, its tree, and the note as a JSON string of base64."""
     note: bytes
     tree: Tree
     json: bytes
 
     @classmethod
-    def of(cls, note: bytes) -> Published:
+    def of(cls, note: bytes) -> SignedNote:
         return cls(note, Checkpoint.parse(split_note(note)[0]).tree, b'"%b"' % b64(note))
 
 
@@ -3549,7 +3560,7 @@ class Submission:
         self.entries, self.prove = entries, prove
         self.outcomes: list[Outcome] = []
         self.proofs: dict[int, bytes] = {}
-        self.published: Published
+        self.published: SignedNote
         self.error = ""  # why it was not published
         self.given_up = False  # the client has timed out: no answer is needed
         self.waiter: asyncio.Future[None] | None = None
@@ -3558,7 +3569,7 @@ class Submission:
 @dataclass
 class CosigningRound:
     """A signed checkpoint that all witnesses are asked to cosign, and their answers so far."""
-    signed: Published
+    signed: SignedNote
     begun: float
     deadline: float
     lines: dict[VerifierKey, str] = field(default_factory=dict)
@@ -3580,14 +3591,14 @@ class Ask:
 @dataclass(frozen=True)
 class Publish:
     """Store the checkpoint as published, and the size that each witness has cosigned."""
-    checkpoint: Published
+    checkpoint: SignedNote
     sizes: dict[VerifierKey, int]
     begun: float  # when the witnesses were asked
 
 
 @dataclass(frozen=True)
 class Answer:
-    """Tell the clients that the published tree includes their entries; with an error, that it does not."""
+    """Tell the clients that the published tree includes their entries; with an error, that they can't rely on that."""
     submissions: list[Submission]
     error: str = ""
 
@@ -3612,7 +3623,7 @@ class LogOptions:
     """The options of a log; times in seconds."""
     replace: bool = False  # a logged filename may be logged again with another checksum
     add_timeout: float = 30
-    checkpoint_interval: float = 0.2  # the longest pause between two cosigning rounds
+    checkpoint_interval: float = 0.2  # how long a small batch may wait, after a round, for more entries
     witness_timeout: float = 5
     republish_interval: float = 3600  # an idle log has its checkpoint cosigned again after this time; 0 for never
 
@@ -3621,7 +3632,7 @@ class Sequencer:
     """The state of a log that signs. All times are seconds of a monotonic clock."""
 
     def __init__(
-        self, signed: Published, published: Published | None, policy: Policy, witnesses: Collection[VerifierKey],
+        self, signed: SignedNote, published: SignedNote | None, policy: Policy, witnesses: Collection[VerifierKey],
         options: LogOptions,
     ) -> None:
         self.signed, self.published = signed, published
@@ -3633,7 +3644,7 @@ class Sequencer:
         self._todo = deque[Ask | Answer | Halt]()
         # Sign nothing until the last checkpoint is cosigned again: a witness may know a newer one that this log lost.
         self.agreed = not witnesses
-        self._earliest = self._due = 0.0  # the next cosigning round starts between these times
+        self._earliest = self._due = 0.0  # small batches wait until the first; at the second, all is cosigned again
         self._last_weight = 1  # entries of the last Commit: once as many wait again, `_earliest` does not count
         self._backoff, self._pause = 0.1, 0.05  # before the next try: after a missed quorum, after a failed commit
         self._again, self._refusals = 0.0, 0  # when to try the disk again, and how often in a row it has refused
@@ -3662,13 +3673,13 @@ class Sequencer:
             self.queue.remove(submission)
             self.weight -= len(submission.entries)
 
-    def done(self, now: float, signed: Published | None = None) -> None:
+    def done(self, now: float, signed: SignedNote | None = None) -> None:
         """The action from `next` is done. `signed` is the new checkpoint of a Commit that had new entries."""
         action, self._doing = self._doing, None
         self._disk_trouble, self._refusals, self._pause = "", 0, 0.05
         if isinstance(action, Commit):
             self.signed = signed or self.signed
-            self.unpublished += action.batch
+            self.unpublished += [submission for submission in action.batch if not submission.given_up]
             if not self._witnesses:
                 self._set_published(self.signed)
             elif not self.stopping:
@@ -3736,7 +3747,7 @@ class Sequencer:
             self.over = True
             left = [*self.queue, *self.unpublished]
             return Answer(left, self.trouble or "the server is shutting down")
-        if self._disk_trouble and (now < self._again or not self.queue):
+        if self._disk_trouble and (not self.queue or (self.agreed and now < self._again)):
             self._doing = Probe() if now >= self._again else None
         elif self.queue and self._may_commit(now):
             self._doing = Commit(self._next_batch())
@@ -3747,14 +3758,14 @@ class Sequencer:
 
     def wake_at(self) -> float:
         """When to call `next` again if no event comes before."""
-        if self.round or self._disk_trouble:
-            return self.round.deadline if self.round else self._again
         ready = self.queue and self.agreed
+        if self.round or (self._disk_trouble and (ready or not self.queue)):
+            return self.round.deadline if self.round else self._again
         return min(self._due, self._earliest if ready else math.inf) if self._witnesses else math.inf
 
     def _may_commit(self, now: float) -> bool:
-        enough = self.weight >= min(self._last_weight, MAX_BATCH)
-        return self.agreed and (not self._witnesses or enough or now >= self._earliest)
+        enough = self.weight >= min(self._last_weight, MAX_BATCH) or self._disk_trouble
+        return self.agreed and (not self._witnesses or bool(enough) or now >= self._earliest)
 
     def _next_batch(self) -> list[Submission]:
         """Takes the next batch from the queue: all that waits, up to about MAX_BATCH entries."""
@@ -3782,15 +3793,16 @@ class Sequencer:
             self._miss(now, f"the quorum of witnesses is missed; dark: {', '.join(silent)}")
             return
         lines = [round_.lines[key] for key in self._policy.witnesses if key in round_.lines]
-        checkpoint = Published.of(round_.signed.note + "".join(lines).encode())
+        checkpoint = SignedNote.of(round_.signed.note + "".join(lines).encode())
         self._doing = Publish(checkpoint, dict.fromkeys(round_.lines, checkpoint.tree.size), round_.begun)
 
     def _miss(self, now: float, why: str) -> None:
         """Publishing failed. The committed entries stay, and the witnesses are asked again later."""
+        self.unpublished = [submission for submission in self.unpublished if not submission.given_up]
         self._quorum_trouble, self._due = why, now + self._backoff
         self._backoff = min(2 * self._backoff, 2.0)
 
-    def _set_published(self, checkpoint: Published) -> None:
+    def _set_published(self, checkpoint: SignedNote) -> None:
         """All that is committed is in the published tree: nothing is committed while witnesses are asked."""
         self.published = checkpoint
         if included := [submission for submission in self.unpublished if not submission.given_up]:
@@ -3925,7 +3937,7 @@ class Log:
         signed = self._open("signed")
         with store.database.snapshot():  # another process may write at the same time
             store.check_last_part()
-        published: Published | None = self._open("published")
+        published: SignedNote | None = self._open("published")
         witnesses = self._witness_urls() if signer and policy.quorum.threshold else {}
         if signer and not witnesses and published != signed:  # its policy no longer has witnesses
             store.publish(signed.note, {})
@@ -3942,7 +3954,7 @@ class Log:
             for key, url in witnesses.items()
         ]
 
-    def _open(self, kind: str) -> Published:
+    def _open(self, kind: str) -> SignedNote:
         """The stored "signed" or "published" checkpoint; raises Corrupt unless its signature and tiles match."""
         try:
             note = self.store.checkpoint(kind) or b""
@@ -3951,7 +3963,7 @@ class Log:
                 raise Corrupt(f"the tiles do not lead to the root of the tree of size {tree.size}")
         except Error as error:
             raise Corrupt(f"{self.store.folder} is corrupt: {kind} checkpoint: {error}") from None
-        return Published.of(note)
+        return SignedNote.of(note)
 
     def _accepts(self, note: bytes) -> bool:
         try:
@@ -3971,7 +3983,7 @@ class Log:
         return reached
 
     @property
-    def signed(self) -> Published:
+    def signed(self) -> SignedNote:
         return self.sequencer.signed
 
     @property
@@ -3979,13 +3991,13 @@ class Log:
         return self.sequencer.trouble
 
     @property
-    def published(self) -> Published:
+    def published(self) -> SignedNote:
         """The checkpoint that readers see; raises Unavailable while none has met the quorum."""
         published = self.sequencer.published
         if self._signer is None:  # another process may have published a newer one
             note = self.store.checkpoint("published")
             if note and (published is None or note != published.note):
-                self.sequencer.published = published = Published.of(note)
+                self.sequencer.published = published = SignedNote.of(note)
         if published is None:
             raise Unavailable(f"no checkpoint has met the quorum yet: {self.trouble or 'the witnesses are asked'}")
         return published
@@ -3993,7 +4005,7 @@ class Log:
     def tiles(self, tree: Tree) -> Tiles:
         return Tiles(tree.size, self.store.tile, self._cache)
 
-    def proofs(self, published: Published, indices: Iterable[int]) -> dict[int, bytes]:
+    def proofs(self, published: SignedNote, indices: Iterable[int]) -> dict[int, bytes]:
         """The inclusion proofs of entries, by index: the elements of a JSON array of base64, without brackets."""
         ordered = sorted(set(indices))
         proofs = prove_many(self.tiles(published.tree), ordered, b'","')
@@ -4062,7 +4074,7 @@ class Log:
                 self._wake.wait(None if wait == math.inf else max(wait, 0))
         return action
 
-    def _do(self, action: Action) -> Published | None:
+    def _do(self, action: Action) -> SignedNote | None:
         """Does an action; returns the new checkpoint of a Commit. Raises the errors of the store."""
         match action:
             case Commit(batch):
@@ -4071,6 +4083,8 @@ class Log:
             case Ask(round_):
                 for witness in self.witnesses:
                     witness.ask(round_)
+                if self.trouble:  # else it is done with the answers
+                    self.store.database.tidy()
             case Publish(checkpoint, sizes):
                 self.store.publish(checkpoint.note, sizes)
                 logger.debug("published size %d, cosigned by %d witnesses", checkpoint.tree.size, len(sizes))
@@ -4092,7 +4106,7 @@ class Log:
         else:
             self.tell(Sequencer.refused, time.monotonic(), error)
 
-    def _append(self, batch: list[Submission]) -> Published | None:
+    def _append(self, batch: list[Submission]) -> SignedNote | None:
         """Stores the new entries of `batch`; returns the checkpoint signed for them, None if there were none."""
         sealed: list[bytes] = []
 
@@ -4108,7 +4122,7 @@ class Log:
         ))
         for submission in batch:
             submission.outcomes = [next(outcomes) for _ in submission.entries]
-        return Published.of(sealed[0]) if sealed else None
+        return SignedNote.of(sealed[0]) if sealed else None
 
     def _answer(self, submissions: list[Submission], error: str) -> None:
         if not error:
@@ -4850,7 +4864,7 @@ class LogHandler(Handler):
         return parsed
 
     def _bulk_answer(
-        self, published: Published, results: list[tuple[bytes, Outcome] | Refused]
+        self, published: SignedNote, results: list[tuple[bytes, Outcome] | Refused]
     ) -> Iterator[list[bytes]]:
         head = b'{"type":"checkpoint","checkpoint":%b,"tree_size":%d}\n'
         yield [head % (published.json, published.tree.size)]
@@ -7018,7 +7032,7 @@ class StoredProofs(ProofSource):
 
 
 class LoggedProofs(ProofSource):
-    """Proofs from a log. If it serves only its static tree, all entries are read, once."""
+    """Proofs from a log. If it has no look-up, all entries are read, once; not for a gate."""
 
     def __init__(self, source: LogReader, policy: Policy, artifacts: Iterable[Artifact]) -> None:
         self._source, self._policy, self._artifacts = source, policy, artifacts
@@ -7665,7 +7679,7 @@ class StaticTree:
         for done, (level, index, width) in enumerate(places):
             data = self._store.bundle(index, width) if level is None else self._store.tile(level, index, width)
             self._write(tile_path(level, index, width), data)
-            progress(done, len(places))
+            progress(done + 1, len(places))
         for folder in sorted(self._folders, key=lambda path: len(path.parts), reverse=True):
             sync_folder(folder)
         self._write("checkpoint", note)
@@ -7834,8 +7848,8 @@ def cmd_health(args: argparse.Namespace) -> int:
 
 
 # --- The gate: an index through which installers get only what is logged ----------------------------------------------
-# An installer takes it for a package index. Its pages list every file of the index behind it, and each link leads here.
-# When a file is asked for, its proof is verified first; only then is the installer sent on to the index.
+# An installer takes it for a package index. Its pages list all files of the index, logged or not; each link leads here.
+# When a file is asked for, its proof is verified first; only then is the installer sent on to the index, or given it.
 
 GATE_ID = 0x62746C70  # "btlp"
 GATE_SCHEMA = """
@@ -7877,13 +7891,14 @@ class _Anchors(_Links):
 
     def __init__(self, url: str) -> None:
         super().__init__(url)
-        self.more = list[dict[str, str]]()
+        self.more = list[dict[str, Any]]()
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         count = len(self.links)
         super().handle_starttag(tag, attrs)
         if len(self.links) > count:
-            said = {name.removeprefix("data-"): value or "" for name, value in attrs}
+            said: dict[str, Any] = {name.removeprefix("data-"): value or "" for name, value in attrs}
+            said |= {"yanked": said["yanked"] or True} if "yanked" in said else {}  # in JSON, "" would be no
             self.more.append({name: said[name] for name in (*REPEATED, "core-metadata") if name in said})
 
 
@@ -7952,7 +7967,7 @@ class ProvedFiles(ProofSource):
             try:
                 with open_url(urllib.parse.urljoin(self._page, proof)) as answer:
                     yield artifact.filename, answer.read(MAX_PROOF_FILE)
-            except (Unavailable, OSError, http.client.HTTPException) as error:
+            except (Unavailable, OSError, ValueError, http.client.HTTPException) as error:
                 logger.warning("%s: the proof that the index gives: %s", artifact.filename, error)
         if self._other is None:
             raise Unavailable("the index gives no proof, and there is no log to ask: give --log-url or --proofs")
@@ -8174,7 +8189,7 @@ class LiveProofs(ProofSource):
 
 
 def cmd_proxy(args: argparse.Namespace) -> int:
-    policy, url = read_policy(args), args.log_url
+    policy = read_policy(args)
     if bool(args.proofs) + bool(args.log_url) + bool(args.storage_dir) > 1:
         raise Malformed("give one of --proofs, --log-url and --storage-dir")
     with contextlib.ExitStack() as stack:
@@ -8343,7 +8358,7 @@ def _log_command(command: Command) -> None:
     add("--witness-url", metavar="U", help="the URL of one witness, instead of a policy")
     add("--witness-public-key", metavar="F", help="the public key of that witness")
     add("--checkpoint-interval", default=0.2, type=duration, metavar="S",
-        help="the longest pause between two requests to witnesses, in seconds")
+        help="how long new entries may wait for others before witnesses are asked again, in seconds")
     add("--witness-timeout", default=5.0, type=duration, metavar="S", help="seconds that a witness has to answer")
     add("--republish-interval", default=3600.0, type=duration, metavar="S",
         help="seconds after which an idle log is cosigned anew, 0 for never")

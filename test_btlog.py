@@ -6620,9 +6620,9 @@ class SequencerWorld:
         self.faulty, self.lost, self.halts = True, False, 0
         self.cosigned: dict[int, set[VerifierKey]] = {}  # by size
 
-    def signed(self) -> btlog.Published:
+    def signed(self) -> btlog.SignedNote:
         root = hashlib.sha256(str(self.count).encode()).digest() if self.count else btlog.EMPTY_ROOT
-        return btlog.Published.of(seal(Tree(self.count, root)))
+        return btlog.SignedNote.of(seal(Tree(self.count, root)))
 
     def step(self) -> None:
         """Something happens; then the machine is asked what to do, until it waits."""
@@ -6705,6 +6705,27 @@ class SequencerWorld:
         assert self.machine.next(self.now) is None
         assert [s for s in kept if not s.given_up and id(s) not in self.answers] == []
         assert self.halts == self.lost
+
+
+def test_the_sequencer_keeps_nothing_that_nobody_waits_for() -> None:
+    """A client that tries again and again while the quorum is missed fills no memory."""
+    key = btlog.as_witness(WITNESS)
+    signed = btlog.SignedNote.of(seal(Tree(0, btlog.EMPTY_ROOT)))
+    policy = Policy((LOG,), (key,), Quorum(1, (key,)))
+    machine = btlog.Sequencer(signed, None, policy, [key], btlog.LogOptions())
+    machine.agreed = True
+    for now in range(0, 1000, 10):
+        submission = btlog.Submission([b"x"], True)
+        machine.submit(submission)
+        while action := machine.next(now):
+            if isinstance(action, btlog.Commit):
+                if now % 20:
+                    machine.give_up(submission)
+                machine.done(now)
+            elif isinstance(action, btlog.Ask):
+                machine.declined(action.round, key, "no")
+        machine.give_up(submission)
+        assert len(machine.unpublished) <= 1
 
 
 def test_the_sequencer_keeps_its_promises_in_every_history(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -11101,6 +11122,20 @@ def size_of(folder: Path) -> int:
 # --- M1: when findings are told ------------------------------------------------------------------------------------------
 
 
+def test_the_journal_of_a_mirror_stays_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(btlog, "MAX_WAL", 1 << 18)
+    monkeypatch.setattr(btlog.Monitor, "BATCH", 512)
+    with (
+        contextlib.closing(StaticLog(tmp_path / "static", 8000)) as log,
+        contextlib.closing(btlog.LogReader(log.web.url)) as source,
+        contextlib.closing(btlog.MirrorStore(make(tmp_path / "mirror"))) as store,
+    ):
+        follower = btlog.Monitor(store, source, btlog.simple_policy([LOG]), btlog.WatchList())
+        assert follower.round(lambda done, total: None, time.time)
+        assert store.tree("signed").size == 8000
+        assert (tmp_path / "mirror" / "log.sqlite3-wal").stat().st_size < 1 << 20 < store.database.path.stat().st_size
+
+
 def test_M1_findings_are_told_as_they_are_stored(tmp_path: Path) -> None:
     """After each batch, in a round without end; the exit code of a run that is ended says if there was something."""
     common = [named_entry(f"same{i}-1.0-py3-none-any.whl") for i in range(256)]
@@ -12665,7 +12700,7 @@ def test_a_gate_before_an_index_in_html(gated: Gated) -> None:
     links = f'<a href="../../good-1.0-py3-none-any.whl#sha256={good}" data-requires-python="&gt;=3" data-yanked>x</a><a href="/y">y</a>'
     gated.pages["/simple/good/"] = 200, "text/html", links.encode()
     [file] = json.loads(gated.page("good")[2])["files"]
-    assert (file["filename"], file["requires-python"], file["yanked"]) == ("good-1.0-py3-none-any.whl", ">=3", "")
+    assert (file["filename"], file["requires-python"], file["yanked"]) == ("good-1.0-py3-none-any.whl", ">=3", True)
     assert ask(gated.url, file["url"])[1]["location"] == f"{gated.index.url}/good-1.0-py3-none-any.whl"
     gated.pages["/simple/"] = 200, "text/html", b'<a href="good/">Good</a>'
     assert json.loads(ask(gated.url, "/simple/", accept=PIP_ACCEPTS)[2])["projects"] == [{"name": "good"}]
@@ -12740,6 +12775,7 @@ def test_a_gate_takes_proofs_from_the_index_first(gated: Gated) -> None:
         ("_tlog-proof", "file:///etc/passwd", 403),
         ("_tlog-proof", proof.decode().replace("index 0", "index 1"), 403),
         ("_tlog-proof", 5, 403),
+        ("_tlog-proof", "http://[bad", 403),
     ]:
         gated.list(name, **{key: value})
         assert gated.get(name)[0] == status, value
