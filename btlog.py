@@ -654,10 +654,9 @@ import threading
 import time
 import tomllib
 import urllib.parse
-import urllib.request
 import zlib
 from collections import Counter, OrderedDict, deque
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator, Iterator
 from typing import Any, ClassVar, NoReturn, Self, TypeVar, cast
 
 if sys.platform != "win32":
@@ -1413,7 +1412,8 @@ class Database:
         """Creates the file, whole or not at all: it is filled under another name, and then linked."""
         draft = path.with_name(f".{path.name}.{os.getpid()}.new")
         try:
-            for left in path.parent.glob(f".{path.name}.*.new*"):  # by a start that was killed
+            drafts = [draft for draft in path.parent.iterdir() if draft.name.startswith(f".{path.name}.")]
+            for left in (draft for draft in drafts if ".new" in draft.name):  # by a start that was killed
                 left.unlink(missing_ok=True)
             os.close(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644))  # not through somebody's link
             with contextlib.closing(sqlite3.connect(draft, isolation_level=None)) as connection:
@@ -1497,7 +1497,8 @@ class Database:
         """
         with self._writing, self._guarded():
             self._untidy += 1
-            large = os.stat(f"{self.path}-wal").st_size > MAX_WAL
+            journal = Path(f"{self.path}-wal")
+            large = journal.exists() and journal.stat().st_size > MAX_WAL
             if large or self._untidy > 64:
                 self._untidy = 0
                 self._writer.execute("PRAGMA busy_timeout = 0")  # pages that a reader still needs stay in the WAL
@@ -2384,8 +2385,12 @@ WITNESS_SCHEMA = """
 
 
 def is_new(database: Path) -> bool:
-    """True if there is no database yet, or only an empty file."""
-    return not database.exists() or database.stat().st_size == 0
+    """True if there is no database yet; an empty file is removed. Raises Malformed for what is no regular file."""
+    if database.exists() and not database.is_file():
+        raise Malformed(f"{database} is not a regular file")
+    if database.exists() and database.stat().st_size == 0:
+        database.unlink()
+    return not database.exists()
 
 
 class WitnessStore:
@@ -2396,7 +2401,6 @@ class WitnessStore:
 
     def __init__(self, path: Path) -> None:
         if is_new(path):
-            path.unlink(missing_ok=True)
             Database.create(path, WITNESS_ID, WITNESS_SCHEMA)
         self.path, self.database = path, Database(path, WITNESS_ID)
 
@@ -2956,6 +2960,9 @@ class Connection(asyncio.Protocol):
             self._error_answer(handler, error)
             self._transport.abort()
             return
+        finally:
+            if isinstance(body, AsyncGenerator):
+                await body.aclose()
         self._send(b"0\r\n\r\n" if chunked else b"")
         self._transport.set_write_buffer_limits()
         self._next(keep)
@@ -3182,16 +3189,16 @@ class _Timed(io.RawIOBase):
     """Reads a socket until one deadline. A socket's own time-out would begin anew with every byte received."""
 
     def __init__(self, sock: socket.socket, deadline: float, file: io.BufferedIOBase) -> None:
-        self._sock, self._deadline, self._file = sock, deadline, file
+        self.sock, self.deadline, self._file = sock, deadline, file
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
-        if (left := self._deadline - time.monotonic()) <= 0:
+        if (left := self.deadline - time.monotonic()) <= 0:
             raise TimeoutError("no complete answer in time")
-        self._sock.settimeout(left)
-        return self._sock.recv_into(buffer)
+        self.sock.settimeout(left)
+        return self.sock.recv_into(buffer)
 
     def close(self) -> None:
         self._file.close()  # releases the socket
@@ -3201,8 +3208,17 @@ class _Timed(io.RawIOBase):
 class _TimedResponse(http.client.HTTPResponse):
     def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
         super().__init__(sock, *args, **kwargs)
-        deadline = time.monotonic() + (sock.gettimeout() or 0)
-        self.fp: io.BufferedReader = io.BufferedReader(_Timed(sock, deadline, self.fp))
+        self._timed = _Timed(sock, time.monotonic() + (sock.gettimeout() or 0), self.fp)
+        self.fp: io.BufferedReader = io.BufferedReader(self._timed)
+
+    def renew(self, seconds: float) -> None:
+        """Gives what is still to come this much time."""
+        self._timed.deadline = time.monotonic() + seconds
+
+    def abort(self) -> None:
+        """Ends what another thread is waiting for."""
+        with contextlib.suppress(OSError):
+            self._timed.sock.shutdown(socket.SHUT_RDWR)
 
 
 class TimedOut(Unavailable):
@@ -3230,7 +3246,8 @@ class Client:
         try:
             parts = urllib.parse.urlsplit(url)
             host = (parts.hostname or "").encode("idna").decode() or "?"
-            if parts.scheme not in ("http", "https") or not parts.hostname or not re.fullmatch("[!-~]*", parts.path):
+            plain = re.fullmatch("[!-~]*", parts.path) and not (parts.query or parts.fragment)
+            if parts.scheme not in ("http", "https") or not parts.hostname or not plain:
                 raise ValueError("it has to be http:// or https://, a host, and perhaps a port and a path")
             if "@" in parts.netloc:
                 url = "***"
@@ -7915,10 +7932,12 @@ def gate_files(kind: str, data: bytes, url: str) -> list[GateFile]:
             raise ValueError("it has too many values")
         for file in json.loads(data)["files"]:
             name, hashes = file["filename"], file.get("hashes") or {}
-            if not isinstance(name, str) or "/" in name:
+            if not isinstance(name, str) or "/" in name or not name.encode():  # raises ValueError for lone surrogates
                 raise ValueError("a file without a name")
             proof = file.get("_tlog-proof") or file.get("tlog-proof") or ""
-            more = tuple((key, file[key]) for key in REPEATED if file.get(key) is not None)
+            more = tuple((key, file[key]) for key in REPEATED if isinstance(file.get(key), (str, bool, int)))
+            if file.get("yanked") and "yanked" not in dict(more):
+                more += (("yanked", True),)
             target = _plain_url(urllib.parse.urljoin(url, file["url"]))
             apart = file.get("core-metadata", file.get("dist-info-metadata"))
             metadata = _checksum(apart.get("sha256")) if isinstance(apart, dict) else ""
@@ -7933,14 +7952,59 @@ def gate_files(kind: str, data: bytes, url: str) -> list[GateFile]:
     return files
 
 
+class Downloads:
+    """Answers at URLs that an index gives. They may lead anywhere, and never end."""
+
+    def __init__(self) -> None:
+        self.via = f"1.1 btlog-{os.urandom(8).hex()}"  # by which a gate that is led back to itself knows that
+        self._open = set[_TimedResponse]()
+
+    @contextlib.contextmanager
+    def open(self, url: str) -> Iterator[_TimedResponse]:
+        """The answer at a URL, over redirects within http and https; raises Unavailable unless it is 200."""
+        with contextlib.ExitStack() as stack:
+            try:
+                answer = self._answer(url, stack)
+            except (OSError, ValueError, http.client.HTTPException) as error:
+                raise Unavailable(printable(f"{url[:200]} can't be had: {error}")) from None
+            self._open.add(answer)
+            stack.callback(self._open.discard, answer)
+            yield answer
+
+    def _answer(self, url: str, stack: contextlib.ExitStack) -> _TimedResponse:
+        for _ in range(MAX_REDIRECTS + 1):
+            parts = urllib.parse.urlsplit(url)
+            if parts.scheme not in ("http", "https") or not parts.hostname:
+                raise ValueError("it is not http or https")
+            make = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+            connection = make(parts.hostname, parts.port, timeout=ANSWER_TIMEOUT)
+            stack.callback(connection.close)
+            connection.response_class = _TimedResponse
+            fields = {"User-Agent": f"btlog/{__version__}", "Via": self.via, "Connection": "close"}
+            target = parts._replace(scheme="", netloc="", fragment="").geturl() or "/"
+            connection.request("GET", target, None, fields)
+            answer = cast(_TimedResponse, connection.getresponse())
+            stack.callback(answer.close)
+            if answer.status == 200:
+                return answer
+            if not (300 <= answer.status < 400 and (location := answer.getheader("Location"))):
+                raise ValueError(f"it answers {answer.status}")
+            url = _plain_url(urllib.parse.urljoin(url, location))
+        raise ValueError(f"more than {MAX_REDIRECTS} redirects")
+
+    def close(self) -> None:
+        """Ends what other threads are waiting for."""
+        for answer in list(self._open):
+            answer.abort()
+
+
 class ProvedFiles(ProofSource):
     """The proofs that a gate has verified; `of` one of its files also those that the index and another source have."""
 
     def __init__(self, path: Path, other: ProofSource | None) -> None:
         if is_new(path):
-            path.unlink(missing_ok=True)
             Database.create(path, GATE_ID, GATE_SCHEMA)
-        self._database, self._other = Database(path, GATE_ID), other
+        self._database, self._other, self.downloads = Database(path, GATE_ID), other, Downloads()
         self._file, self._page = GateFile("", "", ""), ""
 
     def of(self, file: GateFile, page: str) -> ProvedFiles:
@@ -7965,8 +8029,9 @@ class ProvedFiles(ProofSource):
             yield artifact.filename, proof.encode(errors="replace")
         elif proof:
             try:
-                with open_url(urllib.parse.urljoin(self._page, proof)) as answer:
-                    yield artifact.filename, answer.read(MAX_PROOF_FILE)
+                with self.downloads.open(urllib.parse.urljoin(self._page, proof)) as answer:
+                    found = answer.read(MAX_PROOF_FILE)
+                yield artifact.filename, found
             except (Unavailable, OSError, ValueError, http.client.HTTPException) as error:
                 logger.warning("%s: the proof that the index gives: %s", artifact.filename, error)
         if self._other is None:
@@ -7982,23 +8047,8 @@ class ProvedFiles(ProofSource):
         self._database.tidy()
 
     def close(self) -> None:
+        self.downloads.close()
         self._database.close()
-
-
-def open_url(url: str) -> http.client.HTTPResponse:
-    """The answer at a URL, over redirects within http and https; raises Unavailable unless it is 200."""
-    opener = urllib.request.OpenerDirector()
-    for handler in (urllib.request.HTTPHandler, urllib.request.HTTPSHandler, urllib.request.HTTPRedirectHandler,
-                    urllib.request.HTTPErrorProcessor, urllib.request.HTTPDefaultErrorHandler):
-        opener.add_handler(handler())
-    try:
-        request = urllib.request.Request(url, headers={"User-Agent": f"btlog/{__version__}"})  # noqa: S310 (see above)
-        answer: http.client.HTTPResponse | None = opener.open(request, timeout=ANSWER_TIMEOUT)
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        raise Unavailable(printable(f"{url[:200]} can't be had: {error}")) from None
-    if answer is None or answer.status != 200:
-        raise Unavailable(printable(f"{url[:200]} can't be had: it is not http, or it answers with no file"))
-    return answer
 
 
 class Gate:
@@ -8010,19 +8060,18 @@ class Gate:
         self.index, self.proofs, self.demands, self.carry = index, proofs, demands, carry
         self.results, self.pool = Counter[str](), concurrent.futures.ThreadPoolExecutor(self.THREADS, "gate")
         self._pages = Cache(1 << 26, lambda page: sum(600 + len(str(file)) for file in page[1]))
-        self._reading = threading.Semaphore(4)  # pages may be large
+        self.reading = threading.Semaphore(4)  # pages may be large
 
-    def files(self, project: str) -> tuple[str, list[GateFile]] | None:
-        """The URL of a project's page, and the files that are on it; None if there is no such project.
+    def files(self, project: str) -> tuple[str, list[GateFile], float] | None:
+        """The URL of a project's page, the files on it, and when it was read; None if there is no such project.
 
         Raises Unavailable.
         """
         try:
-            with self._reading:
-                if (page := self.index.page(f"/{project}/", MAX_GATE_PAGE)) is None:
-                    return None
-                kind, body, url = page
-                found = url, gate_files(kind, body.pop(), url)
+            if (page := self.index.page(f"/{project}/", MAX_GATE_PAGE)) is None:
+                return None
+            kind, body, url = page
+            found = url, gate_files(kind, body.pop(), url), time.monotonic()
         except (ValueError, RecursionError, LookupError, TypeError, AttributeError, AssertionError) as error:
             url = f"{self.index.source.url}/{project}/"
             raise Unavailable(printable(f"{url} is no page of a package index: {error}"[:400])) from None
@@ -8058,13 +8107,17 @@ class Gate:
         """The URL of the page that lists a file, and the file; raises BadProof, Unavailable."""
         sha256, _, name = path.partition("/")
         wanted = urllib.parse.unquote(name), "" if sha256 == "-" else f"sha256:{sha256}"
-        for read in self._pages.get, self.files:  # the page may have changed since it was read
-            if page := read(project):
-                for file in page[1]:
-                    if file[:2] == wanted:
-                        return page[0], file
-                    if file.metadata and (f"{file.name}.metadata", f"sha256:{sha256}") == (wanted[0], file.checksum):
-                        return page[0], file.apart()  # whose link is that of the file, with .metadata behind it
+        page = self._pages.get(project)
+        for _ in range(2):
+            for file in page[1] if page else ():
+                if file[:2] == wanted:
+                    return page[0], file
+                if file.metadata and (f"{file.name}.metadata", f"sha256:{sha256}") == (wanted[0], file.checksum):
+                    return page[0], file.apart()  # whose link is that of the file, with .metadata behind it
+            if page and time.monotonic() - page[2] < 5:
+                break
+            with self.reading:  # the page may have changed since it was read
+                page = self.files(project)
         raise BadProof(f"the page of {project} does not list it with this checksum")
 
 
@@ -8079,6 +8132,8 @@ class GateHandler(Handler):
         return "GET", "HEAD"
 
     def do_GET(self) -> Response | Coroutine[Any, Any, Response]:
+        if self.app.proofs.downloads.via in self.headers.get("Via", ""):
+            raise HttpError(403, "the index leads back to this gate")
         if self.route == "/healthz":
             return Response.json({"status": "ok"}, CORS)
         if self.route == "/metrics":
@@ -8091,6 +8146,10 @@ class GateHandler(Handler):
         return await asyncio.get_running_loop().run_in_executor(self.app.pool, answer)
 
     def _page(self) -> Response:
+        with self.app.reading:
+            return self._read_page()
+
+    def _read_page(self) -> Response:
         name = self.route.removeprefix("/simple/")
         project = normalize(name.removesuffix("/"))
         if name and name != f"{project}/":
@@ -8132,50 +8191,66 @@ class GateHandler(Handler):
         name = printable(urllib.parse.unquote(path.rpartition("/")[2]))
         try:
             file = self.app.verified(project, path)
-            carried = self.app.carry or file.name.endswith(".metadata")  # whose checksum not every installer looks at
-            response = Response(b"", TEXT, 302, {"Location": file.url}) if not carried else self._carried(file)
+            if self.command == "HEAD":  # without ranges: the metadata in them would not be verified
+                return Response(b"", OCTETS, headers={"Accept-Ranges": "none"})
+            if self.app.carry or file.name.endswith(".metadata"):  # whose checksum not every installer looks at
+                return self._carried(file)
         except Error as error:
-            self.app.results["refused"] += 1
-            sentence = f"{name} is refused: {printable(str(error))}"
-            logger.warning("%s", sentence)
+            sentence = self._refuse(name, error)
             # uv shows the detail of a problem (RFC 9457), and pip the words behind the status.
             problem = {"title": "not proved to be logged", "status": 403, "detail": sentence}
             words = re.sub(r"[^ -~]", "?", sentence)[:300]
             return Response(json.dumps(problem).encode(), "application/problem+json", 403, reason=words)
         self.app.results["passed"] += 1
-        return response
+        return Response(b"", TEXT, 302, {"Location": file.url})
+
+    def _refuse(self, name: str, error: Exception) -> str:
+        self.app.results["refused"] += 1
+        sentence = f"{name} is refused: {printable(str(error))}"
+        logger.warning("%s", sentence)
+        return sentence
 
     def _carried(self, file: GateFile) -> Response:
         """The bytes of a file. The last ones of a large file are sent only if all of them have its checksum."""
-        if self.command == "HEAD":
-            return Response(b"", OCTETS)
-        answer, pool = open_url(file.url), self.app.pool
-        try:
-            first = answer.read(MAX_HELD)
-        except (OSError, http.client.HTTPException) as error:
-            raise Unavailable(f"the index ends in the middle of it: {error}") from None
-        digest = hashlib.sha256(first)
-
-        def check() -> None:
-            if digest.hexdigest() != file.checksum[7:]:
-                raise BadProof(f"the index serves a file with sha256:{digest.hexdigest()}, not the one that it lists")
-
+        parts = self._parts(file)
+        first = b""
+        while len(first) < MAX_HELD and (part := next(parts, b"")):
+            first += part
         if len(first) < MAX_HELD:
-            answer.close()
-            check()
+            self.app.results["passed"] += 1
             return Response(first, OCTETS)
+        if self.request_version == "HTTP/1.0":  # without chunks, a file that is cut off looks whole
+            parts.close()
+            raise Unavailable("it is too large for a client of HTTP/1.0")
 
-        async def parts() -> AsyncIterator[list[bytes]]:
+        async def rest() -> AsyncIterator[list[bytes]]:
             loop, held = asyncio.get_running_loop(), first
-            with answer:
-                while data := await loop.run_in_executor(pool, answer.read, 1 << 18):
-                    digest.update(data)
+            try:
+                while data := await loop.run_in_executor(self.app.pool, next, parts, b""):
                     yield [held]
                     held = data
-            check()
+            except Error as error:
+                raise BadProof(self._refuse(file.name, error)) from None  # which cuts the answer off
+            finally:
+                parts.close()
+            self.app.results["passed"] += 1
             yield [held]
 
-        return Response(parts(), OCTETS)
+        return Response(rest(), OCTETS)
+
+    def _parts(self, file: GateFile) -> Generator[bytes, None, None]:
+        """The bytes of a file as they come; raises Unavailable, and BadProof where they do not have its checksum."""
+        digest = hashlib.sha256()
+        with self.app.proofs.downloads.open(file.url) as answer:
+            try:
+                while data := answer.read(1 << 18):
+                    answer.renew(ANSWER_TIMEOUT)
+                    digest.update(data)
+                    yield data
+            except (OSError, ValueError, http.client.HTTPException) as error:
+                raise Unavailable(f"the index ends in the middle of it: {error}") from None
+        if digest.hexdigest() != file.checksum[7:]:
+            raise BadProof(f"the index serves a file with sha256:{digest.hexdigest()}, not the one that it lists")
 
 
 class LiveProofs(ProofSource):
