@@ -12715,6 +12715,7 @@ def test_a_gate_before_an_index_in_html(gated: Gated) -> None:
         (PEP_691, b'{"files": [1]}'),
         (PEP_691, b'{"files": [{"filename": 1, "url": ""}]}'),
         (PEP_691, b'{"files": [{"filename": "a/b", "url": ""}]}'),
+        (PEP_691, b'{"files": [{"filename": "\\ud800", "url": ""}]}'),
         (PEP_691, b'{"files": [{"filename": "a", "url": "", "hashes": [1]}]}'),
         (PEP_691, b'{"files": [{"filename": "a", "url": "http://[", "hashes": {}}]}'),
         (PEP_691, b"[" * 100_000),
@@ -12808,6 +12809,79 @@ def test_a_gate_carries_files_and_holds_them_to_their_checksum(tmp_path: Path, m
             place.unlink()
             status, _, body = gated.get(name)
             assert (status, "can't be had" in json.loads(body)["detail"]) == (403, True)
+
+
+class Hostile(http.server.BaseHTTPRequestHandler):
+    """What an index may lead a gate to: bytes that drip, and redirects that are long, endless, or lead back."""
+
+    protocol_version, gate = "HTTP/1.1", ""
+
+    def do_GET(self) -> None:
+        if self.path == "/drip":
+            self.send_response(200)
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                for _ in range(600):
+                    self.wfile.write(b"x")
+                    time.sleep(0.1)
+            return
+        self.send_response(302)
+        self.send_header("Location", {"/fat": "/elsewhere", "/self": self.gate}.get(self.path, self.path))
+        self.send_header("Content-Length", str(1 << 40))
+        self.end_headers()
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+
+def test_a_gate_is_not_held_up_by_what_an_index_leads_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(btlog, "ANSWER_TIMEOUT", 0.5)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hostile)
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+    thread.start()
+    url, name = f"http://127.0.0.1:{server.server_address[1]}", "evil-1.0-py3-none-any.whl"
+    try:
+        for number, carry in enumerate([False, True]):
+            (tmp_path / str(number)).mkdir()
+            with contextlib.closing(Gated(tmp_path / str(number), carry=carry)) as gated:
+                link = f"/files/evil/{gated.files[name]['hashes']['sha256']}/{name}"
+                monkeypatch.setattr(Hostile, "gate", f"{gated.url}{link}")
+                for path_ in "/drip", "/fat", "/loop", "/self":
+                    gated.list(name, **({"url": url + path_} if carry else {"_tlog-proof": url + path_}))
+                    if carry:
+                        gated.proofs.keep(btlog.GateFile(name, f"sha256:{gated.files[name]['hashes']['sha256']}", ""), b"x")
+                        gated.log([gated.files[name]])
+                    gated.page("evil")
+                    begun = time.monotonic()
+                    assert ask(gated.url, link)[0] == 403
+                    assert time.monotonic() - begun < 3
+        assert memory() < 2000
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def test_a_gate_cuts_off_no_file_for_http_1_0(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without chunks, a file that is cut off would look whole. HEAD is answered without ranges."""
+    monkeypatch.setattr(btlog, "MAX_HELD", 1 << 10)
+    with contextlib.closing(Gated(tmp_path, carry=True)) as gated:
+        place = tmp_path / "index" / "good-2.0.tar.gz"
+        place.write_bytes(os.urandom(5000))
+        gated.list(place.name)
+        gated.log([gated.files[place.name]])
+        link = f"/files/good/{gated.files[place.name]['hashes']['sha256']}/{place.name}"
+        with socket.create_connection(("127.0.0.1", gated.local.port)) as connection:
+            connection.sendall(f"GET {link} HTTP/1.0\r\n\r\n".encode())
+            assert all_of(connection).startswith(b"HTTP/1.1 403 good-2.0.tar.gz is refused: it is too large")
+        status, headers, body = ask(gated.url, link, "HEAD")
+        assert (status, headers["accept-ranges"], body) == (200, "none", b"")
+        assert ask(gated.url, link)[2] == place.read_bytes()
+        place.write_bytes(b"x" * 5000)
+        before = gated.gate.results["refused"]
+        with pytest.raises(http.client.IncompleteRead):
+            ask(gated.url, link)
+        assert gated.gate.results["refused"] == before + 1
 
 
 def test_a_page_of_5000_files_takes_no_time(gated: Gated) -> None:
