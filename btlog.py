@@ -3727,9 +3727,9 @@ class Sequencer:
     def outcome_unknown(self, error: str) -> None:
         """The outcome of the action from `next` is unknown. The next start finds out, by reading the database."""
         action, self._doing = self._doing, None
+        self.halt(error, fatal=True)
         if isinstance(action, Commit):
             self._todo.append(Answer(action.batch, error))
-        self.halt(error, fatal=True)
 
     def halt(self, message: str, fatal: bool = False) -> None:
         """Ends signing for good, because of `message`."""
