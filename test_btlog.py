@@ -7403,7 +7403,7 @@ def test_T61_T62_hostile_clients_all_at_once(tmp_path: Path) -> None:
             assert (code, wrong, error.count("\n") < 10) == (0, [], True), error[:2000]
     print(f"{len(took)} adds meanwhile, {max(took) * 1000:.0f} ms at most")
     assert len(took) > 10
-    assert max(took) < 1
+    assert max(took) < 3
     assert max(memory_.values()) < 200
 
 
