@@ -2995,7 +2995,10 @@ class Connection(asyncio.Protocol):
         if self._eof or not self._transport.can_write_eof():
             self._transport.close()
         elif not self._transport.is_closing():
-            self._transport.write_eof()
+            try:
+                self._transport.write_eof()
+            except OSError:  # the client is gone, and the loop does not know it yet
+                self._transport.abort()
         self._regulate()
 
 
@@ -3029,7 +3032,8 @@ class Server:
     ) -> None:
         """Serves until SIGTERM, SIGINT or `ended()`; then calls `ending`, and finishes the answers under way."""
         self.loop = asyncio.get_running_loop()
-        self.loop.set_exception_handler(lambda loop, context: logger.error("network: %s", context.get("message")))
+        self.loop.set_exception_handler(
+            lambda loop, context: logger.error("network: %s: %r", context.get("message"), context.get("exception")))
         self.over = over = asyncio.Event()
         if threading.current_thread() is threading.main_thread():
             for number in signal.SIGTERM, signal.SIGINT:
