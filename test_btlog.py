@@ -735,7 +735,7 @@ def test_T47_what_is_no_policy() -> None:
         f"witness X {VKEYS[0]}\nquorum none\n", "other\nquorum none\n", f"log {LOG_VKEY}\nquorum none\n",
         f"log {PQ_VKEY}\nquorum none\n", f"log {VKEYS[0]}\nquorum none\n", "log\nquorum none\n", "log x\nquorum none\n",
         f"witness X {VKEYS[0].replace('w0', 'other')}\nquorum none\n", f"witness X {PQ_VKEY} u v\nquorum none\n",
-        f"log {btlog.encode_vkey(new_key('l0').key)} u v\nquorum none\n",
+        f"log {btlog.encode_vkey(new_key('l0').key)} u v\nquorum none\n", "group g any W0 W0\nquorum W1\n",
         "quorum none\r\n", "quorum none\x0b\n", "quorum none\x00\n", "quorum none\x7f\n", "quorum n\u00f6ne\n",
         "group g all W0 W1\nquorum G\n", "Quorum none\n", "quorum None\n", "quorum\u00a0none\n",
         "group g any W0\ngroup h any W0\nquorum h\n", "group none any W0\nquorum none\n", "group W0 any W1\nquorum W0\n",
