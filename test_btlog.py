@@ -12895,7 +12895,7 @@ def test_a_page_of_5000_files_takes_no_time(gated: Gated) -> None:
         alone, begun = time.monotonic() - begun, time.monotonic()
         assert len(json.loads(gated.page("big")[2])["files"]) == 5000
         more = time.monotonic() - begun - alone
-    assert more < 1.5, more  # 0.1 to 0.2 s here
+    assert more < 1.5, more  # 0.14 to 0.32 s on a slow machine
 
 
 def test_a_gate_as_a_command(tmp_path: Path) -> None:
