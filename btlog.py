@@ -1419,6 +1419,8 @@ class Database:
             with contextlib.closing(sqlite3.connect(draft, isolation_level=None)) as connection:
                 _make_durable(connection)
                 connection.executescript(f"PRAGMA application_id = {application_id}; PRAGMA user_version = 1; {schema}")
+            if path.exists() and path.stat().st_size == 0:
+                path.unlink()
             os.link(draft, path)  # which, unlike a rename, never replaces what somebody else made meanwhile
             draft.unlink()
             sync_folder(path.parent)
@@ -2385,12 +2387,12 @@ WITNESS_SCHEMA = """
 
 
 def is_new(database: Path) -> bool:
-    """True if there is no database yet; an empty file is removed. Raises Malformed for what is no regular file."""
-    if database.exists() and not database.is_file():
+    """True if there is no database yet, or only an empty file; raises Malformed for what is no regular file."""
+    if not database.exists():
+        return True
+    if not database.is_file():
         raise Malformed(f"{database} is not a regular file")
-    if database.exists() and database.stat().st_size == 0:
-        database.unlink()
-    return not database.exists()
+    return database.stat().st_size == 0
 
 
 class WitnessStore:
@@ -6148,7 +6150,8 @@ def witness_policy(args: argparse.Namespace) -> Policy:
     if args.policy:
         return parse_policy(read_file(args.policy))
     keys = [as_witness(read_vkey(args.witness_public_key))] if args.witness_url else []
-    Client(args.witness_url or "http://localhost").close()  # refuses what is no URL before anything is made
+    if args.witness_url:
+        Client(args.witness_url).close()  # refuses what is no URL before anything is made
     return dataclasses.replace(simple_policy([], keys), urls=tuple((key, args.witness_url) for key in keys))
 
 
@@ -7929,7 +7932,10 @@ def _plain_url(url: str) -> str:
 
 
 def gate_files(kind: str, data: bytes, url: str) -> list[GateFile]:
-    """The files that a page at `url` lists; raises ValueError and what else a page that is none brings about."""
+    """The files that a page at `url` lists.
+
+    For what is no page, raises ValueError, LookupError, TypeError, AttributeError, AssertionError or RecursionError.
+    """
     files = []
     if kind == JSON_PAGE:
         if data.count(b"[") + data.count(b"{") > MAX_FILES or data.count(b",") > 4 * MAX_FILES:
@@ -8003,7 +8009,7 @@ class Downloads:
 
 
 class ProvedFiles(ProofSource):
-    """The proofs that a gate has verified; `of` one of its files also those that the index and another source have."""
+    """Finds the proofs of one file (see `of`): those that the gate has verified before, the index's, and another's."""
 
     def __init__(self, path: Path, other: ProofSource | None) -> None:
         if is_new(path):
@@ -8028,19 +8034,23 @@ class ProvedFiles(ProofSource):
 
     def find(self, artifact: Artifact) -> Iterator[tuple[str, bytes]]:
         yield from ((artifact.filename, proof) for proof in self.kept(self._file))
-        proof = self._file.proof
-        if proof.startswith("c2sp.org/tlog-proof@"):
-            yield artifact.filename, proof.encode(errors="replace")
-        elif proof:
-            try:
-                with self.downloads.open(urllib.parse.urljoin(self._page, proof)) as answer:
-                    found = answer.read(MAX_PROOF_FILE)
-                yield artifact.filename, found
-            except (Unavailable, OSError, ValueError, http.client.HTTPException) as error:
-                logger.warning("%s: the proof that the index gives: %s", artifact.filename, error)
+        if proof := self._index_proof():
+            yield artifact.filename, proof
         if self._other is None:
             raise Unavailable("the index gives no proof, and there is no log to ask: give --log-url or --proofs")
         yield from self._other.find(artifact)
+
+    def _index_proof(self) -> bytes:
+        """The proof that the index gives, in its page or at a URL; b"" if it gives none, or one that can't be had."""
+        proof = self._file.proof
+        if not proof or proof.startswith("c2sp.org/tlog-proof@"):
+            return proof.encode(errors="replace")
+        try:
+            with self.downloads.open(urllib.parse.urljoin(self._page, proof)) as answer:
+                return answer.read(MAX_PROOF_FILE)
+        except (Unavailable, OSError, ValueError, http.client.HTTPException) as error:
+            logger.warning("%s: the proof that the index gives: %s", self._file.name, error)
+            return b""
 
     def keep(self, file: GateFile, proof: bytes) -> None:
         """Stores a proof that was verified, and forgets the oldest ones beyond MAX_PROVED; raises Unavailable."""
@@ -8236,7 +8246,8 @@ class GateHandler(Handler):
             except Error as error:
                 raise BadProof(self._refuse(file.name, error)) from None  # which cuts the answer off
             finally:
-                parts.close()
+                with contextlib.suppress(ValueError):  # at the end of the server, a thread may still be reading
+                    parts.close()
             self.app.results["passed"] += 1
             yield [held]
 
@@ -8275,7 +8286,11 @@ def cmd_proxy(args: argparse.Namespace) -> int:
         server = Server(args.host, args.port)  # before anything is made
         stack.callback(server.close)
         other: ProofSource | None = None
+        index = Index(args.index_url, attempts=2, timeout=ANSWER_TIMEOUT)
+        stack.enter_context(contextlib.closing(index.source))
         if args.proofs:
+            if not Path(args.proofs).is_dir():
+                raise Malformed(f"{args.proofs} is not a folder")
             other = ProofFiles(Path(args.proofs))
         elif args.storage_dir:
             store = LogStore(Path(args.storage_dir), read_only=True)
@@ -8284,8 +8299,6 @@ def cmd_proxy(args: argparse.Namespace) -> int:
             source = LogReader(url, attempts=2, timeout=ANSWER_TIMEOUT)
             other = LoggedProofs(stack.enter_context(contextlib.closing(source)), policy, ())
         proofs = stack.enter_context(contextlib.closing(ProvedFiles(Path(args.database_path), other)))
-        index = Index(args.index_url, attempts=2, timeout=ANSWER_TIMEOUT)
-        stack.enter_context(contextlib.closing(index.source))
         demands = Demands(policy, args.publisher_issuer, args.publisher_subject, args.max_age)
         gate = Gate(index, proofs, demands, args.carry)
         stack.callback(gate.pool.shutdown, wait=False, cancel_futures=True)

@@ -4655,7 +4655,7 @@ def test_the_commands_of_the_readme_for_operators() -> None:
     units = re.findall(r"^ExecStart=\S+/python \S+/btlog\.py (.*)$", README, re.MULTILINE)
     compose = re.findall(r"^    command: (.*)$", README, re.MULTILINE)
     scripts = re.findall(r"^python btlog\.py (.*?)(?: &| \|\| .*)?$", README, re.MULTILINE)
-    assert (len(units), len(compose), len(scripts)) == (4, 3, 20)
+    assert (len(units), len(compose), len(scripts)) == (5, 3, 20)
     for line in (*units, *compose, *scripts):
         args = btlog.parser().parse_args(shlex.split(line))
         assert callable(args.run)
