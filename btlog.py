@@ -2677,13 +2677,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.parse_request()  # it reports errors through send_error
         if not self.request_version.startswith("HTTP/1."):
             raise HttpError(505, "this is an HTTP/1.1 server")
-        if repeated := [name for name in _ONCE if len(self.headers.get_all(name, ())) > 1]:
+        names = [name.lower() for name in self.headers.keys()]  # noqa: SIM118 (a name for each line)
+        if len(set(names)) < len(names) and (repeated := [name for name in _ONCE if names.count(name) > 1]):
             raise HttpError(400, f"two {repeated[0]} headers")
         if b" //" in line[0]:  # http.server turns "//" into "/"
             raise HttpError(404, "there is nothing here")
         self.close_connection |= self.request_version == "HTTP/1.0"
         self.route = self.path.partition("?")[0]
-        self.length = self._length()
+        self.length, self.weight = self._length(), 3000 + 30 * len(head)  # about what it takes in memory, in bytes
 
     def _length(self) -> int:
         """The length of the body in bytes; raises HttpError."""
@@ -2773,12 +2774,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         return values
 
 
-def _weigh(handler: Handler) -> int:
-    """About how many bytes of memory a parsed head takes."""
-    return 3000 + 3 * len(handler.path) + sum(400 + 3 * (len(n) + len(v)) for n, v in handler.headers.items())
-
-
-_heads = Cache(1 << 22, _weigh)  # a client sends the same head again and again
+_heads = Cache(1 << 22, lambda handler: handler.weight)  # a client sends the same head again and again
 
 
 class Connection(asyncio.Protocol):
