@@ -639,6 +639,7 @@ import json
 import logging
 import math
 import mimetypes
+import netrc
 import os
 import select
 import shlex
@@ -3138,8 +3139,10 @@ def entry_from_json(value: Any) -> bytes:
     return encode_entry(*words)
 
 
-def entry_to_json(index: int, entry: Entry) -> dict[str, Any]:
-    value = {"index": index, "filename": entry.filename, "checksum": entry.checksum}
+def entry_to_json(index: int | None, entry: Entry) -> dict[str, Any]:
+    """An entry as JSON, without its index if that is not known yet."""
+    value: dict[str, Any] = {} if index is None else {"index": index}
+    value |= {"filename": entry.filename, "checksum": entry.checksum}
     return {**value, "publisher": entry.publisher._asdict()} if entry.publisher else value
 
 
@@ -3223,6 +3226,9 @@ class _TimedResponse(http.client.HTTPResponse):
             self._timed.sock.shutdown(socket.SHUT_RDWR)
 
 
+UNCHANGED = 304  # RFC 9110 section 15.4.5
+
+
 class TimedOut(Unavailable):
     """No answer came in time."""
 
@@ -3235,10 +3241,17 @@ class Unreachable(Unavailable):
     """The server has failed too often: no more requests are sent to it."""
 
 
-class Location(NamedTuple):
-    """A redirect: its status, and the URL it leads to."""
-    status: int
-    url: str
+class Answered(NamedTuple):
+    """What an answer said beside its body: its status; where it redirects to; and its ETag or else its Last-Modified,
+    by which a later request asks if it is still so (RFC 9110 section 13.1). "" for what was not said."""
+    status: int = 0
+    location: str = ""
+    validator: str = ""
+    serial: str = ""  # of an index: the number of the last change that the answer has
+
+    @property
+    def redirects(self) -> bool:
+        return self.status != UNCHANGED and 300 <= self.status < 400
 
 
 class Client:
@@ -3253,7 +3266,7 @@ class Client:
                 raise ValueError("it has to be http:// or https://, a host, and perhaps a port and a path")
             if "@" in parts.netloc:
                 url = "***"
-                raise ValueError("user names and passwords can't be in it")
+                raise ValueError("a user name and a password belong into a netrc file")
             make = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
             self._connection = make(host, parts.port)
             self._connection.response_class = _TimedResponse
@@ -3262,7 +3275,7 @@ class Client:
         self.url, self._prefix, self.timeout = url.rstrip("/"), parts.path.rstrip("/"), timeout
         self._socket: socket.socket
         self._aborted = False
-        self.location: Location | None = None  # from the last answer; None unless that was a redirect
+        self.last = Answered()
 
     def request(
         self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None,
@@ -3296,8 +3309,9 @@ class Client:
             raise TooLarge(f"{self.url}{path[:80]}: an answer of more than {limit} bytes")
         if answer.getheader("Content-Encoding") == "gzip":
             data = _unzip(data, limit)
-        moved = 300 <= answer.status < 400
-        self.location = Location(answer.status, answer.getheader("Location", "")) if moved else None
+        names = "Location", "ETag", "Last-Modified", "X-PyPI-Last-Serial"
+        location, etag, changed, serial = (answer.getheader(name, "") for name in names)
+        self.last = Answered(answer.status, location, etag or changed, serial)
         return answer.status, answer.getheader("Content-Type", ""), data
 
     def get(self, path: str) -> bytes:
@@ -3383,7 +3397,8 @@ class Fetcher:
                 if status in (200, 404, 410, *missing):
                     self._failures, self._answered = 0, True
                     return (kind, data) if status == 200 else None
-                error = Unavailable(f"{self.url}{path[:80]} answers {status}: {error_message(data)}")
+                who = " (give a name and a password: see README, Logging an index)" if status == 401 else ""
+                error = Unavailable(f"{self.url}{path[:80]} answers {status}{who}: {error_message(data)}")
                 if status != 429 and status < 500:  # the server is up, and trying again won't help
                     self._failures, self._answered = 0, True
                     raise error
@@ -3404,14 +3419,14 @@ class Fetcher:
         self._failures, self._answered, self._lost = 0, True, ""
 
     @property
-    def location(self) -> Location | None:
-        """The redirect that this thread got as its last answer; None if that was no redirect."""
+    def last(self) -> Answered:
+        """What the last answer to this thread said."""
         client: Client = self._local.client
-        return client.location
+        return client.last
 
     def redirected(self, path: str) -> str:
         """The path that the last answer for `path` redirects to; "" unless that is below `url`, too."""
-        location = self.location.url if self.location else ""
+        location = self.last.location if self.last.redirects else ""
         try:
             target = urllib.parse.urlsplit(urllib.parse.urljoin(f"{self.url}{path}", location))
             base = urllib.parse.urlsplit(self.url)
@@ -5231,9 +5246,122 @@ class WitnessHandler(Handler):
         return Response.json({"status": "ok", "logs": len(self.app.logs)}, CORS)
 
 
+# --- Publishers: attestations (PEP 740), and the certificates in them (RFC 5280, in DER) -------------------------
+# Nothing here verifies an attestation: the log has the publisher that the index states, for its owner to see.
+
+MAX_PROVENANCE, MAX_PUBLISHERS = 1 << 20, 8  # bytes of a provenance object; publishers that one file is logged with
+SUBJECT_NAME = bytes.fromhex("551d11")  # 2.5.29.17, subjectAltName
+# 1.3.6.1.4.1.57264.1.1 has the issuer as bare text; 1.3.6.1.4.1.57264.1.8, which replaces it, as a UTF8String.
+BARE_ISSUER, ISSUER = bytes.fromhex("2b0601040183bf300101"), bytes.fromhex("2b0601040183bf300108")
+# What an index knows of a publisher by itself: a CI service's issuer, and its form of a subject.
+PUBLISHERS = {
+    "GitHub": ("https://token.actions.githubusercontent.com",
+               "https://github.com/{repository}/.github/workflows/{workflow}"),
+    "GitLab": ("https://gitlab.com", "https://gitlab.com/{repository}//{workflow_filepath}"),
+    "Google": ("https://accounts.google.com", "{email}"),
+}
+
+
+def parse_der(data: bytes) -> list[tuple[int, bytes]]:
+    """The tag and the contents of each of the values that `data` consists of (X.690); raises Malformed."""
+    values, at = list[tuple[int, bytes]](), 0
+    while at < len(data):
+        tag, size = data[at], data[at + 1] if at + 1 < len(data) else 128
+        more = max(size - 128, 0)  # the bytes that follow with the length, if it is over 127
+        length = int.from_bytes(data[at + 2 : at + 2 + more], "big") if more else size
+        # "The definite form of length encoding shall be used, encoded in the minimum number of octets." (section 10.1)
+        minimal = size != 128 and more <= 3 and (not more or length >= max(128, 1 << 8 * (more - 1)))
+        end = at + 2 + more + length
+        if tag & 31 == 31 or not minimal or end > len(data):
+            raise Malformed(f"not DER, at byte {at} of {len(data)}: a tag of more than one byte, a length that is not "
+                            "the shortest, or an end in the middle of a value")
+        values.append((tag, data[at + 2 + more : end]))
+        at = end
+    return values
+
+
+def _only(tag: int, data: bytes) -> bytes:
+    """The contents of the one value that `data` has to be, of this tag; raises Malformed."""
+    values = parse_der(data)
+    if len(values) != 1 or values[0][0] != tag:
+        raise Malformed(f"not one value of DER with tag {tag:#x}")
+    return values[0][1]
+
+
+def certificate_extensions(der: bytes) -> dict[bytes, bytes]:
+    """The extensions of an X.509 certificate by their object identifiers, in DER; raises Malformed."""
+    parts = parse_der(_only(0x30, der))
+    if [tag for tag, _ in parts] != [0x30, 0x30, 3]:
+        raise Malformed("not a certificate (RFC 5280 section 4.1)")
+    extensions: dict[bytes, bytes] = {}
+    for tag, inside in parse_der(parts[0][1]):
+        for kind, extension in parse_der(_only(0x30, inside)) if tag == 0xA3 else ():
+            words = parse_der(extension) if kind == 0x30 else []
+            if words[1:2] == [(1, b"\xff")]:  # it is critical
+                del words[1]
+            # "A certificate MUST NOT include more than one instance of a particular extension."
+            if [tag for tag, _ in words] != [6, 4] or words[0][1] in extensions:
+                raise Malformed("a certificate with a malformed extension, or with one extension twice")
+            extensions[words[0][1]] = words[1][1]
+    return extensions
+
+
+def certificate_publisher(der: bytes) -> Publisher | None:
+    """The identity for which a certificate of Sigstore was issued; None if it names none; raises Malformed."""
+    extensions = certificate_extensions(der)
+    issuers = {extensions[BARE_ISSUER]} if BARE_ISSUER in extensions else set[bytes]()
+    issuers |= {_only(0x0C, extensions[ISSUER])} if ISSUER in extensions else set()
+    if SUBJECT_NAME not in extensions or not issuers:
+        return None
+    names = parse_der(_only(0x30, extensions[SUBJECT_NAME]))
+    if len(names) != 1 or names[0][0] not in (0x86, 0x81) or len(issuers) != 1:  # a URI, or an e-mail address
+        raise Malformed("a certificate with more than one identity")
+    try:
+        return Publisher(issuers.pop().decode(), names[0][1].decode("ascii"))
+    except UnicodeDecodeError:
+        raise Malformed("a certificate with an identity that is not text") from None
+
+
+def parse_provenance(data: bytes, checksum: str) -> dict[Publisher, str]:
+    """The publishers of a file by its provenance object, each with where that is from: "certificate" or "index".
+
+    `checksum` is the file's. Raises Malformed.
+    """
+    found: dict[Publisher, str] = {}
+    try:
+        for bundle in json.loads(data)["attestation_bundles"]:
+            certified = [_attested(attestation, checksum) for attestation in bundle["attestations"]]
+            if publishers := [publisher for publisher in certified if publisher]:
+                found |= dict.fromkeys(publishers, "certificate")
+            else:
+                words = {name: word for name, word in bundle["publisher"].items() if isinstance(word, str)}
+                issuer, subject = PUBLISHERS[words["kind"]]
+                found[Publisher(issuer, subject.format_map(words))] = "index"
+    except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise Malformed(f"not a provenance object of a known kind: {type(error).__name__}: {error}"[:200]) from None
+    for publisher in found:
+        encode_entry("x", checksum, *publisher)  # raises Malformed for what no entry can hold
+    if not 0 < len(found) <= MAX_PUBLISHERS:
+        raise Malformed(f"a provenance object with {len(found)} publishers")
+    return found
+
+
+def _attested(attestation: Any, checksum: str) -> Publisher | None:
+    """The publisher in an attestation's certificate; None if it has none. Raises Malformed if it is of another file."""
+    statement = json.loads(parse_base64(attestation["envelope"]["statement"]))
+    if [f"sha256:{subject['digest']['sha256']}" for subject in statement["subject"]] != [checksum]:
+        raise Malformed("an attestation of another file")
+    certificate = attestation["verification_material"].get("certificate")
+    return certificate_publisher(parse_base64(certificate)) if certificate else None
+
+
 # --- An index: the simple repository API, in JSON (PEP 691) or HTML (PEP 503) ----------------------------------
 
 JSON_PAGE, HTML_PAGE = "application/vnd.pypi.simple.v1+json", "application/vnd.pypi.simple.v1+html"
+
+
+class Unchanged(Error):
+    """A page is still the one that was read before."""
 
 
 class IndexFile(NamedTuple):
@@ -5245,6 +5373,7 @@ class IndexFile(NamedTuple):
     checksum: str
     other: tuple[str, str] | None = None
     metadata: str = ""  # the checksum of the metadata that can be had apart from it (PEP 658)
+    provenance: str = ""  # the URL of its attestations (PEP 740)
 
     def readings(self) -> list[tuple[str, str]]:
         """All pairs of a name and a checksum that some installer may read."""
@@ -5255,13 +5384,19 @@ class IndexFile(NamedTuple):
 _LINK_HASH = re.compile(r"[#&](sha512|sha384|sha256|sha224|sha1|md5)=([^&]*)")  # pip takes the first match
 
 
-def index_file(filename: str, url: str, sha256: Any, metadata: Any = None) -> IndexFile:
+def index_file(filename: str, url: str, sha256: Any, metadata: Any = None, provenance: Any = None) -> IndexFile:
     """The file that a page links to. In HTML, `filename` and `sha256` are empty: both come from the URL."""
     link_name, link, checksum = url_name(url), _LINK_HASH.search(url), _checksum(sha256)
     link_sum = checksum if link is None else _checksum(link[2]) if link[1] == "sha256" else ""
     name, checksum = filename or link_name, checksum or link_sum
     other = None if (link_name, link_sum) == (name, checksum) else (link_name, link_sum)
-    return IndexFile(name, checksum, other, _checksum(metadata))
+    return IndexFile(name, checksum, other, _checksum(metadata), provenance if isinstance(provenance, str) else "")
+
+
+class IndexProject(NamedTuple):
+    """A project that an index lists: its name, and the number of its last change ("" if the index does not say)."""
+    name: str
+    serial: str = ""
 
 
 class _Links(html.parser.HTMLParser):
@@ -5306,10 +5441,12 @@ def _slim(pairs: list[tuple[str, Any]]) -> Any:
         if not isinstance(fields["filename"], str) or not isinstance(fields.get("url"), str):
             raise ValueError("a file without a name or a URL")
         metadata = fields.get("core-metadata", fields.get("dist-info-metadata"))
-        return index_file(fields["filename"], fields["url"], fields.get("hashes"), metadata)
+        return index_file(fields["filename"], fields["url"], fields.get("hashes"), metadata, fields.get("provenance"))
     if lists := {key: fields[key] for key in ("files", "projects") if key in fields}:
         return lists
-    return fields.get("sha256", fields.get("name"))
+    if isinstance(name := fields.get("name"), str) and "sha256" not in fields:
+        return IndexProject(name, str(fields.get("_last-serial", ""))[:40])
+    return fields.get("sha256")
 
 
 def parse_index_json(data: bytes, key: str) -> list[Any]:
@@ -5322,11 +5459,33 @@ def parse_index_json(data: bytes, key: str) -> list[Any]:
         raise ValueError("it has too many values")
     text = data.decode()
     del data
-    page = json.loads(text, object_pairs_hook=_slim, parse_int=lambda text: 0, parse_float=lambda text: 0)
-    items = page.get(key) if isinstance(page, dict) else None
-    if not isinstance(items, list) or not all(isinstance(item, IndexFile if key == "files" else str) for item in items):
+    page = json.loads(text, object_pairs_hook=_slim, parse_int=lambda text: text[:20], parse_float=lambda text: "")
+    items, wanted = page.get(key) if isinstance(page, dict) else None, IndexFile if key == "files" else IndexProject
+    if not isinstance(items, list) or not all(isinstance(item, wanted) for item in items):
         raise ValueError(f"it has no array {key!r}, or one with wrong items")
     return items
+
+
+def credentials(url: str) -> dict[str, str]:
+    """The header with the user's name and password for a server: from the environment, else from the netrc file (that
+    of NETRC, or ~/.netrc), else none. Raises Malformed, and no message has any of it."""
+    name, password = (os.environ.get(f"BTLOG_INDEX_{what}", "") for what in ("USERNAME", "PASSWORD"))
+    path = os.environ.get("NETRC") or os.path.expanduser("~/.netrc")
+    if not (name or password) and os.path.exists(path):
+        try:
+            found = netrc.netrc(path).authenticators(urllib.parse.urlsplit(url).hostname or "")
+        except netrc.NetrcParseError as error:
+            raise Malformed(f"{path} can't be parsed: line {error.lineno}") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise Malformed(f"{path} can't be read: {type(error).__name__}") from None
+        name, password = (found[0], found[2] or "") if found else ("", "")
+    return {"Authorization": f"Basic {to_base64(f'{name}:{password}'.encode())}"} if name or password else {}
+
+
+def server_of(url: str) -> str:
+    """The scheme, host and port of a URL, as its beginning; raises ValueError."""
+    parts = urllib.parse.urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc}".lower()
 
 
 class Index:
@@ -5334,9 +5493,14 @@ class Index:
 
     def __init__(self, url: str, attempts: int = 5, timeout: float = 30, give_up: int = 0) -> None:
         self.source = Fetcher(url, attempts, timeout, give_up)
+        self.credentials = credentials(url)
 
     def projects(self) -> list[str]:
         """The names of all projects that the index lists; raises Unavailable."""
+        return [project.name for project in self.listing()]
+
+    def listing(self) -> list[IndexProject]:
+        """All projects that the index lists; raises Unavailable."""
         if (page := self._page("/", "projects", MAX_PAGE)) is None:
             raise Unavailable(f"{self.source.url} does not list its projects: name them on the command line")
         url, items = page
@@ -5347,15 +5511,16 @@ class Index:
         names = [urllib.parse.unquote(match[1]) for match in matches if match]
         if items and not names:
             raise Unavailable(f"{url} has links, and none of them leads to a project below it")
-        return names
+        return list(map(IndexProject, names))
 
-    def files(self, project: str, limit: int = MAX_AHEAD) -> list[IndexFile] | None:
+    def files(self, project: str, limit: int = MAX_AHEAD, validator: str = "") -> list[IndexFile] | None:
         """The files of a project; None if the index has no such project, or redirects to another index (status 303).
 
-        A name may occur more than once, since installers differ in which file they take. Raises Unavailable.
+        A name may occur more than once, since installers differ in which file they take. Raises Unavailable; and
+        Unchanged if the page is still the one that had this `validator`.
         """
         path = f"/{urllib.parse.quote(normalize(project), errors='replace')}/"
-        if (page := self._page(path, "files", limit)) is None:
+        if (page := self._page(path, "files", limit, validator)) is None:
             return None
         if page[0] is None:
             return page[1]
@@ -5376,21 +5541,25 @@ class Index:
             error.__context__ = None  # it refers to the page, which may be large
             return error.with_traceback(None)
 
-    def page(self, path: str, limit: int) -> tuple[str, list[bytes], str] | None:
+    def page(self, path: str, limit: int, validator: str = "") -> tuple[str, list[bytes], str] | None:
         """The type of a page (JSON_PAGE or "text/html"), its bytes in a list, and its URL; None if there is none.
 
-        Whoever pops the bytes off the list has the only reference to a large page. Raises Unavailable.
+        Whoever pops the bytes off the list has the only reference to a large page. Raises Unavailable, Unchanged.
         """
-        accept = {"Accept": f"{JSON_PAGE}, text/html;q=0.1"}
+        headers = {"Accept": f"{JSON_PAGE}, text/html;q=0.1", **self.credentials}
+        if validator:
+            headers["If-None-Match" if validator.startswith(('"', "W/")) else "If-Modified-Since"] = validator
         for _ in range(MAX_REDIRECTS + 1):
-            answer = self.source.fetch(path, accept, limit, (301, 302, 303, 307, 308))
-            location = self.source.location
-            if answer or not location:
+            answer = self.source.fetch(path, headers, limit, (301, 302, 303, UNCHANGED, 307, 308))
+            last = self.source.last
+            if last.status == UNCHANGED:
+                raise Unchanged(f"{self.source.url}{path[:80]} has not changed")
+            if not last.redirects:
                 break
             if not (target := self.source.redirected(path)):
-                if location.status == 303:  # pypiserver redirects to another index for a project that it lacks
+                if last.status == 303:  # pypiserver redirects to another index for a project that it lacks
                     return None
-                raise Unavailable(f"{self.source.url}{path[:80]} leads elsewhere: {printable(location.url[:200])}")
+                raise Unavailable(f"{self.source.url}{path[:80]} leads elsewhere: {printable(last.location[:200])}")
             path = target
         else:
             raise Unavailable(f"{self.source.url}{path[:80]}: more than {MAX_REDIRECTS} redirects")
@@ -5403,9 +5572,11 @@ class Index:
             return "text/html", [answer[1]], url
         raise Unavailable(printable(f"{url[:200]} is no page of a package index: its type is {kind or 'missing'}"))
 
-    def _page(self, path: str, key: str, limit: int) -> tuple[str | None, list[Any]] | None:
+    def _page(
+        self, path: str, key: str, limit: int, validator: str = ""
+    ) -> tuple[str | None, list[Any]] | None:
         """(None, array `key`) for a JSON page, (URL, links) for an HTML page, None for no page; raises Unavailable."""
-        if (page := self.page(path, limit)) is None:
+        if (page := self.page(path, limit, validator)) is None:
             return None
         kind, body, url = page
         try:
@@ -6305,11 +6476,14 @@ class LogWriter:
 
 
 def cmd_add(args: argparse.Namespace) -> int:
-    codes = {0}
+    codes, publisher = {0}, None
+    if args.publisher_issuer or args.publisher_subject:
+        publisher = Publisher(args.publisher_issuer or "", args.publisher_subject or "")
+        encode_entry("x", f"sha256:{'0' * 64}", *publisher)  # raises Malformed
     with contextlib.closing(LogWriter(args)) as writer:
         for path in map(Path, args.files):
             try:
-                proof = add_file(writer, path)
+                proof = add_file(writer, path, publisher)
                 folder = Path(args.proof_dir) if args.proof_dir else path.parent
                 replace_file(folder / f"{path.name}.tlog-proof", encode_proof(proof))
                 print(f"{path}: logged at index {proof.index}, proof in {folder / path.name}.tlog-proof")
@@ -6328,16 +6502,15 @@ def log_url(policy: Policy) -> str | None:
     return next((url for key, url in policy.urls if key in policy.logs), None)
 
 
-def add_file(writer: LogWriter, path: Path) -> Proof:
+def add_file(writer: LogWriter, path: Path, publisher: Publisher | None = None) -> Proof:
     """Logs a file and returns its proof. Verifies it without trusting the log. Raises BadProof for a bad answer."""
-    entry = Entry(path.name, checksum_of(path))
-    body = json.dumps({"filename": entry.filename, "checksum": entry.checksum}).encode()
-    data = writer.post("/add", "application/json", body)
+    entry = Entry(path.name, checksum_of(path), publisher)
+    data = writer.post("/add", "application/json", json.dumps(entry_to_json(None, entry)).encode())
     try:
         answer = parse_object(parse_json(data), "index", "checkpoint", "inclusionProof", "publisher")
         hashes = tuple(parse_base64(text, 32) for text in answer["inclusionProof"])
-        logged = answered_entry(entry.filename, entry.checksum, answer)
-        extra = logged if logged != entry.encode() else b""
+        logged = answered_entry(entry, answer)
+        extra = logged if b"\n" in logged[93:] else b""  # a publisher, which the file does not tell
         proof = Proof(parse_decimal(str(answer["index"])), hashes, parse_base64(answer["checkpoint"]), extra)
         check_logged(logged, encode_proof(proof), writer.policy)
     except (Malformed, KeyError, TypeError) as error:
@@ -6345,12 +6518,12 @@ def add_file(writer: LogWriter, path: Path) -> Proof:
     return proof
 
 
-def answered_entry(filename: str, checksum: str, answer: dict[str, Any]) -> bytes:
-    """The file's entry, with the publisher if the log's answer names one. Raises Malformed."""
-    if "publisher" not in answer:
-        return encode_entry(filename, checksum)
+def answered_entry(entry: Entry, answer: dict[str, Any]) -> bytes:
+    """The entry that a log has for `entry`: the same, or one with a publisher if that has none. Raises Malformed."""
+    if "publisher" not in answer or entry.publisher:
+        return entry.encode()
     publisher = parse_object(answer["publisher"], "issuer", "subject")
-    return encode_entry(filename, checksum, publisher["issuer"], publisher["subject"])
+    return encode_entry(entry.filename, entry.checksum, publisher["issuer"], publisher["subject"])
 
 
 # --- Targets of `verify`: files, folders, lock files --------------------------------------------------------------
@@ -7759,51 +7932,265 @@ class StaticTree:
 
 # --- Logging the files of an index ---------------------------------------------------------------------------
 
-def cmd_ingest(args: argparse.Namespace) -> int:
-    index, totals, lines = Index(args.index_url, give_up=8), Counter[str](), list[dict[str, str]]()
-    if folder := Path(args.proof_dir) if args.proof_dir else None:
-        make_folder(folder)
-    with contextlib.closing(LogWriter(args)) as writer, contextlib.closing(index.source):
-        size = open_checkpoint(writer.client.get("/checkpoint"), writer.policy).tree.size
-        projects = list({normalize(name): name for name in args.projects}.values()) or index.projects()
+INGEST_ID = 0x62746C69  # "btli"
+INGEST_SCHEMA = """
+    CREATE TABLE setting (name TEXT PRIMARY KEY, value NOT NULL);
+    CREATE TABLE project (
+        name TEXT PRIMARY KEY, page TEXT NOT NULL, round INTEGER NOT NULL, done BLOB NOT NULL, failed TEXT NOT NULL
+    );
+"""
+MAX_LINES = 10_000  # entries that are logged at a time
+DONE_KEY = 16  # bytes
+MAX_COMPLAINTS = {"unread": 5, "refused": 100}  # errors of a round that are told: about pages, about files
+
+
+class Progress(NamedTuple):
+    """What is done of a project: its page, by serial number or validator; in which round; the keys of the files that
+    are logged; and what failed ("": nothing)."""
+    page: str = ""
+    round: int = 0
+    done: bytes = b""
+    failed: str = ""
+
+
+class Due(NamedTuple):
+    """A project whose page may have changed, its normalized name, and what is done of it."""
+    name: str
+    project: IndexProject
+    done: Progress
+
+
+class Todo(NamedTuple):
+    """What is to be logged of a project: for each new file its key and its entries; and what is done of it else."""
+    name: str
+    done: Progress
+    files: list[tuple[bytes, list[Entry]]]
+    trouble: list[str]  # a line for each file that can't be logged, or for a page that can't be read
+    counts: Counter[str]
+
+
+class IngestStore:
+    """Remembers for each project of an index what of it is logged."""
+
+    def __init__(self, path: Path, index: str, logs: Sequence[VerifierKey]) -> None:
+        if is_new(path):
+            Database.create(path, INGEST_ID, INGEST_SCHEMA)
+        self._database = Database(path, INGEST_ID)
+        of = " ".join([index, *map(encode_vkey, logs)])
+        if (known := self.setting("of", of)) != of:
+            raise Malformed(f"{path} is of another index or another log: {known}")
+
+    def setting(self, name: str, first: Any) -> Any:
+        """A setting, which is `first` until it is set."""
+        with self._database.transaction() as db:
+            db.execute("INSERT OR IGNORE INTO setting VALUES (?, ?)", (name, first))
+            [(value,)] = db.execute("SELECT value FROM setting WHERE name = ?", (name,)).fetchall()
+        return value
+
+    def progress(self, names: Iterable[str]) -> dict[str, Progress]:
+        query = "SELECT * FROM project WHERE name IN (SELECT value FROM json_each(?))"
+        return {name: Progress(*rest) for name, *rest in self._database.read(query, json.dumps(list(names)))}
+
+    def store(self, progress: Iterable[tuple[str, Progress]], **settings: int) -> None:
+        with self._database.transaction() as db:
+            rows = [(name, *done) for name, done in progress]
+            db.executemany("INSERT OR REPLACE INTO project VALUES (?, ?, ?, ?, ?)", rows)
+            db.executemany(SET, settings.items())
+        self._database.tidy()
+
+    def close(self) -> None:
+        self._database.close()
+
+
+class Provenances:
+    """Reads the publishers of files from where an index says that their attestations are."""
+
+    MAX_SERVERS = 8
+
+    def __init__(self, index: Index) -> None:
+        self._index, self._lock, self._servers = index, threading.Lock(), dict[str, Fetcher]()
+
+    def of(self, file: IndexFile) -> dict[Publisher, str]:
+        """As parse_provenance; nothing for a file without attestations. Raises Malformed, Unavailable."""
+        try:
+            server = server_of(file.provenance)
+        except ValueError:
+            raise Malformed("its attestations have no URL") from None
+        if not (path := file.provenance[len(server) :]):
+            return {}
+        headers = self._index.credentials if server == server_of(self._index.source.url) else {}
+        with self._lock:
+            if server not in self._servers:
+                if len(self._servers) >= self.MAX_SERVERS:
+                    raise Malformed(f"its attestations are on one more server than {self.MAX_SERVERS}")
+                self._servers[server] = Fetcher(server, give_up=8)
+        if not (answer := self._servers[server].fetch(path, headers, MAX_PROVENANCE)):
+            raise Malformed("its attestations are not there")
+        return parse_provenance(answer[1], file.checksum)
+
+    def again(self) -> None:
+        for server in self._servers.values():
+            server.again()
+
+    def close(self) -> None:
+        for server in self._servers.values():
+            server.close()
+
+
+class Ingestion:
+    """Logs what an index has, in rounds: each reads only the pages that changed since they were read last."""
+
+    def __init__(self, args: argparse.Namespace, index: Index, writer: LogWriter, store: IngestStore) -> None:
+        self._index, self._writer, self._store = index, writer, store
+        self._projects, self._metadata, self._retry = args.projects, args.metadata, args.retry_failed
+        self._folder = Path(args.proof_dir) if args.proof_dir else None
+        self._provenances = Provenances(index)
+        self._waiting, self._logged_at = list[Todo](), 0.0
+        self._totals, self._complaints = Counter[str](), Counter[str]()
+        self._skipped = self._size = self._round = 0
+
+    def round(self) -> Counter[str]:
+        """Logs all that is new; returns how much of what it was. Raises Unavailable."""
+        self._size = open_checkpoint(self._writer.client.get("/checkpoint"), self._writer.policy).tree.size
+        if self._size < self._store.setting("size", 0):
+            raise Corrupt("the log has fewer entries than before: to log all anew, use another --database-path")
+        self._index.source.again()
+        self._provenances.again()
+        self._totals, self._complaints, self._skipped = Counter(), Counter(), 0
+        self._waiting, self._logged_at = [], time.monotonic()
+        self._round = self._store.setting("round", 1)
+        named = [IndexProject(name) for name in self._projects]
+        projects = list({normalize(project.name): project for project in named or self._index.listing()}.items())
         progress = show_progress("projects")
-        for done, (project, answer) in enumerate(index.each(projects), 1):
-            if isinstance(answer, Unreachable):
-                logger.error("%s: %d projects were not read", answer, len(projects) - done + 1)
-                totals["failed"] += len(projects) - done + 1
-            elif isinstance(answer, Unavailable):
-                totals["failed"] += 1
-                totals["unread"] += 1
-                if totals["unread"] <= 5:  # there may be thousands
-                    logger.error("%s", answer)
-            else:
-                lines += project_lines(project, answer, totals, args.metadata)
-            last = done == len(projects) or isinstance(answer, Unreachable)
-            while len(lines) >= 10_000 or (lines and last):
-                totals += log_lines(writer, lines[:10_000], size, folder)
-                del lines[:10_000]
-            progress(done, len(projects))
-            if last:
+        read = new = 0
+        for todo in self._index.source.each(self._read, self._due(projects)):
+            if isinstance(todo, Due):
+                todo = self._read(todo, MAX_PAGE)  # noqa: PLW2901 (a large page, in its turn)
+            if not isinstance(todo, Todo):
+                left = len(projects) - self._skipped - read
+                logger.error("%s: %d projects were not read", todo, left)
+                self._totals["failed"] += left
                 break
-    print(f"{len(projects)} projects: {totals['new']} files logged, {totals['known']} were logged already, "
-          f"{totals['conflict']} conflicts, {totals['failed']} failed")
-    return 1 if totals["conflict"] else 3 if totals["failed"] else 0
+            self._waiting.append(todo)
+            read, new = read + 1, new + len(todo.files)
+            if new >= MAX_LINES or time.monotonic() > self._logged_at + 0.3:
+                self._log()
+                new = 0
+            progress(self._skipped + read, len(projects))
+        self._log()
+        self._store.store((), round=self._round + 1)
+        self._totals.update(projects=len(projects), unchanged=self._skipped)
+        return self._totals
+
+    def _due(self, projects: list[tuple[str, IndexProject]]) -> Iterator[Due]:
+        """Those of the projects that may have changed, each with what is done of it."""
+        for at in range(0, len(projects), 500):
+            part = projects[at : at + 500]
+            known = self._store.progress(name for name, _ in part)
+            for name, project in part:
+                done = known.get(name, Progress())
+                same = done.round == self._round or (project.serial and project.serial == done.page)
+                if same and not (self._retry and done.failed):
+                    self._skipped += 1
+                else:
+                    yield Due(name, project, done)
+
+    def _read(self, due: Due, limit: int = MAX_AHEAD) -> Todo | Due | Unreachable:
+        """What is to be logged of a project; `due` itself if its page is larger than `limit`."""
+        name, project, done = due
+        try:
+            again = project.serial or (self._retry and done.failed)  # whatever the page was
+            listed = self._index.files(name, limit, "" if again else done.page)
+        except Unchanged:
+            return Todo(name, done._replace(round=self._round), [], [], Counter(unchanged=1))
+        except Unreachable as error:
+            return error
+        except Unavailable as error:
+            if isinstance(error, TooLarge) and limit < MAX_PAGE:
+                return due
+            return Todo(name, done._replace(page=""), [], [str(error)], Counter(unread=1))
+        # A cache may give an older page than the list of projects speaks of: then the next round has to read it again.
+        last = self._index.source.last
+        page = (last.serial or project.serial) if project.serial else last.validator
+        good, trouble = listed_files(name, listed or ())
+        if listed is None:
+            trouble.append(f"the index has no project {project.name}")
+        known = {done.done[at : at + DONE_KEY] for at in range(0, len(done.done), DONE_KEY)}
+        todo = Todo(name, Progress(page, self._round), [], trouble, Counter())
+        kept = list[bytes]()
+        for file in good:
+            told = f"{file.name}\n{file.checksum}\n{file.metadata if self._metadata else ''}\n{bool(file.provenance)}"
+            key = hashlib.sha256(told.encode(errors="replace")).digest()[:DONE_KEY]
+            if key in known and not (self._folder and not (self._folder / f"{file.name}.tlog-proof").exists()):
+                kept.append(key)
+            else:
+                try:
+                    todo.files.append((key, self._entries(file, todo.counts)))
+                except Error as error:
+                    trouble.append(f"{file.name}: {error}")
+        todo.counts["known"] += len(kept)
+        return todo._replace(done=todo.done._replace(done=b"".join(kept)))
+
+    def _entries(self, file: IndexFile, counts: Counter[str]) -> list[Entry]:
+        """The entries to log of a file: one for each publisher; raises Malformed, Unavailable."""
+        publishers: dict[Publisher, str] = {}
+        try:
+            publishers = self._provenances.of(file)
+        except Malformed as error:
+            logger.warning("%s is logged without a publisher: %s", file.name, error)
+        counts.update(publishers.values())
+        entries = [Entry(file.name, file.checksum, publisher) for publisher in publishers or (None,)]
+        if self._metadata and file.metadata:
+            entries.append(Entry(f"{file.name}.metadata", file.metadata))
+        for entry in entries:
+            entry.encode()  # raises Malformed for what no log takes
+        return entries
+
+    def _log(self) -> None:
+        """Logs what waits, and then stores that it is done."""
+        lines = [(todo.name, key, entry) for todo in self._waiting for key, entries in todo.files for entry in entries]
+        failed, size = set[tuple[str, bytes]](), self._size
+        for at in range(0, len(lines), MAX_LINES):
+            part = lines[at : at + MAX_LINES]
+            results, size = log_entries(self._writer, [entry for *_, entry in part], self._size, self._folder)
+            self._totals.update(results)
+            failed.update(line[:2] for line, result in zip(part, results, strict=True) if result not in LOGGED)
+        progress = list[tuple[str, Progress]]()
+        for todo in self._waiting:
+            self._totals.update(todo.counts, failed=len(todo.trouble))
+            for line in todo.trouble:
+                self._complain(line, "unread" if todo.counts["unread"] else "refused")
+            keys = [key for key, _ in todo.files if (todo.name, key) not in failed]
+            wrong = len(todo.files) - len(keys)
+            trouble = todo.trouble[0] if todo.trouble else f"{wrong} files are refused" if wrong else todo.done.failed
+            done = todo.done._replace(done=b"".join([todo.done.done, *keys]), failed=trouble)
+            progress.append((todo.name, done))
+        self._store.store(progress, size=size)
+        self._waiting, self._logged_at = [], time.monotonic()
+
+    def _complain(self, line: str, kind: str) -> None:
+        """Tells an error, unless there are many of its kind."""
+        self._complaints[kind] += 1
+        if self._complaints[kind] <= MAX_COMPLAINTS[kind]:
+            logger.error("%s", line)
+        elif self._complaints[kind] == MAX_COMPLAINTS[kind] + 1:
+            logger.error("… and more errors like this one")
+
+    def close(self) -> None:
+        self._index.source.close()
+        self._provenances.close()
 
 
-def project_lines(
-    project: str, files: list[IndexFile] | None, totals: Counter[str], metadata: bool = False
-) -> list[dict[str, str]]:
-    """The lines to log of a project. Skips files that are not the project's, or that installers read differently."""
-    if files is None:
-        logger.error("the index has no project %s", project)
-        totals["failed"] += 1
+def listed_files(project: str, files: Iterable[IndexFile]) -> tuple[list[IndexFile], list[str]]:
+    """The files to log of a project (a normalized name); and for each other a line that says why it can't be logged."""
+    files = list(dict.fromkeys(files))
     checksums: dict[str, set[str]] = {}
-    for file in files or ():
+    for file in files:
         checksums.setdefault(file.name, set()).add(file.checksum)
-    lines, name = [], normalize(project)
-    for file in dict.fromkeys(files or ()):
+    good, trouble = list[IndexFile](), list[str]()
+    for file in files:
         wheel = file.name.endswith((".whl", ".egg"))
-        of_project = is_of(name, file.name) if wheel else normalize(file.name).startswith(f"{name}-")
+        of_project = is_of(project, file.name) if wheel else normalize(file.name).startswith(f"{project}-")
         if file.other:
             why = f"the page of {project} gives it this name, but its URL says {file.other[0]} {file.other[1]}"
         elif not of_project:
@@ -7813,45 +8200,72 @@ def project_lines(
         elif not file.checksum:
             why = "the index does not give its SHA-256"
         else:
-            lines.append({"filename": file.name, "checksum": file.checksum})
-            if metadata and file.metadata:
-                lines.append({"filename": f"{file.name}.metadata", "checksum": file.metadata})
+            good.append(file)
             continue
-        logger.error("%s: %s", file.name, why)
-        totals["failed"] += 1
-    return lines
+        trouble.append(f"{file.name}: {why}")
+    return good, trouble
 
 
-def log_lines(writer: LogWriter, lines: list[dict[str, str]], size: int, folder: Path | None = None) -> Counter[str]:
-    """Logs files in bulk, verifies the answer, and writes each proof into `folder`.
+LOGGED = ("new", "known")  # results of an entry that is in the log: it was not before, or it was
 
-    Counts "new" (index `size` or later), "known", "conflict" and "failed".
+
+def log_entries(
+    writer: LogWriter, entries: list[Entry], size: int, folder: Path | None = None
+) -> tuple[list[str], int]:
+    """Logs entries in bulk, verifies the answer, and writes each proof into `folder`; returns also the log's size.
+
+    The result of each is "new" (index `size` or later), "known", "conflict" or "failed". Raises BadProof, Unavailable.
     """
-    body = "".join(f"{json.dumps(line)}\n" for line in lines).encode()
+    body = "".join(f"{json.dumps(entry_to_json(None, entry))}\n" for entry in entries).encode()
     answer = writer.post("/admin/bulk/append", NDJSON, body)
-    counts = Counter[str]()
+    found = list[str]()
     try:
         head, *results, end = (dict(parse_json(line)) for line in answer.removesuffix(b"\n").split(b"\n"))
         note = parse_base64(head["checkpoint"])
         tree = open_checkpoint(note, writer.policy).tree
-        if end != {"type": "complete", "count": len(lines)} or len(results) != len(lines):
-            raise BadProof(f"the log answers {len(results)} of {len(lines)} lines")
-        for line, result in zip(lines, (dict(result["result"]) for result in results), strict=True):
+        if end != {"type": "complete", "count": len(entries)} or len(results) != len(entries):
+            raise BadProof(f"the log answers {len(results)} of {len(entries)} lines")
+        for entry, result in zip(entries, (dict(result["result"]) for result in results), strict=True):
             if result["status"] != "logged":
-                counts["conflict" if "index" in result else "failed"] += 1
-                logger.error("%s: %s", line["filename"], error_message(json.dumps(result).encode()))
+                found.append("conflict" if "index" in result else "failed")
+                logger.error("%s: %s", entry.filename, error_message(json.dumps(result).encode()))
                 continue
-            entry = answered_entry(line["filename"], line["checksum"], result)
+            data = answered_entry(entry, result)
             index, proof = parse_decimal(str(result["index"])), [parse_base64(h, 32) for h in result["inclusionProof"]]
-            check_inclusion(leaf_hash(entry), index, tree, proof)
-            counts["new" if index >= size else "known"] += 1
+            check_inclusion(leaf_hash(data), index, tree, proof)
+            found.append("new" if index >= size else "known")
             if folder:
-                extra = entry if b"\n" in entry[93:] else b""  # a publisher, which the file does not tell
-                data = encode_proof(Proof(index, tuple(proof), note, extra))
-                replace_file(folder / f"{line['filename']}.tlog-proof", data, sync=False)
+                extra = data if b"\n" in data[93:] else b""  # a publisher, which the file does not tell
+                proved = encode_proof(Proof(index, tuple(proof), note, extra))
+                replace_file(folder / f"{entry.filename}.tlog-proof", proved, sync=False)
     except (Malformed, KeyError, TypeError, ValueError) as error:
         raise BadProof(f"the log's answer is malformed: {error}") from None
-    return counts
+    return found, tree.size
+
+
+def cmd_ingest(args: argparse.Namespace) -> int:
+    with contextlib.ExitStack() as stack:
+        writer = stack.enter_context(contextlib.closing(LogWriter(args)))
+        index = Index(args.index_url, give_up=8)
+        if args.proof_dir:
+            make_folder(Path(args.proof_dir))
+        path = args.database_path or ("ingest.db" if args.follow else None)
+        place = Path(path or stack.enter_context(tempfile.TemporaryDirectory()) + "/ingest.db")
+        store = stack.enter_context(contextlib.closing(IngestStore(place, index.source.url, writer.policy.logs)))
+        ingestion = Ingestion(args, index, writer, store)
+        stack.callback(ingestion.close)
+
+        def run() -> int:
+            n = ingestion.round()
+            same, by = n["unchanged"], f"{n['certificate']} by its certificate, {n['index']} by the index's word"
+            if not args.follow or n["new"] + n["conflict"] + n["failed"] or same < n["projects"]:
+                print(f"{n['projects']} projects: {n['new']} files logged, {n['known']} were logged already, "
+                      f"{n['conflict']} conflicts, {n['failed']} failed"
+                      f"{f'; {same} projects are unchanged' if same else ''}"
+                      f"{f'; publishers: {by}' if n['certificate'] + n['index'] else ''}", flush=True)
+            return 1 if n["conflict"] else 3 if n["failed"] else 0
+
+        return run_rounds(args, run, ingestion.close)
 
 
 def cmd_health(args: argparse.Namespace) -> int:
@@ -7961,8 +8375,9 @@ def gate_files(kind: str, data: bytes, url: str) -> list[GateFile]:
 class Downloads:
     """Answers at URLs that an index gives. They may lead anywhere, and never end."""
 
-    def __init__(self) -> None:
+    def __init__(self, index: Index) -> None:
         self.via = f"1.1 btlog-{os.urandom(8).hex()}"  # by which a gate that is led back to itself knows that
+        self._index = index  # whose server alone gets its credentials
         self._open = set[_TimedResponse]()
 
     @contextlib.contextmanager
@@ -7987,6 +8402,7 @@ class Downloads:
             stack.callback(connection.close)
             connection.response_class = _TimedResponse
             fields = {"User-Agent": f"btlog/{__version__}", "Via": self.via, "Connection": "close"}
+            fields |= self._index.credentials if server_of(url) == server_of(self._index.source.url) else {}
             target = parts._replace(scheme="", netloc="", fragment="").geturl() or "/"
             connection.request("GET", target, None, fields)
             answer = cast(_TimedResponse, connection.getresponse())
@@ -8007,10 +8423,10 @@ class Downloads:
 class ProvedFiles(ProofSource):
     """Finds the proofs of one file (see `of`): those that the gate has verified before, the index's, and another's."""
 
-    def __init__(self, path: Path, other: ProofSource | None) -> None:
+    def __init__(self, path: Path, index: Index, other: ProofSource | None) -> None:
         if is_new(path):
             Database.create(path, GATE_ID, GATE_SCHEMA)
-        self._database, self._other, self.downloads = Database(path, GATE_ID), other, Downloads()
+        self._database, self._other, self.downloads = Database(path, GATE_ID), other, Downloads(index)
         self._file, self._page = GateFile("", "", ""), ""
 
     def of(self, file: GateFile, page: str) -> ProvedFiles:
@@ -8294,7 +8710,7 @@ def cmd_proxy(args: argparse.Namespace) -> int:
         elif url := args.log_url or log_url(policy):
             source = LogReader(url, attempts=2, timeout=ANSWER_TIMEOUT)
             other = LoggedProofs(stack.enter_context(contextlib.closing(source)), policy, ())
-        proofs = stack.enter_context(contextlib.closing(ProvedFiles(Path(args.database_path), other)))
+        proofs = stack.enter_context(contextlib.closing(ProvedFiles(Path(args.database_path), index, other)))
         demands = Demands(policy, args.publisher_issuer, args.publisher_subject, args.max_age)
         gate = Gate(index, proofs, demands, args.carry)
         stack.callback(gate.pool.shutdown, wait=False, cancel_futures=True)
@@ -8482,6 +8898,8 @@ def _user_commands(command: Command) -> None:
     add("files", nargs="+", metavar="FILE", help="a file as the index serves it")
     add("--log-url", metavar="U", help="the log (default: the policy's URL, or http://127.0.0.1:8080)")
     add("--proof-dir", metavar="D", help="where FILE.tlog-proof goes (default: beside the file)")
+    add("--publisher-issuer", metavar="ISSUER", help="who vouches for the publisher, such as a CI service's URL")
+    add("--publisher-subject", metavar="SUBJECT", help="the publisher, such as the URL of a workflow")
     add("--write-token-file", metavar="F", help="a file with the log's write token")
     _add_policy(add)
 
@@ -8554,6 +8972,10 @@ def _watch_commands(command: Command) -> None:
 
     what = "log the files that a package index has"
     add = command(cmd_ingest, what, "--index-url http://127.0.0.1:3141/root/dev/+simple some-project")
+    add("--database-path", metavar="F", help="remember what is done in this file, so that the next run asks only for "
+        "what is new (default: ingest.db with --follow, else nothing is remembered)")
+    add("--retry-failed", action="store_true", help="read also the unchanged pages of which something failed")
+    _add_follow(add, 60)
     add("projects", nargs="*", metavar="PROJECT", help="log only their files (default: all that the index lists)")
     add("--index-url", required=True, metavar="U", help="the index: the URL that pip takes")
     add("--log-url", metavar="U", help="the log (default: the policy's URL, or http://127.0.0.1:8080)")

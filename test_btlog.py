@@ -4683,6 +4683,7 @@ class Web:
     def __init__(self, folder: Path, prefix: str = "") -> None:
         self.folder, self.asked = folder, list[str]()
         self.instead: Callable[[str], Answered | None] = lambda path_: None
+        self.heads, self.tags = list[tuple[str, dict[str, str]]](), False  # what was asked; if answers have an ETag
         web = self
 
         class Handler(http.server.SimpleHTTPRequestHandler):
@@ -4693,6 +4694,7 @@ class Web:
 
             def do_GET(self) -> None:
                 web.asked.append(self.path)
+                web.heads.append((self.path, dict(self.headers)))
                 self.directory = str(web.folder)
                 inside = self.path.startswith(f"{prefix}/")
                 self.path = self.path.removeprefix(prefix)
@@ -4700,9 +4702,14 @@ class Web:
                 if answer is None:
                     super().do_GET()
                 else:
+                    tag = f'"{hashlib.sha256(answer[2]).hexdigest()[:20]}"'
+                    if web.tags and self.headers.get("If-None-Match") == tag:
+                        answer = 304, answer[1], b""
                     self.send_response(answer[0])
                     self.send_header("Content-Type", answer[1])
                     self.send_header("Content-Length", str(len(answer[2])))
+                    if web.tags:
+                        self.send_header("ETag", tag)
                     self.end_headers()
                     self.wfile.write(answer[2])
 
@@ -5213,6 +5220,7 @@ class FakeIndex(Web):
     def __init__(self, folder: Path, files: dict[str, str], html: bool = False) -> None:
         super().__init__(folder, "/simple")
         self.files, self.html, self.instead = files, html, self.page
+        self.serials, self.provenance = dict[str, int](), dict[str, str]()  # of projects; of files, as URLs
 
     def page(self, path_: str) -> Answered | None:
         projects: dict[str, list[str]] = {}
@@ -5227,10 +5235,11 @@ class FakeIndex(Web):
             ]  # fmt: skip
             text = "".join(f'<a data-x="1" href="{href}">{name}</a><br>\n' for href, name in links)
             return 200, "text/html; charset=utf-8", f"<!DOCTYPE html><title>x</title>{text}".encode()
-        value: dict[str, Any] = {"meta": {"api-version": "1.0"}, "projects": [{"name": name} for name in projects]}
+        known = [{"name": name, **({"_last-serial": self.serials[name]} if self.serials else {})} for name in projects]
+        value: dict[str, Any] = {"meta": {"api-version": "1.0"}, "projects": known}
         if project:
             hashes = {name: {"sha256": self.files[name].removeprefix("sha256:")} for name in projects[project]}
-            files = [{"filename": n, "url": f"/files/{n}", "hashes": h} for n, h in hashes.items()]
+            files = [{"filename": n, "url": f"/files/{n}", "hashes": h, "provenance": self.provenance.get(n)} for n, h in hashes.items()]
             value = {"meta": value["meta"], "name": project, "files": files}
         return 200, "application/vnd.pypi.simple.v1+json", json.dumps(value).encode()
 
@@ -6409,6 +6418,277 @@ def test_ingest_asks_for_the_token(tmp_path: Path) -> None:
         code, _, error = ingest(log.url, index, tmp_path)
         assert (code, "token" in error) == (2, True)
         assert ingest(log.url, index, tmp_path, "--write-token-file", str(tmp_path / "token"))[0] == 0
+
+
+# --- Publishers: what an index says of attestations ------------------------------------------------------------------------
+
+GITHUB = btlog.Publisher(
+    "https://token.actions.githubusercontent.com",
+    "https://github.com/trailofbits/pypi-attestations/.github/workflows/release.yml@refs/tags/v0.0.19",
+)
+ATTESTED = Entry("pypi_attestations-0.0.19.tar.gz", "sha256:9bb1add04b1b4e182be6b0b80931593f7a291eb49d69b4fd728a5d4cbcdc4bd3")
+PROVENANCE = (HERE / ".ci" / "vectors" / "github.provenance.json").read_bytes()
+
+
+def certificate_in(attestation: Any) -> bytes:
+    return base64.b64decode(attestation["verification_material"]["certificate"])
+
+
+CERTIFICATE = certificate_in(json.loads(PROVENANCE)["attestation_bundles"][0]["attestations"][0])
+
+
+def der(tag: int, *inside: bytes) -> bytes:
+    data = b"".join(inside)
+    size = len(data).to_bytes((len(data).bit_length() + 7) // 8 or 1, "big")
+    return bytes([tag, *(size if len(data) < 128 else [128 + len(size), *size])]) + data
+
+
+def certificate(*extensions: bytes) -> bytes:
+    """A certificate with these extensions, and with nothing else that is looked at."""
+    inside = der(0x30, der(0xA0, der(2, b"\2")), der(2, b"\1"), der(0xA3, der(0x30, *extensions)))
+    return der(0x30, inside, der(0x30, b""), der(3, b"\0"))
+
+
+def extension(oid: bytes, value: bytes, critical: bytes = b"") -> bytes:
+    return der(0x30, der(6, oid), critical, der(4, value))
+
+
+NAMED = extension(btlog.SUBJECT_NAME, der(0x30, der(0x86, b"https://ci.example/x")), der(1, b"\xff"))
+ISSUED, ISSUED_NEWLY = extension(btlog.BARE_ISSUER, b"https://ci.example"), extension(btlog.ISSUER, der(12, b"https://ci.example"))
+
+
+def test_the_publisher_in_real_certificates() -> None:
+    said = [btlog.certificate_publisher(CERTIFICATE)]
+    for name in "gitlab", "email":
+        attestation = json.loads((HERE / ".ci" / "vectors" / f"{name}.attestation.json").read_text())
+        said.append(btlog.certificate_publisher(certificate_in(attestation)))
+    gitlab = "https://gitlab.com", "https://gitlab.com/facutuesca/gitlab-oidc-project//.gitlab-ci.yml@refs/heads/main"
+    assert said == [GITHUB, gitlab, ("https://github.com/login/oauth", "william@yossarian.net")]
+
+
+@pytest.mark.parametrize(
+    ("data", "publisher"),
+    [
+        (certificate(NAMED, ISSUED), ("https://ci.example", "https://ci.example/x")),
+        (certificate(ISSUED_NEWLY, NAMED, ISSUED), ("https://ci.example", "https://ci.example/x")),
+        (certificate(NAMED), None),
+        (certificate(ISSUED), None),
+        (certificate(), None),
+        (certificate(NAMED, ISSUED, ISSUED), Malformed),
+        (certificate(NAMED, ISSUED, extension(btlog.ISSUER, der(12, b"https://other.example"))), Malformed),
+        (certificate(NAMED, extension(btlog.ISSUER, der(19, b"https://ci.example"))), Malformed),
+        (certificate(ISSUED, extension(btlog.SUBJECT_NAME, der(0x30, der(0x86, b"a"), der(0x86, b"b")))), Malformed),
+        (certificate(ISSUED, extension(btlog.SUBJECT_NAME, der(0x30, der(0x82, b"ci.example")))), Malformed),
+        (certificate(ISSUED, extension(btlog.SUBJECT_NAME, der(0x30, der(0x86, b"\xff")))), Malformed),
+        (certificate(NAMED, extension(btlog.BARE_ISSUER, b"\xff")), Malformed),
+        (certificate(NAMED, extension(btlog.BARE_ISSUER, b"x", der(1, b"\0"))), Malformed),
+        (certificate(NAMED, der(0x30, der(1, b"\xff"), der(6, btlog.BARE_ISSUER), der(4, b"x"))), Malformed),
+        (certificate(NAMED, der(0x31, der(6, btlog.BARE_ISSUER), der(4, b"x"))), Malformed),
+        (der(0x30, der(0x30), der(0x30)), Malformed),
+        (certificate(NAMED, ISSUED) + b"\0", Malformed),
+        (b"", Malformed),
+    ],
+)
+def test_the_publisher_in_a_certificate(data: bytes, publisher: Any) -> None:
+    if publisher is Malformed:
+        with pytest.raises(Malformed):
+            btlog.certificate_publisher(data)
+    else:
+        assert btlog.certificate_publisher(data) == publisher
+
+
+def test_der_has_one_form() -> None:
+    """X.690 section 10.1: the shortest length, and nothing else."""
+    assert btlog.parse_der(b"\x04\x02ab\x05\0") == [(4, b"ab"), (5, b"")]
+    for count in 0, 1, 127, 128, 255, 256, 65535, 65536:
+        assert btlog.parse_der(der(4, bytes(count))) == [(4, bytes(count))]
+    bad = [b"\x04", b"\x04\x01", b"\x04\x80\0\0", b"\x04\x81\x01a", b"\x04\x82\0\x80" + bytes(128), b"\x1f\x01a",
+           b"\x04\x84\x01\0\0\0", b"\x04\xff" + bytes(200), b"\x04\x81", b"\x04\x82\x01"]  # fmt: skip
+    for data in bad:
+        with pytest.raises(Malformed):
+            btlog.parse_der(data)
+
+
+def test_a_changed_certificate_is_read_or_refused() -> None:
+    """One byte changed, or cut off anywhere: no other exception, and no publisher out of nothing."""
+    seen = {"read": 0, "refused": 0}
+    for case in itertools.chain(mutations(CERTIFICATE), (CERTIFICATE[:n] for n in range(len(CERTIFICATE)))):
+        try:
+            seen["read"] += btlog.certificate_publisher(case) is not None
+        except Malformed:
+            seen["refused"] += 1
+    assert seen["read"] > 500  # its key and its signature are not looked at
+    assert seen["refused"] > len(CERTIFICATE)
+
+
+def provenance(*attestations: Any, **publisher: Any) -> bytes:
+    return json.dumps({"version": 1, "attestation_bundles": [{"publisher": publisher, "attestations": attestations}]}).encode()
+
+
+def attestation(data: bytes | None, entry_: Entry = ATTESTED) -> dict[str, Any]:
+    statement = {"subject": [{"name": entry_.filename, "digest": {"sha256": entry_.checksum[7:]}}]}
+    material = {} if data is None else {"certificate": b64(data)}
+    return {"envelope": {"statement": b64(json.dumps(statement).encode())}, "verification_material": material}
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (PROVENANCE, {GITHUB: "certificate"}),
+        (provenance(attestation(certificate(NAMED, ISSUED)), attestation(CERTIFICATE)),
+         {("https://ci.example", "https://ci.example/x"): "certificate", GITHUB: "certificate"}),
+        (provenance(kind="GitHub", repository="a/b", workflow="c.yml"),
+         {(GITHUB.issuer, "https://github.com/a/b/.github/workflows/c.yml"): "index"}),
+        (provenance(attestation(None), kind="GitLab", repository="a/b", workflow_filepath=".x.yml"),
+         {("https://gitlab.com", "https://gitlab.com/a/b//.x.yml"): "index"}),
+        (provenance(attestation(certificate()), kind="Google", email="a@example.com"),
+         {("https://accounts.google.com", "a@example.com"): "index"}),
+        (provenance(kind="Other", email="a@example.com"), None),
+        (provenance(kind="GitHub", repository=["a"], workflow="c.yml"), None),
+        (provenance(kind="GitHub", repository="a/b"), None),
+        (provenance(attestation(CERTIFICATE, entry_=OF_7)), None),
+        (provenance(attestation(CERTIFICATE[:-1]), kind="Google", email="a@example.com"), None),
+        (provenance(attestation(certificate(ISSUED, extension(btlog.SUBJECT_NAME, der(0x30, der(0x86, b"a\nb")))))), None),
+        (provenance(*(attestation(certificate(extension(btlog.BARE_ISSUER, b"%d" % i), NAMED)) for i in range(9))), None),
+        (b'{"attestation_bundles": []}', None),
+        (b'{"attestation_bundles": {}}', None),
+        (b"[]", None),
+        (b"[" * 100_000, None),
+    ],
+)  # fmt: skip
+def test_the_publisher_in_a_provenance_object(data: bytes, said: dict[Any, str] | None) -> None:
+    """PEP 740: by the certificate, or else by what the index says of it; and of this file."""
+    if said is None:
+        with pytest.raises(Malformed):
+            btlog.parse_provenance(data, ATTESTED.checksum)
+    else:
+        assert btlog.parse_provenance(data, ATTESTED.checksum) == said
+
+
+def test_ingest_logs_publishers(tmp_path: Path, log: LocalLog) -> None:
+    """With the file; and a file that has one is not logged again without it."""
+    plain = "pypi_attestations-0.0.18.tar.gz"
+    with (
+        contextlib.closing(FakeIndex(make(tmp_path / "index"), {ATTESTED.filename: ATTESTED.checksum, plain: "sha256:" + SUM_OF_A})) as index,
+        contextlib.closing(Web(tmp_path / "index", "/integrity")) as other,
+    ):
+        index.provenance = {ATTESTED.filename: f"{other.url}/x/provenance"}
+        other.instead = lambda path_: (200, "application/json", PROVENANCE)
+        code, text, error = ingest(log.url, index, tmp_path, "--proof-dir", str(tmp_path / "proofs"))
+        told = "; publishers: 1 by its certificate, 0 by the index's word\n"
+        assert (code, text, error) == (0, told_by_ingest(1, 2, 0, 0, 0)[:-1] + told, "")
+        assert {Entry.parse(entry_).publisher for entry_ in walk(log.url)} == {GITHUB, None}
+        proof = (tmp_path / "proofs" / f"{ATTESTED.filename}.tlog-proof").read_bytes()
+        check_logged(dataclasses.replace(ATTESTED, publisher=GITHUB), proof, UNWITNESSED)
+        assert ingest(log.url, index, tmp_path)[1].startswith(told_by_ingest(1, 0, 2, 0, 0)[:-1])
+        index.provenance = {}
+        assert ingest(log.url, index, tmp_path)[1] == told_by_ingest(1, 0, 2, 0, 0)
+        index.provenance = {plain: f"{other.url}/x/provenance"}  # of the other file
+        code, text, error = ingest(log.url, index, tmp_path)
+        assert (code, text) == (0, told_by_ingest(1, 0, 2, 0, 0))
+        assert error == f"btlog: {plain} is logged without a publisher: an attestation of another file\n"
+        other.instead = lambda path_: (503, "text/plain", b"")
+        index.files["pypi_attestations-0.0.20.tar.gz"] = "sha256:" + SUM_OF_A
+        index.provenance = {"pypi_attestations-0.0.20.tar.gz": f"{other.url}/x/provenance"}
+        with pytest.MonkeyPatch.context() as patch:
+            try_only(patch, 1)
+            code, text, error = ingest(log.url, index, tmp_path)  # it may have one: it is not logged without it
+        assert (code, text) == (3, told_by_ingest(1, 0, 2, 0, 1))
+        assert len(walk(log.url)) == 2
+
+
+def test_add_with_a_publisher(tmp_path: Path, log: LocalLog) -> None:
+    (tmp_path / "x-1.0.tar.gz").write_bytes(b"x")
+    args = "add", str(tmp_path / "x-1.0.tar.gz"), "--log-url", log.url, "--public-key", key_file(tmp_path)
+    assert call_btlog(*args)[0] == 0
+    assert call_btlog(*args, "--publisher-issuer", GITHUB.issuer)[0] == 2
+    assert call_btlog(*args, "--publisher-issuer", GITHUB.issuer, "--publisher-subject", GITHUB.subject)[0] == 0
+    assert call_btlog(*args)[0] == 0
+    assert [Entry.parse(entry_).publisher for entry_ in walk(log.url)] == [None, GITHUB]
+    assert call_btlog("verify", *args[1:], "--publisher-subject", ".*release.yml@.*")[0] == 0
+
+
+# --- The whole of an index, again and again ----------------------------------------------------------------------------------
+
+
+def ingest_on(url: str, index: Web, folder: Path, *args: str) -> tuple[int, str, str, int]:
+    """What a run that remembers tells, and how many requests it took."""
+    before = len(index.asked)
+    return *ingest(url, index, folder, "--database-path", str(folder / "ingest.db"), *args), len(index.asked) - before
+
+
+@pytest.mark.parametrize("kind", ["serials", "tags"])
+def test_ingest_asks_for_what_has_changed(tmp_path: Path, log: LocalLog, kind: str) -> None:
+    """By the index's serial numbers, one request tells it all; by ETags, there is one for each project."""
+    files = index_of([quiet(i) for i in range(50)])
+    with contextlib.closing(FakeIndex(make(tmp_path / "index"), files)) as index:
+        index.serials, index.tags = ({f"quiet{n}": 7 for n in range(10)} if kind == "serials" else {}), kind == "tags"
+        assert ingest_on(log.url, index, tmp_path) == (0, told_by_ingest(10, 50, 0, 0, 0), "", 11)
+        same = f"{told_by_ingest(10, 0, 0, 0, 0)[:-1]}; 10 projects are unchanged\n"
+        assert ingest_on(log.url, index, tmp_path) == (0, same, "", 1 if kind == "serials" else 11)
+        index.files = {**files, "quiet3-9999-py3-none-any.whl": "sha256:" + SUM_OF_A}
+        index.serials = index.serials and {**index.serials, "quiet3": 8}
+        changed = f"{told_by_ingest(10, 1, 5, 0, 0)[:-1]}; 9 projects are unchanged\n"
+        assert ingest_on(log.url, index, tmp_path) == (0, changed, "", 2 if kind == "serials" else 11)
+        assert len(walk(log.url)) == 51
+        index.files |= {OF_7.filename: "sha256:" + SUM_OF_A, "quiet4-x-py3-none-any.whl": ""}
+        index.serials = index.serials and {**index.serials, "quiet7": 8, "quiet4": 9}
+        failed = f"{told_by_ingest(10, 0, 9, 1, 1)[:-1]}; 8 projects are unchanged\n"
+        assert ingest_on(log.url, index, tmp_path)[:2] == (1, failed)
+        assert ingest_on(log.url, index, tmp_path)[:2] == (0, same)
+        assert ingest_on(log.url, index, tmp_path, "--retry-failed")[:2] == (1, failed)
+
+
+def test_ingest_follows_a_cache_that_is_behind(tmp_path: Path, log: LocalLog) -> None:
+    """A page that is older than the list of projects says is read again in the next round."""
+    with contextlib.closing(FakeIndex(make(tmp_path / "index"), index_of([quiet(i) for i in range(5)]))) as index:
+        index.serials = dict.fromkeys((f"quiet{n}" for n in range(5)), 7)
+        right, fetch = index.page, btlog.Fetcher.last
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(btlog.Fetcher, "last", property(lambda self: fetch.fget(self)._replace(serial="6")))  # type: ignore[misc]
+            assert ingest_on(log.url, index, tmp_path)[3] == 6
+            assert ingest_on(log.url, index, tmp_path)[3] == 6
+        assert ingest_on(log.url, index, tmp_path)[3] == 6
+        assert ingest_on(log.url, index, tmp_path)[3] == 1
+        assert right == index.page
+
+
+def test_ingest_remembers_for_one_index_and_one_log(tmp_path: Path, log: LocalLog) -> None:
+    with contextlib.closing(FakeIndex(make(tmp_path / "index"), index_of([quiet(0)]))) as index:
+        assert ingest_on(log.url, index, tmp_path)[0] == 0
+        with contextlib.closing(FakeIndex(tmp_path / "index", {})) as other:
+            assert ingest_on(log.url, other, tmp_path)[0] == 2
+        with contextlib.closing(LocalLog(tmp_path / "older")) as older:
+            code, _, error, _ = ingest_on(older.url, index, tmp_path)
+        assert (code, "the log has fewer entries than before" in error) == (3, True)
+
+
+def test_the_credentials_of_an_index(tmp_path: Path, log: LocalLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the environment or from a netrc file, to the index's own server alone, and in no message."""
+    with (
+        contextlib.closing(FakeIndex(make(tmp_path / "index"), {ATTESTED.filename: ATTESTED.checksum})) as index,
+        contextlib.closing(Web(tmp_path / "index")) as other,
+    ):
+        right = index.page
+        index.instead = lambda path_: right(path_) if "Authorization" in index.heads[-1][1] else (401, "text/plain", b"who?")
+        other.instead = lambda path_: (200, "application/json", PROVENANCE)
+        index.provenance = {ATTESTED.filename: f"{other.url}/provenance"}
+        code, _, error = ingest(log.url, index, tmp_path)
+        assert (code, "answers 401 (give a name and a password" in error) == (3, True)
+        (tmp_path / "netrc").write_text("machine 127.0.0.1 login me password s3cret\n")
+        monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+        assert ingest(log.url, index, tmp_path)[0] == 0
+        assert index.heads[-1][1]["Authorization"] == f"Basic {b64(b'me:s3cret')}"
+        assert all("Authorization" not in head for _, head in other.heads)
+        (tmp_path / "netrc").write_text("machine 127.0.0.1 login me passwort s3cret\n")
+        code, _, error = ingest(log.url, index, tmp_path)
+        assert (code, "s3cret" in error, "netrc can't be parsed: line 1" in error) == (2, False, True)
+        monkeypatch.setenv("BTLOG_INDEX_USERNAME", "you")
+        monkeypatch.setenv("BTLOG_INDEX_PASSWORD", "0ther")
+        assert ingest(log.url, index, tmp_path)[0] == 0
+        assert index.heads[-1][1]["Authorization"] == f"Basic {b64(b'you:0ther')}"
+        code, _, error = call_btlog("ingest", "--index-url", "http://me:s3cret@127.0.0.1:9/simple", "--log-url", log.url)
+        assert (code, "s3cret" in error, "netrc" in error) == (2, False, True)
 
 
 # --- The whole of it, with a real index and a real web server ---------------------------------------------------------------------
@@ -7703,14 +7983,14 @@ def indexed(kind: str) -> Callable[[bytes], Any]:
     @dataclasses.dataclass
     class Page:
         data: bytes
-        url, location = "http://index.example", None
+        url, last = "http://index.example", btlog.Answered(200)
 
         def fetch(self, path_: str, headers: dict[str, str], *more: Any) -> tuple[str, bytes]:
             return kind, self.data
 
     def parse(data: bytes) -> None:
         index = btlog.Index.__new__(btlog.Index)
-        index.source = Page(data)  # type: ignore[assignment]
+        index.source, index.credentials = Page(data), {}  # type: ignore[assignment]
         with contextlib.suppress(Unavailable):
             assert all(isinstance(name, str) for name in index.projects())
         for file in index.files("a") or []:
@@ -12558,8 +12838,10 @@ class Gated:
         self.store = found(folder / "log")
         self.log([self.files["good-1.0-py3-none-any.whl"], {"filename": "other-1.0-py3-none-any.whl", "hashes": {"sha256": "ab" * 32}}])
         demands = btlog.Demands(UNWITNESSED, **more.pop("demands", {}))
-        self.proofs = btlog.ProvedFiles(folder / "proxy.db", btlog.LiveProofs(self.store) if source is None else source)
-        self.gate = btlog.Gate(btlog.Index(f"{self.index.url}/simple", 1, 2), self.proofs, demands, **{"carry": False, **more})
+        source_ = btlog.LiveProofs(self.store) if source is None else source
+        index = btlog.Index(f"{self.index.url}/simple", 1, 2)
+        self.proofs = btlog.ProvedFiles(folder / "proxy.db", index, source_)
+        self.gate = btlog.Gate(index, self.proofs, demands, **{"carry": False, **more})
         self.local = Local(btlog.GateHandler.of(self.gate))
         self.url = self.local.url
 
