@@ -655,6 +655,7 @@ import threading
 import time
 import tomllib
 import urllib.parse
+import uuid
 import zlib
 from collections import Counter, OrderedDict, deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator, Iterator
@@ -680,6 +681,8 @@ MAX_BULK = 1 << 26  # the body of a bulk request
 MAX_ZIPPED = 1 << 20  # the largest entry bundle that is compressed: a larger one would take too long
 MAX_STREAM = 1 << 20  # the part of a long answer that waits to be sent
 MAX_UNREAD = 1 << 18  # the unread part of a request's body: at this size, the server stops receiving
+MAX_OF_PROJECT = 100  # files of a project in an answer, or some more, up to the end of an entry bundle
+MAX_BUNDLES_READ = 200  # entry bundles for one page of a project's files
 MAX_FOUND = 1000  # entries in the answer to a look-up; entries with the same filename
 MAX_REFUSALS = 4  # failed commits in a row, after which new entries are refused at once
 BUSY_TIMEOUT = 4_000  # milliseconds that SQLite waits for another process
@@ -702,6 +705,8 @@ MAX_STORED_AT_ONCE = 1 << 23  # of entries that a monitor stores in one step
 MAX_STEMS = 50_000  # project names, as written in filenames, that a monitor remembers
 MAX_BAD_TILES = 20  # bad-tile findings at a time: each carries tiles as evidence
 MAX_KEPT, MAX_KEPT_BYTES = 1000, 1 << 28  # findings whose evidence a monitor keeps; bytes of all this evidence
+LATE = 14 * 86400  # seconds after which a monitor tells of a file that is added to a release
+MAX_ALARMS = 1000  # findings that a monitor remembers after they were told
 MIN_FREE = 1 << 27  # bytes of the disk that a monitor leaves free, however large the log is
 MAX_AHEAD = 1 << 20  # bytes of an entry bundle or page that is read ahead; a larger one is read in its turn
 MAX_PAGE, MAX_FILES = 56 << 20, 500_000  # bytes of a page of an index; files that it may list
@@ -1225,6 +1230,15 @@ def project_of(filename: str) -> str:
     return normalize(filename.partition("-")[0] if wheel else filename.rpartition("-")[0])
 
 
+def release_of(filename: str) -> tuple[str, str]:
+    """The project (as project_of) and the version in the name of a distribution file; "" for what is not there."""
+    name = filename.removesuffix(".metadata")
+    if name.endswith((".whl", ".egg")):
+        return project_of(filename), name.split("-")[1].lower() if "-" in name else ""
+    ending = max((end for end in DISTRIBUTIONS if name.endswith(end)), key=len, default="")
+    return project_of(filename), name.removesuffix(ending).rpartition("-")[2].lower()
+
+
 def url_name(url: str) -> str:
     """The filename in a URL or path, as pip reads it: the last part of the decoded path; "" if there is none."""
     try:
@@ -1318,8 +1332,11 @@ def find_replaced(
 
 
 def publisher_name(match: re.Match[str]) -> str:
-    """The publisher of an entry, "" for none. A very long one is cut to its beginning and a hash of all of it."""
-    name = f"{match[3]} {match[4]}" if match[3] else ""
+    """The publisher of an entry, "" for none, without the tag and the commit, which differ from release to release.
+
+    A very long one is cut to its beginning and a hash of all of it.
+    """
+    name = re.sub(r"@(refs/tags/.*|[0-9a-f]{40})\Z", "", f"{match[3]} {match[4]}") if match[3] else ""
     return name if len(name) <= 400 else f"{name[:300]}… (sha256:{hashlib.sha256(name.encode()).hexdigest()})"
 
 
@@ -1338,28 +1355,71 @@ def find_copies(
     return copied
 
 
+class Share(NamedTuple):
+    """How many files of a project's newest release have a publisher; and what the release before it was."""
+    version: str
+    published: int
+    files: int
+    before: str  # as in SHARES; "" if nothing is known
+
+    @property
+    def state(self) -> str:
+        return "" if not self.files else "lost" if not self.published else SHARES[self.published == self.files]
+
+
+SHARES = ("partial", "full")  # some, all of a release's files have a publisher; "lost": none of them, any more
+_RANK = {"": -1, "lost": 0, "partial": 1, "full": 2}
+
+
 def find_publisher_changes(
-    first: int, matches: Sequence[re.Match[str] | None], known: dict[str, dict[str, int]],
+    first: int, matches: Sequence[re.Match[str] | None], known: dict[str, dict[str, int]], shares: dict[str, Share],
     copied: Collection[int] = (),
 ) -> Iterator[Finding]:
-    """Yields a finding for each entry from `first` on whose publisher, or lack of one, is new to its project.
+    """Yields a finding for each entry from `first` on whose publisher is new to its project, and for each project whose
+    share of files with a publisher falls below that of the release before.
 
     `known` maps a project to its publishers, and each publisher to the index of its first entry; new ones are added.
-    "" stands for no publisher, and counts only once the project had a publisher. It never counts for entries whose
-    indices are in `copied`, since these say nothing new.
+    `shares` are those of the same projects; they are brought up to date. The indices in `copied` are of files that were
+    logged before: without a publisher, these say nothing new.
     """
+    last = dict[str, tuple[int, Share]]()  # of each project the last entry without a publisher, and the first share
     for at, match in enumerate(matches, first):
-        if match and (match[3] or known) and (match[3] or at not in copied):
-            project, publisher = project_of(match[2]), publisher_name(match)
-            seen = known.get(project, {})
-            if project and publisher not in seen and (publisher or seen):
-                if seen:
-                    name, index = next(reversed(seen.items()))
-                    what = f"is published by {publisher}" if publisher else "has no publisher"
-                    before = f"was published by {name}" if name else "had none"
-                    text = f"{match[2]} at index {at} {what}; the project {project} {before} at index {index}"
-                    yield Finding("publisher", text, (index, at))
-                known.setdefault(project, seen)[publisher] = at
+        if not match or not (match[3] or known) or (not match[3] and at in copied):
+            continue
+        (project, version), publisher = release_of(match[2]), publisher_name(match)
+        seen = known.get(project, {})
+        if not project or not (publisher or seen):
+            continue
+        if publisher and publisher not in seen:
+            if seen:
+                name, index = next(reversed(seen.items()))
+                text = f"{match[2]} at index {at} is published by {publisher}; the project {project} was published by "
+                yield Finding("publisher", f"{text}{name} at index {index}: changed", (index, at))
+            known.setdefault(project, seen)[publisher] = at
+        share = shares.get(project) or Share(version, 0, 0, "full" if seen and seen != {publisher: at} else "")
+        old = last.setdefault(project, (-1, share))[1]
+        share = share if share.version == version else Share(version, 0, 0, share.state)
+        shares[project] = share._replace(published=share.published + bool(publisher),
+                                         files=share.files + (at not in copied or not share.files))
+        if not publisher:
+            last[project] = at, old
+    for project, (at, old) in last.items():
+        share = shares[project]
+        same = old.version == share.version and old.files > 0
+        fallen = _RANK[share.state] < _RANK[share.before or (old.state if same else "")]
+        told = same and _RANK[old.state] <= _RANK[share.state]  # this release had fallen as low before
+        if at >= 0 and fallen and not told:
+            yield _fallen(project, share, at, known[project], matches[at - first])
+
+
+def _fallen(project: str, share: Share, at: int, known: dict[str, int], match: re.Match[str] | None) -> Finding:
+    """The finding for a project's share of files with a publisher that has fallen with the entry at index `at`."""
+    name, index = next(reversed(known.items()))
+    file = match[2] if match else ""
+    return Finding("publisher", (
+        f"{file} at index {at} has no publisher; the project {project} was published by {name} at index {index}: "
+        f"{share.published} of {share.files} files of {share.version} have one, {share.before or 'full'} before: "
+        f"{share.state}"), (index, at))
 
 
 # === Part III: storage ==================================================================================
@@ -1541,14 +1601,18 @@ LOG_SCHEMA = """
     CREATE TABLE lookup (key INTEGER PRIMARY KEY);
     CREATE TABLE name_filter (n INTEGER PRIMARY KEY, data BLOB NOT NULL);
     CREATE TABLE witness (vkey TEXT PRIMARY KEY, size INTEGER NOT NULL);
+    INSERT INTO setting VALUES ('project_keys', 1);
 """
 
-# A look-up key is an integer of 63 bits: the field (1 bit), the part of the log (13 bits), a hash of the field's value
+# A look-up key is an integer of 64 bits: the field (2 bits), the part of the log (13 bits), a hash of the field's value
 # (31 bits), and the entry's offset in its part (18 bits). New keys all belong to the last part, so a batch touches few
-# pages of the file, however large the log is. An entry that is found by a hash is compared in full.
-CHECKSUM, FILENAME = 0, 1
+# pages of the file, however large the log is. An entry that is found by a hash is compared in full. A project's key has
+# the offset of an entry bundle that has some of its files.
+CHECKSUM, FILENAME, PROJECT = 0, 1, 2
 PART = 18
+SET = "INSERT OR REPLACE INTO setting VALUES (?, ?)"
 INSERT_KEYS = "INSERT INTO lookup SELECT value FROM json_each(?) ORDER BY value"
+INSERT_PROJECT_KEYS = "INSERT OR IGNORE INTO lookup SELECT value FROM json_each(?) ORDER BY value"
 LOOK_UP = "SELECT lookup.key FROM json_each(?) CROSS JOIN lookup ON lookup.key BETWEEN value AND value + ?"
 LOOK_UP_FIRST = (
     "SELECT (SELECT lookup.key FROM lookup WHERE lookup.key BETWEEN value AND value + ? ORDER BY lookup.key LIMIT 1) "
@@ -1569,8 +1633,8 @@ def field_hashes(kind: int, values: Iterable[bytes]) -> list[int]:
 
 
 def first_key(kind: int, part: int, hash_: int) -> int:
-    """The smallest look-up key of a hash in a part."""
-    return kind << 62 | part << 31 + PART | hash_ << PART
+    """The smallest look-up key of a hash in a part. SQLite's integers have a sign: those of projects are negative."""
+    return (kind << 62 | part << 31 + PART | hash_ << PART) - (kind >> 1 << 64)
 
 
 def key_index(key: int) -> int:
@@ -1588,6 +1652,44 @@ def look_up_keys(first: int, entries: Sequence[bytes], name_hashes: Sequence[int
             start = first_key(kind, part, 0) - (part << PART)
             keys += [start + (hash_ << PART) + i for i, hash_ in enumerate(hashes[kind][lo - first : hi - first], lo)]
     return keys
+
+
+def project_keys(first: int, names: Sequence[bytes], known: dict[bytes, tuple[int, ...]]) -> list[int]:
+    """The look-up keys of the projects of files, the first of which is logged at the index `first`.
+
+    `known` remembers keys in the bundle 0 by how filenames begin.
+    """
+    keys, at = list[int](), first
+    while at < first + len(names):  # bundle by bundle
+        end = at + 256 - at % 256
+        # In most filenames, the first "-" ends the project's name.
+        stems = {name.partition(b"-")[0] if name[-4:] == b".whl" else _project_stem(name)
+                 for name in names[at - first : end - first]}
+        if len(known) > MAX_STEMS:
+            known.clear()
+        for stem in stems:
+            if stem not in known:
+                known[stem] = _first_project_keys(stem)
+        base = (at >> PART) << 31 + PART | at & (1 << PART) - 256
+        keys += [base + key for stem in stems for key in known[stem]]
+        at = end
+    return keys
+
+
+def _project_stem(name: bytes) -> bytes:
+    """The beginning of a filename that has the project's name and, of an old sdist, perhaps a part of the version."""
+    name = name.removesuffix(b".metadata")
+    return name.partition(b"-")[0] if name.endswith((b".whl", b".egg")) else name.rpartition(b"-")[0]
+
+
+def _first_project_keys(stem: bytes) -> tuple[int, ...]:
+    """The keys in bundle 0 of the projects that a filename may be of which begins so, up to a "-".
+
+    They are two if the version may begin earlier: in the name of an old sdist, that is not told.
+    """
+    early = re.match(rb"(.*?)-v?[0-9]", stem)
+    names = {normalize(name.decode(errors="replace")).encode() for name in (stem, *(early.groups() if early else ()))}
+    return tuple(first_key(PROJECT, 0, hash_) for hash_ in field_hashes(PROJECT, names - {b""}))
 
 
 class NameFilter:
@@ -1728,6 +1830,30 @@ class LogRows:
                 sums.setdefault(entry[21:92].decode(errors="replace"), index)
         return found
 
+    def of_project(self, project: str, end: int, limit: int) -> tuple[list[tuple[int, bytes]], int]:
+        """The newest files of a project (a normalized name) below the index `end`; and below which index to go on.
+
+        These are about `limit` files, or fewer if MAX_BUNDLES_READ bundles have no more.
+        """
+        if self.setting("project_keys") is None:
+            raise Unavailable("this log has no look-up by project yet: `serve` or `fsck --repair` makes it")
+        found, read = list[tuple[int, bytes]](), 0
+        [hash_] = field_hashes(PROJECT, [project.encode()])
+        for part in reversed(range((max(end - 1, 0) >> PART) + 1)):
+            lo = first_key(PROJECT, part, hash_)
+            newest = "SELECT key FROM lookup WHERE key BETWEEN ? AND ? ORDER BY key DESC"
+            for key, in self.query(newest, lo, lo + (1 << PART) - 1):
+                first = key_index(key)
+                if first >= end:
+                    continue
+                if len(found) >= limit or read >= MAX_BUNDLES_READ:
+                    return found, first + 256
+                read += 1
+                entries = self.bundled(first // 256, min(256, end - first))
+                matches = zip(itertools.count(first), entries, match_entries(entries))
+                found += reversed([(at, data) for at, data, match in matches if match and is_of(project, match[2])])
+        return found, 0
+
     def look_up(self, kind: int, value: bytes, size: int) -> list[tuple[int, bytes]]:
         """The first MAX_FOUND of the first `size` entries whose checksum or filename is `value`."""
         [hash_] = field_hashes(kind, [value])
@@ -1763,7 +1889,20 @@ class LogStore(LogRows):
             raise
         self._filter: NameFilter | None = None
         self._stems = set[bytes]()  # of a mirror: beginnings of filenames whose projects are stored already
+        self._projects: dict[bytes, tuple[int, ...]] = {}
         super().__init__(self.database.read)
+        if not read_only and self.setting("project_keys") is None:
+            self._index_projects()
+
+    def _index_projects(self) -> None:
+        """Makes the look-up keys of projects for a log that an older btlog has made."""
+        size = self.stored().size
+        logger.info("%s gets a look-up by project: %d entries are read", self.folder, size)
+        with self.database.transaction() as db:
+            for n in range((size + 255) // 256):
+                names = [field_of(FILENAME, entry) for entry in self.bundled(n, min(256, size - 256 * n))]
+                db.execute(INSERT_PROJECT_KEYS, (str(project_keys(256 * n, names, self._projects)),))
+            db.execute("INSERT INTO setting VALUES ('project_keys', 1)")
 
     def key(self) -> VerifierKey | None:
         """The key of this log; None if the folder is not bound to one yet."""
@@ -1840,14 +1979,16 @@ class LogStore(LogRows):
             hashes = field_hashes(FILENAME, names)
             known = self._known(rows, self._where(rows, old.size, list(set(hashes))), names, old.size)
             outcomes, fresh = choose(db, old.size, entries, names, known)
-            del names, known  # of many entries, some MiB
+            del known  # of many entries, some MiB
             if fresh:
                 if len(fresh) < len(entries):
-                    hashes = field_hashes(FILENAME, [field_of(FILENAME, entry) for entry in fresh])
-                keys = str(look_up_keys(old.size, fresh, hashes))
+                    names = [field_of(FILENAME, entry) for entry in fresh]
+                    hashes = field_hashes(FILENAME, names)
+                keys = str(look_up_keys(old.size, fresh, hashes)), str(project_keys(old.size, names, self._projects))
+                del names
                 edge = _Edge(rows, old.size)
                 # SQLite works without the interpreter lock here: entries are hashed at the same time.
-                with _aside(len(fresh) > 256, db.execute, INSERT_KEYS, (keys,)):
+                with _aside(len(fresh) > 256, _insert_keys, db, *keys):
                     grown = list(grow(old.size, edge.tile, leaf_hashes(fresh)))
                     bundles = edge.bundles(fresh)
                 full = {(level, index, 256): nodes for level, index, _, nodes in grown if nodes}
@@ -2008,6 +2149,12 @@ def _aside(really: bool, do: Callable[..., Any], *args: Any) -> Iterator[None]:
             done.result()
 
 
+def _insert_keys(db: sqlite3.Connection, keys: str, of_projects: str) -> None:
+    """Inserts look-up keys, given as JSON. A bundle that grows may have its projects' keys already."""
+    db.execute(INSERT_KEYS, (keys,))
+    db.execute(INSERT_PROJECT_KEYS, (of_projects,))
+
+
 def _extend(db: sqlite3.Connection, old: Tree, tiles: Tiles, grown: list[Grown]) -> Tree:
     """Stores the changed tiles; returns the tree of `tiles`, which is proved to continue `old`."""
     rows = [(level << 56 | index, data) for level, index, data, _ in grown]
@@ -2071,6 +2218,8 @@ def rebuild(store: LogStore, key: VerifierKey, progress: Callable[[int, int], No
         size = rows.setting("stored") or signed.size
         for table in "tile", "lookup", "name_filter":
             db.execute(f"DELETE FROM {table}")  # noqa: S608 (our own names)
+        db.execute(SET, ("project_keys", 1))
+        known: dict[bytes, tuple[int, ...]] = {}
         db.execute("DELETE FROM bundle WHERE n >= ?", ((size + 255) // 256,))
         for first in range(0, size, 1 << 14):
             end = min(first + (1 << 14), size)
@@ -2078,8 +2227,9 @@ def rebuild(store: LogStore, key: VerifierKey, progress: Callable[[int, int], No
             entries = [entry for _, bundle in bundles for entry in bundle]
             packed = [(n, encode_bundle(bundle)) for n, bundle in bundles]  # nothing is kept behind the last entry
             db.executemany("INSERT OR REPLACE INTO bundle VALUES (?, ?)", packed)
-            hashes = field_hashes(FILENAME, [field_of(FILENAME, entry) for entry in entries])
-            db.execute(INSERT_KEYS, (str(look_up_keys(first, entries, hashes)),))
+            names = [field_of(FILENAME, entry) for entry in entries]
+            keys = look_up_keys(first, entries, field_hashes(FILENAME, names)), project_keys(first, names, known)
+            _insert_keys(db, *map(str, keys))
             grown = [(level << 56 | n, data) for level, n, data, _ in grow(first, rows.tile, leaf_hashes(entries))]
             db.executemany("INSERT OR REPLACE INTO tile VALUES (?, ?)", grown)
             progress(end, size)
@@ -2106,14 +2256,17 @@ def _check_bundle(rows: LogRows, index: int, width: int, keys: list[int]) -> tup
         entries = parse_bundle(rows.bundle(index, 256), width)
     except Error as error:
         return [bytes(32)] * width, [f"{tile_path(None, index, width)}: {error}"]
-    hashes = field_hashes(FILENAME, [field_of(FILENAME, entry) for entry in entries])
-    keys += look_up_keys(256 * index, entries, hashes)
+    names = [field_of(FILENAME, entry) for entry in entries]
+    keys += look_up_keys(256 * index, entries, field_hashes(FILENAME, names))
+    keys += project_keys(256 * index, names, {})
     return leaf_hashes(entries), []
 
 
 def _check_keys(rows: LogRows, part: int, keys: list[int]) -> Iterator[str]:
     stored: set[int] = set()
-    for kind in CHECKSUM, FILENAME:
+    if rows.setting("project_keys") is None:  # the next start makes them
+        keys = [key for key in keys if key >= 0]
+    for kind in CHECKSUM, FILENAME, PROJECT:
         bounds = first_key(kind, part, 0), first_key(kind, part + 1, 0) - 1
         stored.update(key for key, in rows.query("SELECT key FROM lookup WHERE key BETWEEN ? AND ?", *bounds))
     for key in sorted(stored.symmetric_difference(keys))[:20]:
@@ -2170,8 +2323,25 @@ MIRROR_SCHEMA = """
     CREATE TABLE IF NOT EXISTS publisher (
         project TEXT, name TEXT, first INTEGER NOT NULL, PRIMARY KEY (project, name)
     ) WITHOUT ROWID;
+    CREATE TABLE IF NOT EXISTS share (
+        project TEXT PRIMARY KEY, version TEXT NOT NULL, published INTEGER NOT NULL, files INTEGER NOT NULL,
+        before TEXT NOT NULL
+    ) WITHOUT ROWID;
+    CREATE TABLE IF NOT EXISTS clock (size INTEGER PRIMARY KEY, seconds INTEGER NOT NULL);
+    CREATE TABLE IF NOT EXISTS alarm (
+        n INTEGER PRIMARY KEY, standing TEXT UNIQUE, seconds INTEGER NOT NULL, json TEXT NOT NULL, told INTEGER NOT NULL
+    );
 """
-SET = "INSERT OR REPLACE INTO setting VALUES (?, ?)"
+
+
+class Alarm(NamedTuple):
+    """A finding as it is told to others: its number, its time, and its JSON. `standing` is the key of one that is found
+    anew in each round, for as long as it stands; None for one about entries."""
+    n: int | None
+    standing: str | None
+    seconds: int
+    json: str
+    told: int = 0
 
 
 class MirrorStore(LogStore):
@@ -2197,7 +2367,7 @@ class MirrorStore(LogStore):
 
     def follow(
         self, entries: list[bytes], target: tuple[Tree, bytes],
-        check: Callable[[Tree, list[Grown]], Iterable[Finding]], wanted: Sequence[WatchTerm],
+        check: Callable[[Tree, list[Grown]], Iterable[Finding]], wanted: Sequence[WatchTerm], now: float = 0,
     ) -> None:
         """Appends `entries` and the findings about them. `target` is the tree that is being read, and its note.
 
@@ -2213,7 +2383,8 @@ class MirrorStore(LogStore):
             matches = [] if plain else match_entries(entries)
             good = names if plain else [match[2].encode() for match in matches if match]
             seen = self._publishers(db, good, matches or (_ENTRY.fullmatch(e.decode()) for e in entries))
-            if plain and not (repeated or seen or wanted):
+            old = self._size_at(db, now - LATE)
+            if plain and not (repeated or seen or wanted or old):
                 return [], entries
             matches = matches or match_entries(entries)
             findings.extend(
@@ -2222,14 +2393,20 @@ class MirrorStore(LogStore):
             )
             findings.extend(find_replaced(size, matches, known) if repeated else ())
             copied = find_copies(size, matches, known) if repeated else ()
-            findings.extend(find_publisher_changes(size, matches, seen, copied))
+            of = "SELECT * FROM share WHERE project IN (SELECT value FROM json_each(?))"
+            shares = {row[0]: Share(*row[1:]) for row in db.execute(of, (json.dumps(list(seen)),))}
+            findings.extend(find_publisher_changes(size, matches, seen, shares, copied))
             rows = [(project, name, at) for project, names in seen.items() for name, at in names.items()]
             db.executemany("INSERT OR REPLACE INTO publisher VALUES (?, ?, ?)", rows)
+            db.executemany("INSERT OR REPLACE INTO share VALUES (?, ?, ?, ?, ?)", ((p, *s) for p, s in shares.items()))
+            findings.extend(self._late(size, matches, copied, old))
             findings.extend(_matches(size, matches, wanted))
             return [], entries
 
         def finish(db: sqlite3.Connection, tree: Tree, grown: list[Grown]) -> None:
             findings.extend(check(tree, grown))
+            if not self._size_at(db, now, "seconds > ?", now - 3600):  # one row an hour
+                db.execute("INSERT OR REPLACE INTO clock VALUES (?, ?)", (tree.size, int(now)))
             if tree == target[0]:
                 db.execute("DELETE FROM setting WHERE name = 'stored'")
                 db.execute("DELETE FROM checkpoint WHERE kind = 'target'")
@@ -2244,6 +2421,29 @@ class MirrorStore(LogStore):
 
         self._append(entries, choose, finish)
         self.database.tidy()
+
+    @staticmethod
+    def _size_at(db: sqlite3.Connection, seconds: float, more: str = "1", *values: float) -> int:
+        """How many entries were stored by a time."""
+        query = f"SELECT max(size) FROM clock WHERE seconds <= ? AND {more}"  # noqa: S608 (our own words)
+        return db.execute(query, (seconds, *values)).fetchone()[0] or 0
+
+    def _late(
+        self, first: int, matches: Sequence[re.Match[str] | None], copied: Collection[int], old: int
+    ) -> Iterator[Finding]:
+        """Yields a finding for each new file of a release that had files among the `old` entries, LATE seconds ago."""
+        known: dict[str, dict[str, int]] = {}  # of each project its releases then, each with the index of a file
+        for at, match in enumerate(matches, first):
+            if not old or not match or at in copied or not match[2].endswith(DISTRIBUTIONS):
+                continue
+            project, version = release_of(match[2])
+            if project not in known:
+                found, _ = self.of_project(project, old, MAX_WAITING)
+                files = ((index, release_of(field_of(FILENAME, data).decode())) for index, data in found)
+                known[project] = {version: index for index, (_, version) in files}
+            if (index := known[project].get(version)) is not None:
+                text = f"{match[2]} at index {at} is added to {version} of {project}, a release that has had files for"
+                yield Finding("late", f"{text} {LATE // 86400} days or more, as at index {index}", (index, at))
 
     @staticmethod
     def _keep(db: sqlite3.Connection, findings: list[Finding]) -> None:
@@ -2303,7 +2503,8 @@ class MirrorStore(LogStore):
             for pair in sorted(pair for pair in pairs if pair[0] in have):
                 rows += db.execute("SELECT * FROM publisher WHERE project = ? AND name = ?", pair).fetchall()
             for project, name, first in sorted(rows, key=lambda row: row[2]):
-                known.setdefault(project, {})[name] = first
+                if name:  # "" is from an older btlog
+                    known.setdefault(project, {})[name] = first
         return known
 
     def seen(self, note: bytes) -> None:
@@ -2330,10 +2531,29 @@ class MirrorStore(LogStore):
             found.append((n, Finding(kind, text, tuple(json.loads(indices)), files)))
         return found
 
-    def reported(self, numbers: Iterable[int]) -> None:
+    def reported(self, numbers: Iterable[int], alarms: Iterable[Alarm] = ()) -> None:
+        """Forgets the findings with these numbers, and keeps what is to be told of them."""
         with self.database.transaction() as db:
             db.executemany("DELETE FROM finding WHERE n = ?", [(n,) for n in numbers])
+            db.executemany("INSERT OR IGNORE INTO alarm VALUES (?, ?, ?, ?, ?)", alarms)
+            old = "DELETE FROM alarm WHERE told AND n <= (SELECT max(n) FROM alarm) - ?"
+            db.execute(old, (MAX_ALARMS,))
         self.database.tidy()
+
+    def alarms(self, told: bool, limit: int) -> list[Alarm]:
+        """The oldest alarms that were not told yet; or the newest of all."""
+        which = "ORDER BY n DESC" if told else "WHERE NOT told ORDER BY n"
+        return [Alarm(*row) for row in self.query(f"SELECT * FROM alarm {which} LIMIT ?", limit)]  # noqa: S608
+
+    def told(self, n: int) -> None:
+        with self.database.transaction() as db:
+            db.execute("UPDATE alarm SET told = 1 WHERE n = ?", (n,))
+
+    def standing(self, keys: Collection[str]) -> None:
+        """What stands no longer, for it is not among `keys`, is told again if it comes back."""
+        with self.database.transaction() as db:
+            ended = "UPDATE alarm SET standing = NULL WHERE told AND standing NOT IN (SELECT value FROM json_each(?))"
+            db.execute(ended, (json.dumps(list(keys)),))
 
     def compared(self, size: int, projects: Iterable[str], turn: int) -> None:
         """Stores that the first `size` entries and these `projects` were compared with the index in this turn."""
@@ -4253,10 +4473,10 @@ article form { margin: .6rem 0; align-items: center; gap: 1rem }
 .steps dt { font-size: .75rem; margin-top: .2rem } .steps dd { font: .75rem/1.5 var(--mono); white-space: pre-wrap }
 .verdict { border-left: .35rem solid; background: var(--soft); padding: .8rem; font-size: 1.2rem; font-weight: 600;
   line-height: 1.35 } .verdict + .small { margin: .6rem 0 } #found { font-weight: 600 }
-#newest li { display: grid; grid-template-columns: minmax(0, 1fr) auto; column-gap: 1rem; padding: .4rem 0 }
+.files li { display: grid; grid-template-columns: minmax(0, 1fr) auto; column-gap: 1rem; padding: .4rem 0 }
 li + li, tr { border-top: 1px solid var(--line) } .steps li { border: 0 }
-#newest li > * { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; font: .75rem/1.4rem var(--mono) }
-#newest a { text-decoration: none; font-size: .85rem } #newest a:hover { text-decoration: underline }
+.files li > * { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; font: .75rem/1.4rem var(--mono) }
+.files a { text-decoration: none; font-size: .85rem } .files a:hover { text-decoration: underline }
 #witnesses li { padding: .5rem 0 } #witnesses li:first-child { padding-top: 0 }
 #tree { display: flex; flex-wrap: wrap; gap: .6rem 3rem } #next { border-color: var(--key) } pre { margin-top: .6rem }
 table { width: 100%; border-collapse: collapse } tr:has(td:empty) { border: 0 }
@@ -4307,7 +4527,8 @@ footer { margin-top: 1.5rem } footer code { display: block; margin-top: .3rem }
       <p id="found" role="status"></p>
       <div id="results"></div>
     </section>
-    <section id="recent" aria-labelledby="h-newest"><h2 id="h-newest">Newest entries</h2><ol id="newest"></ol></section>
+    <section id="recent" aria-labelledby="h-newest"><h2 id="h-newest">Newest entries</h2>
+      <ol id="newest" class="files"></ol></section>
   </div>
   <div>
     <section aria-labelledby="h-witnesses"><h2 id="h-witnesses">Witnesses</h2><ul id="witnesses"></ul></section>
@@ -4595,6 +4816,29 @@ function showEntry(entry, asked) {
     el("p", "small mute", `Entry ${number(entry.index)}, ${from}`), form, fold));
   return run;
 }
+function inList(entry, index) {  // null for what is logged and is not an entry
+  if (entry) encodeEntry(entry);  // throws for what is none
+  const name = el("a", "mono", entry ? entry.filename : "not an entry");
+  if (entry) name.href = `#${encodeURIComponent(entry.filename)}`;
+  return el("li", "", name, el("span", "mute at", number(index)), el("span", "mute", entry?.checksum),
+    el("span", "mute at", entry?.publisher ? "publisher" : ""));
+}
+async function showProject(project, before = "", list = el("ol", "files")) {  // its files, page by page, newest first
+  const mine = searches, older = before && `&before=${Number(before)}`;
+  const {entries, next} = JSON.parse(await get(`/entries?project=${encodeURIComponent(project)}${older}`));
+  must(Array.isArray(entries), "not a list of entries");
+  const rows = entries.map(entry => inList(entry, Number(entry.index)));
+  if (mine !== searches || !(rows.length || list.childElementCount || next)) return false;
+  list.append(...rows);
+  $("results").replaceChildren(list);
+  if (next) {
+    const more = el("button", "plain", "Older files");
+    more.onclick = () => showProject(project, next, list).catch(
+      error => put("found", `The log has no answer: ${error.message}`, "bad"));
+    $("results").append(more);
+  }
+  return true;
+}
 async function lookUp(name, value) {
   const {entries} = JSON.parse(await get(`/entries?${name}=${encodeURIComponent(value)}`));
   must(Array.isArray(entries) && entries.every(entry => entry instanceof Object), "not a list of entries");
@@ -4611,6 +4855,8 @@ async function search() {
   if (!value) return;
   try {
     entries = await lookUp(asked.name, asked.value);
+    if (!file && !sum && !entries.length && mine === searches && await showProject(value).catch(() => false))
+      return put("found", "Files of this project, the newest first. Choose one to check it.", "");
     if (file) others = (await lookUp("filename", file.file)).filter(entry => entry.checksum !== file.sum);
   } catch (error) { entries = error; }
   if (mine !== searches) return;  // another one was begun
@@ -4618,7 +4864,7 @@ async function search() {
   const found = [...others, ...entries], {length} = found;
   const [says, kind] = !length ? [(file ? `Neither the name nor the checksum of your file is logged: ${file.file}, ` +
     `${file.sum}.` : sum ? "No file with this checksum is logged. Is it the SHA-256 of the whole file?" :
-    "No file of exactly this name is logged. Try the file's full name, its checksum, or drop the file here.") +
+    "No file and no project of this name is logged. Try the file's full name, its checksum, or drop the file here.") +
     " The server can't prove that.", "warn"] :
     others.length ? ["", ""] : file && !found.some(entry => entry.filename === file.file) ?
       [`The log knows your file under another name: ${found[0].filename}`, "warn"] :
@@ -4662,12 +4908,8 @@ function showWitness({name, url, size, last_cosigned, dark_since, error}, now) {
     el("p", `small ${dark ? "mute" : "good"}`, last));
 }
 async function newest(index) {
-  let entry = await get(`/entry/${index}`).catch(error => { if (error.status !== 400) throw error; });
-  try { entry = JSON.parse(entry); encodeEntry(entry); } catch { entry = null; }
-  const name = el("a", "mono", entry ? entry.filename : "not an entry");
-  if (entry) name.href = `#${encodeURIComponent(entry.filename)}`;
-  return el("li", "", name, el("span", "mute at", number(index)), el("span", "mute", entry?.checksum),
-    el("span", "mute at", entry?.publisher ? "publisher" : ""));
+  const entry = await get(`/entry/${index}`).catch(error => { if (error.status !== 400) throw error; });
+  try { return inList(JSON.parse(entry), index); } catch { return inList(null, index); }
 }
 async function show(status) {
   const {origin, vkey, trouble, read_only, generated_at: now, checkpoint = {}, witnesses = [], disk} = status;
@@ -4909,12 +5151,17 @@ class LogHandler(Handler):
         yield [b'{"type":"complete","count":%d}\n' % len(results)]
 
     def _entries(self) -> Response:
-        query = self.query()
+        query, size = self.query(), self.app.log.published.tree.size
+        if query.get("project") and query.keys() <= {"project", "before"}:
+            end = min(parse_decimal(query.get("before", str(size))), size)
+            found, more = self.app.log.store.of_project(normalize(query["project"]), end, MAX_OF_PROJECT)
+            listed = [entry_to_json(index, Entry.parse(data)) for index, data in found]
+            return Response.json({"entries": listed, **({"next": more} if more else {})}, CORS)
         if len(query) != 1 or not query.keys() <= {"filename", "checksum"} or "" in query.values():
-            raise Malformed("ask for /entries?filename=F or /entries?checksum=C")
+            raise Malformed("ask for /entries?filename=F, /entries?checksum=C or /entries?project=P")
         [(name, value)] = query.items()
         kind = FILENAME if name == "filename" else CHECKSUM
-        matches = self.app.log.store.look_up(kind, value.encode(), self.app.log.published.tree.size)
+        matches = self.app.log.store.look_up(kind, value.encode(), size)
         entries = []
         for index, data in matches:
             with contextlib.suppress(Malformed):  # a mirror also stores malformed entries
@@ -5807,6 +6054,7 @@ class Monitor:
         self._key = policy.logs[0]
         self._goal: ServedTree | None = None  # the tree that is being stored
         self._last_bundle: tuple[int, list[bytes]] = -1, []  # the number of the last bundle read, and its entries
+        self._now = 0.0  # the time of this round, in seconds
         self._stalled: ServedTree | None = None  # the tree whose tiles could not be fetched for evidence
         self.conditions: list[Finding] = []
         if (key := store.key()) is None:
@@ -5851,7 +6099,7 @@ class Monitor:
     def _round(
         self, note: bytes, progress: Callable[[int, int], None], now: float, tell: Callable[[], None]
     ) -> None:
-        checkpoint = self._open(note, now)
+        checkpoint, self._now = self._open(note, now), now
         tree, stored, last = checkpoint.tree, self.store.stored(), self.store.last()
         before = Checkpoint.parse(split_note(last)[0]).tree if last else Tree(0, EMPTY_ROOT)
         if tree == before == stored:
@@ -5963,7 +6211,7 @@ class Monitor:
                 raise self._blame(goal, bundles)
             return self._check_tiles(goal, {bundle.n: bundle.tile for bundle in bundles}, grown)
 
-        self.store.follow(entries, (goal.tree, goal.note), check, self._watch.terms)
+        self.store.follow(entries, (goal.tree, goal.note), check, self._watch.terms, self._now)
 
     def _check_tiles(self, goal: ServedTree, lowest: dict[int, bytes], grown: list[Grown]) -> list[Finding]:
         """The findings for served tiles that differ from those that the entries lead to, at most MAX_BAD_TILES."""
@@ -7390,7 +7638,7 @@ def cmd_verify(args: argparse.Namespace) -> int:
         raise Malformed("give one of --proof, --proofs, --log-url and --storage-dir")
     if args.proof and len(args.targets) != 1:
         raise Malformed("--proof is the proof of one file")
-    todo = list(read_targets(args))
+    todo = list(read_targets(args, policy))
     skipped = [result.artifact for result in todo if result.artifact.skipped]
     todo = [result for result in todo if not result.artifact.skipped]
     if not todo:
@@ -7407,7 +7655,38 @@ def cmd_verify(args: argparse.Namespace) -> int:
     return tell_verified(results, skipped, args, policy)
 
 
-def read_targets(args: argparse.Namespace) -> Iterator[Verified]:
+def project_artifacts(args: argparse.Namespace, policy: Policy, project: str) -> list[Artifact]:
+    """The files of a project that a log has, newest first, not checked yet; raises Unavailable."""
+    found, url = list[Entry](), args.log_url or log_url(policy)
+    with contextlib.ExitStack() as stack:
+        if args.storage_dir:
+            store = stack.enter_context(contextlib.closing(LogStore(Path(args.storage_dir), read_only=True)))
+            end = store.tree("published").size
+            while end and len(found) < MAX_WAITING:
+                matches, end = store.of_project(normalize(project), end, MAX_OF_PROJECT)
+                found += [Entry.parse(data) for _, data in matches]
+        elif url:
+            source = stack.enter_context(contextlib.closing(LogReader(url, 2, ANSWER_TIMEOUT, 3, args.timeout)))
+            before: int | None = None
+            while before != 0 and len(found) < MAX_WAITING:
+                cut = "" if before is None else f"&before={before}"
+                try:
+                    answer = json.loads(source.get(f"/entries?project={urllib.parse.quote(project)}{cut}", MAX_LOOK_UP))
+                    found += [Entry(str(e["filename"]), str(e["checksum"])) for e in answer["entries"]]
+                    older = parse_decimal(str(answer.get("next", 0)))
+                except (Malformed, ValueError, RecursionError, KeyError, TypeError, AttributeError):
+                    raise Unavailable(f"{source.url}/entries does not answer as a log does") from None
+                if before is not None and older >= before:
+                    raise Unavailable(f"{source.url} answers with the same files again and again")
+                before = older
+        else:
+            raise Malformed("to find a project's files, give --log-url or --storage-dir")
+    if not found:
+        raise Unavailable(f"no file of {project} is logged")
+    return [Artifact(project, (entry.filename,), entry.checksum) for entry in dict.fromkeys(found)]
+
+
+def read_targets(args: argparse.Namespace, policy: Policy) -> Iterator[Verified]:
     """Yields a result for each artifact of the targets, with an error if it can't be verified. Raises Unavailable."""
     for target in args.targets:
         try:
@@ -7418,6 +7697,8 @@ def read_targets(args: argparse.Namespace) -> Iterator[Verified]:
                 yield Verified(artifact, Unavailable(artifact.trouble) if artifact.trouble else None)
         except (Unavailable, Malformed) as error:  # an error in one target must not hide the others
             yield Verified(Artifact(target, (Path(target).name,)), error)
+    for project in args.project or ():
+        yield from (Verified(artifact) for artifact in project_artifacts(args, policy, project))
     if args.installed:
         for result in installed_artifacts(args.installed):
             trouble = result.artifact.trouble
@@ -7591,9 +7872,16 @@ def cmd_monitor(args: argparse.Namespace) -> int:
         raise Malformed("give --log-url, or a policy with the log's URL")
     if args.max_age is not None and not policy.witnesses:
         raise Malformed("--max-age is about cosignatures, and the policy has no witnesses")
-    make_folder(folder)
     terms = watch_terms(args.filename_regex or (), args.checksum_regex or (), args.project or ())
-    watch = WatchList(terms, args.max_age)
+    watch, owned = WatchList(terms, args.max_age), OwnFiles(args.known, terms) if args.known else None
+    if owned:
+        if not args.project:
+            raise Malformed("--known is about the files of a project: name it with --project")
+        try:
+            owned.read()
+        except Unavailable as error:
+            raise Malformed(str(error)) from None
+    make_folder(folder)
     with contextlib.ExitStack() as stack:
         source = LogReader(url)
         index = Index(args.index_url, give_up=8) if args.index_url else None
@@ -7602,17 +7890,29 @@ def cmd_monitor(args: argparse.Namespace) -> int:
             source.close()
             if index:
                 index.source.close()
+            if alarms:
+                alarms.close()
 
+        alarms: Alarms | None = None
         stack.callback(close)
         try:
             store = stack.enter_context(contextlib.closing(MirrorStore(folder)))
             monitor = Monitor(store, source, policy, watch)
-            report, args.follow = Reporter(monitor, args.json_logging), args.follow or args.once == "false"
-            tell = functools.partial(tell_findings, monitor, report)
+            report, args.follow = Reporter(monitor, args.json_logging, owned), args.follow or args.once == "false"
+            alarms = Alarms(store, policy.logs[0], args.exec, args.feed)
+            tell = functools.partial(tell_findings, monitor, report, alarms)
             renew = functools.partial(monitor.round, show_progress("entries"), time.time, tell)
             comparison = Comparison(store, index, renew) if index else None
+
+            def run() -> int:
+                if owned:
+                    owned.read()
+                code = watch_round(monitor, comparison, report, renew, args.follow)
+                alarms.keep((), report.alarms())
+                return code if alarms.tell(1 if args.follow else 3) else code or 3
+
             try:
-                code = run_rounds(args, lambda: watch_round(monitor, comparison, report, renew, args.follow), close)
+                code = run_rounds(args, run, close)
             except KeyboardInterrupt:
                 if not report.told and not store.unreported(1):
                     raise
@@ -7622,12 +7922,12 @@ def cmd_monitor(args: argparse.Namespace) -> int:
             raise Corrupt(f"local state is corrupt, which accuses nobody: {error}") from None
 
 
-def tell_findings(monitor: Monitor, report: Reporter) -> None:
+def tell_findings(monitor: Monitor, report: Reporter, alarms: Alarms) -> None:
     """Reports all stored findings that have not been reported."""
     while findings := monitor.store.unreported():
         for _, finding in findings:
             report(finding, always=True)
-        monitor.store.reported(number for number, _ in findings)
+        alarms.keep([number for number, _ in findings], report.alarms())
 
 
 def watch_round(
@@ -7652,7 +7952,9 @@ def watch_round(
         code = error.exit_code
     for finding in monitor.conditions:  # the comparison reads on, which may add conditions
         report(finding)
-    report.end()
+    standing = report.end()
+    if not code:  # else it may stand, though it was not found
+        monitor.store.standing(standing)
     if report.count:
         return 1
     if code == 0 and not (follow and tree.size == before):
@@ -7685,8 +7987,9 @@ def _limited(findings: Iterable[Finding]) -> Iterator[Finding]:
 class Reporter:
     """Prints findings and keeps their evidence. Repeats a finding only after a round has passed without it."""
 
-    def __init__(self, monitor: Monitor, as_json: bool) -> None:
-        self._monitor, self._json, self.count, self.told = monitor, as_json, 0, False
+    def __init__(self, monitor: Monitor, as_json: bool, owned: OwnFiles | None = None) -> None:
+        self._monitor, self._json, self._owned, self.count, self.told = monitor, as_json, owned, 0, False
+        self._alarms = list[Alarm]()
         self._place = monitor.store.folder / "evidence"
         self._folders: set[Path] | None = None  # with evidence, also of earlier runs; _bytes is its size
         self._bytes, self._full = 0, False
@@ -7696,25 +7999,41 @@ class Reporter:
     def begin(self) -> None:
         self.count, self._this_round = 0, set()
 
-    def end(self) -> None:
+    def end(self) -> list[str]:
+        """Ends a round; returns keys of the findings that stand."""
         self._last_round = self._this_round
+        return list(map(json.dumps, self._this_round))
+
+    def alarms(self) -> list[Alarm]:
+        """What is to be told since this was asked last."""
+        alarms, self._alarms = self._alarms, []
+        return alarms
 
     def __call__(self, finding: Finding, always: bool = False) -> None:
+        if finding.kind == "match" and self._owned:
+            entry = self._owned.of_project(self._monitor.entry(finding.indices[0]))
+            if entry and self._owned.has(entry):
+                self.say(f"{finding.text}, as you made it", **self._fields(finding))
+                return
+            if entry:
+                finding = dataclasses.replace(finding, kind="unexpected", text=f"{finding.text}: you have not made it")
         self.count += 1
         key = (finding.kind, finding.text)
         new = always or key not in self._last_round | self._this_round
         if not always:
             self._this_round.add(key)
         if new:
-            kept = ""
+            kept, fields = "", {name: value for name, value in self._fields(finding).items() if value != ""}
             try:
                 kept = self._keep(finding, self._monitor.evidence(finding))
             except Unavailable as error:  # the finding is printed even without evidence
                 logger.error("%s", error)
-            fields = {"evidence": kept, **self._fields(finding)}
+            fields = {"evidence": kept, **fields} if kept else fields
             self.told = True
-            self.say(finding.text, finding.kind, **{name: value for name, value in fields.items() if value != ""})
-            if fields["evidence"] and (late := self._monitor.late_evidence(finding)):  # last: the log may be slow
+            said = self.say(finding.text, finding.kind, **fields)
+            standing = None if always else json.dumps(key)
+            self._alarms.append(Alarm(None, standing, int(time.time()), said))
+            if kept and (late := self._monitor.late_evidence(finding)):  # last: the log may be slow
                 with contextlib.suppress(Unavailable):
                     self._keep(finding, late)
 
@@ -7725,7 +8044,9 @@ class Reporter:
             self._bytes = sum(path.stat().st_size for path in self._place.rglob("*") if path.is_file())
         digest = hashlib.sha256(finding.text.encode(errors="replace")).hexdigest()[:16]
         folder = self._place / f"{finding.kind}-{digest}"
+        said = _as_json(finding.text, finding.kind, {"evidence": str(folder), **self._fields(finding)})
         files = {**files, "finding.txt": f"{finding.text}\n".encode(errors="replace")}
+        files["finding.json"] = f"{said}\n".encode()
         self._bytes += sum(map(len, files.values()))
         share = 2 if finding.indices else 1  # entries get half: the rest is for evidence against the log itself
         if len(self._folders | {folder}) > MAX_KEPT // share or self._bytes > MAX_KEPT_BYTES // share:
@@ -7755,14 +8076,149 @@ class Reporter:
             fields |= {name: value for name, value in json.loads(about).items() if name != "project"}
         return fields
 
-    def say(self, text: str, kind: str = "", **fields: Any) -> None:
-        clean = printable(text)
-        if self._json:
-            level = {"level": "ERROR", "kind": kind} if kind else {"level": "INFO"}
-            print(json.dumps({"time": utc(time.time()), **level, "msg": clean, **fields}), flush=True)
-        else:
-            evidence = f" (evidence: {fields['evidence']})" if "evidence" in fields else ""
-            print(f"{f'FOUND {kind}: ' if kind else ''}{clean}{evidence}", flush=True)
+    def say(self, text: str, kind: str = "", **fields: Any) -> str:
+        """Prints a finding or, without a kind, a piece of information; returns it as JSON."""
+        said = _as_json(text, kind, fields)
+        evidence = f" (evidence: {fields['evidence']})" if "evidence" in fields else ""
+        print(said if self._json else f"{f'FOUND {kind}: ' if kind else ''}{printable(text)}{evidence}", flush=True)
+        return said
+
+
+def _as_json(text: str, kind: str, fields: dict[str, Any]) -> str:
+    level = {"level": "ERROR", "kind": kind} if kind else {"level": "INFO"}
+    return json.dumps({"time": utc(time.time()), **level, "msg": printable(text), **fields})
+
+
+class OwnFiles:
+    """The files that an owner of projects has made, by their names and checksums."""
+
+    def __init__(self, paths: Sequence[str], terms: Iterable[WatchTerm]) -> None:
+        """`paths` are SHA256SUMS files, folders of distributions, and what else `verify` takes."""
+        self._paths, self._terms = paths, [term for term in terms if term.project]
+        self._hashed: dict[tuple[str, int, int, int], str] = {}  # checksums of files, by path, inode, size and time
+        self._names: dict[str, set[str]] = {}  # by checksum; "" for a file whose name is not told
+
+    def read(self) -> None:
+        """Reads all of them anew; raises Unavailable."""
+        names: dict[str, set[str]] = {}
+        try:
+            for filename, checksum in itertools.chain(*map(self._read, self._paths)):
+                names.setdefault(checksum, set()).add(filename)
+        except (Malformed, OSError) as error:  # the next round may read what is right again
+            raise Unavailable(f"--known: {error}") from None
+        self._names = names
+
+    def _read(self, path: str) -> Iterator[tuple[str, str]]:
+        if os.path.isdir(path):
+            for file in Path(path).rglob("*"):
+                if file.name.lower().endswith(DISTRIBUTIONS) and file.is_file():
+                    yield file.name, self._checksum(file)
+            return
+        with open_file(path) as stream:
+            head = stream.read(1 << 16)
+        if re.match(rb"[0-9a-f]{64} [ *][^\n]", head):
+            for line in read_target(Path(path), MAX_LOCK).decode(errors="replace").splitlines():
+                if not (match := re.fullmatch(r"([0-9a-f]{64}) [ *](.*/)?([^/]+)", line)):
+                    raise Malformed(f"{path} is no list of SHA-256 sums, in this line: {line[:100]!r}")
+                yield match[3], f"sha256:{match[1]}"
+            return
+        for artifact in artifacts_of(path):
+            if artifact.trouble:
+                raise Unavailable(f"{artifact.label}: {artifact.trouble}")
+            yield from ((name, artifact.checksum) for name in artifact.names or ("",))
+
+    def _checksum(self, file: Path) -> str:
+        """The checksum of a file, which is hashed again only if it was changed."""
+        found = file.stat()
+        key = str(file), found.st_ino, found.st_size, found.st_mtime_ns
+        if key not in self._hashed:
+            self._hashed[key] = checksum_of(file)
+        return self._hashed[key]
+
+    def of_project(self, entry: bytes) -> Entry | None:
+        """The entry, if it is of one of the owner's projects; else None."""
+        with contextlib.suppress(Malformed):
+            parsed = Entry.parse(entry)
+            if any(is_of(term.project, parsed.filename) for term in self._terms):
+                return parsed
+        return None
+
+    def has(self, entry: Entry) -> bool:
+        return not {"", entry.filename}.isdisjoint(self._names.get(entry.checksum, ()))
+
+
+class Alarms:
+    """Tells findings to others: each one to a command, until that exits with 0; the newest ones in a feed."""
+
+    FEED, TIMEOUT = 100, 60  # entries; seconds that the command has
+
+    def __init__(self, store: MirrorStore, key: VerifierKey, command: str | None, feed: str | None) -> None:
+        self._store, self._key, self._command, self._feed = store, key, command, feed
+        self._process: subprocess.Popen[bytes] | None = None
+        self._stopped, self._fed = threading.Event(), b""
+
+    def keep(self, numbers: Iterable[int], alarms: Iterable[Alarm]) -> None:
+        """Takes findings in, whose numbers in the store are these."""
+        alarms = [alarm._replace(told=0 if self._command else 1) for alarm in alarms]
+        self._store.reported(numbers, alarms if self._command or self._feed else ())
+
+    def tell(self, attempts: int) -> bool:
+        """Tells all that is not told yet; returns False if the command fails as often as `attempts` in a row."""
+        if self._feed and (feed := self._atom()) != self._fed:
+            replace_file(Path(self._feed), feed)
+            self._fed = feed
+        while self._command and (waiting := self._store.alarms(False, 100)):
+            for alarm in waiting:
+                tries = (self._run(alarm.json) or self._stopped.wait(attempt) for attempt in range(1, attempts))
+                if not any(tries) and not self._run(alarm.json):
+                    return False
+                if self._stopped.is_set():
+                    return True
+                self._store.told(cast(int, alarm.n))
+        return True
+
+    def _run(self, text: str) -> bool:
+        """Runs the command with a finding on its standard input; returns True if it exits with 0."""
+        self._process = subprocess.Popen(["/bin/sh", "-c", cast(str, self._command)], stdin=subprocess.PIPE,
+                                         stdout=sys.stderr, start_new_session=True)
+        try:
+            self._process.communicate(f"{text}\n".encode(), self.TIMEOUT)
+        except subprocess.TimeoutExpired:
+            self._kill()
+            self._process.wait()
+        if (code := self._process.returncode) and not self._stopped.is_set():
+            logger.warning("--exec: the command ended with %d; the finding is told again", code)
+        return code == 0
+
+    def _kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            if self._process and self._process.poll() is None:
+                os.killpg(self._process.pid, signal.SIGKILL)
+
+    def close(self) -> None:
+        """Ends what another thread is waiting for."""
+        self._stopped.set()
+        self._kill()
+
+    def _atom(self) -> bytes:
+        """The newest findings as an Atom feed (RFC 4287)."""
+        entries, name, newest = [], html.escape(self._key.name), 0
+        for alarm in self._store.alarms(True, self.FEED):
+            fields = json.loads(alarm.json)
+            lines = "\n".join(f"{key}: {printable(str(value))}" for key, value in fields.items() if key != "msg")
+            entries.append(
+                f"<entry><id>{self._urn(str(alarm.n), alarm.json)}</id><title>{html.escape(fields['kind'])} in {name}: "
+                f"{html.escape(fields['msg'][:200])}</title><updated>{utc(alarm.seconds)}</updated>"
+                f"<content type=\"text\">{html.escape(fields['msg'])}\n\n{html.escape(lines)}</content></entry>\n")
+            newest = max(newest, alarm.seconds)
+        head = f"<id>{self._urn(encode_vkey(self._key))}</id><title>What a monitor found in {name}</title>"
+        return (f'<?xml version="1.0" encoding="utf-8"?>\n<feed xmlns="http://www.w3.org/2005/Atom">{head}'
+                f"<updated>{utc(newest)}</updated><author><name>btlog monitor</name></author>\n"
+                f"{''.join(entries)}</feed>\n").encode(errors="replace")
+
+    @staticmethod
+    def _urn(*words: str) -> str:
+        return uuid.UUID(bytes=hashlib.sha256("\n".join(words).encode()).digest()[:16], version=4).urn
 
 
 def run_rounds(args: argparse.Namespace, run: Callable[[], int], closing: Callable[[], None]) -> int:
@@ -8907,6 +9363,8 @@ def _user_commands(command: Command) -> None:
     add = command(cmd_verify, "check that files are logged", example)
     add("targets", nargs="*", metavar="TARGET", help="a wheel or sdist, a folder of them, requirements.txt with "
         "hashes, pylock.toml, uv.lock, poetry.lock, pdm.lock, Pipfile.lock, or the JSON of pip install --report")
+    add("--project", metavar="NAME", type=project_name, action="append",
+        help="verify all files of a project that the log has, the newest first; repeatable")
     add("--installed", nargs="?", const=sys.executable, metavar="PYTHON", help="verify what PYTHON has installed")
     add("--timeout", type=duration, metavar="S", help="seconds in all for the log's answers")
     add("--quiet", action="store_true", help="print only what is wrong")
@@ -8959,6 +9417,10 @@ def _watch_commands(command: Command) -> None:
         help="report entries with a match in the filename; repeatable")
     add("--checksum-regex", metavar="R", type=regex, action="append",
         help="report entries with a match in the checksum, and in the filename if both are given; repeatable")
+    add("--known", metavar="PATH", action="append", help="a project's file that is in PATH is no finding: a SHA256SUMS "
+        "file, a folder of distributions, or a lock file; read anew in each round; repeatable")
+    add("--exec", metavar="CMD", help="run CMD for each finding, which is JSON on its standard input, until it exits 0")
+    add("--feed", metavar="F", help="write the newest findings into this file, as an Atom feed")
     add("--index-url", metavar="U", help="compare with this package index: the URL that pip takes")
     _add_logging(add)
     _add_follow(add, 60)

@@ -4012,7 +4012,7 @@ def test_page_finds_and_verifies(page_url: str, browser: Browser) -> None:
         assert browser.verdict() == kind, key
         assert says in browser.text(".verdict")
     browser.open(at_hash(page_url, "nothing-1.0.whl"))
-    assert "No file of exactly this name is logged." in eventually(lambda: browser.text("#found.warn"))
+    assert "No file and no project of this name is logged." in eventually(lambda: browser.text("#found.warn"))
     browser.run("isSigned = async () => null; pin('', ''); location.hash = '#signed-1.0.whl'")
     assert browser.verdict() == "unchecked"  # a browser without Ed25519
     assert browser.complaints == []
@@ -12629,7 +12629,7 @@ def test_P2_the_verdict_stands_first(three: LogOfThree, browser: Browser) -> Non
             proof = "That is no proof yet: pin a key of the log that you got elsewhere"
             assert proof in browser.text("article > .small")
     for query, says in (
-        ("signed", "No file of exactly this name is logged. Try the file's full name, its checksum, or drop the file here."),
+        ("signed", "No file and no project of this name is logged. Try the file's full name, its checksum, or drop the file here."),
         ("ff" * 32, "No file with this checksum is logged."),
     ):
         browser.open(at_hash(three.url, query))
