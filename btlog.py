@@ -1889,10 +1889,14 @@ class LogStore(LogRows):
             raise
         self._filter: NameFilter | None = None
         self._stems = set[bytes]()  # of a mirror: beginnings of filenames whose projects are stored already
-        self._projects: dict[bytes, tuple[int, ...]] = {}
+        self._projects: dict[bytes, tuple[int, ...]] = {}  # their keys, as project_keys has them
         super().__init__(self.database.read)
-        if not read_only and self.setting("project_keys") is None:
-            self._index_projects()
+        try:
+            if not read_only and self.setting("project_keys") is None:
+                self._index_projects()
+        except Error:
+            self.close()
+            raise
 
     def _index_projects(self) -> None:
         """Makes the look-up keys of projects for a log that an older btlog has made."""
@@ -2344,6 +2348,14 @@ class Alarm(NamedTuple):
     told: int = 0
 
 
+class Arrived(NamedTuple):
+    """New entries: the index of the first, all of them, their names, and stored entries that may have these names."""
+    size: int
+    entries: list[bytes]
+    names: list[bytes]
+    known: list[tuple[int, bytes]]
+
+
 class MirrorStore(LogStore):
     """A copy of another log, in a log's store, and what a monitor remembers of that log.
 
@@ -2378,29 +2390,7 @@ class MirrorStore(LogStore):
         def choose(
             db: sqlite3.Connection, size: int, entries: list[bytes], names: list[bytes], known: list[tuple[int, bytes]]
         ) -> tuple[list[Outcome], list[bytes]]:
-            plain, distinct = all_plain(entries), set(names)
-            repeated = len(distinct) < len(names) or any(field_of(FILENAME, data) in distinct for _, data in known)
-            matches = [] if plain else match_entries(entries)
-            good = names if plain else [match[2].encode() for match in matches if match]
-            seen = self._publishers(db, good, matches or (_ENTRY.fullmatch(e.decode()) for e in entries))
-            old = self._size_at(db, now - LATE)
-            if plain and not (repeated or seen or wanted or old):
-                return [], entries
-            matches = matches or match_entries(entries)
-            findings.extend(
-                Finding("bad-entry", f"what is logged at index {at} is no entry: {entries[at - size][:100]!r}", (at,))
-                for at, match in enumerate(matches, size) if not match
-            )
-            findings.extend(find_replaced(size, matches, known) if repeated else ())
-            copied = find_copies(size, matches, known) if repeated else ()
-            of = "SELECT * FROM share WHERE project IN (SELECT value FROM json_each(?))"
-            shares = {row[0]: Share(*row[1:]) for row in db.execute(of, (json.dumps(list(seen)),))}
-            findings.extend(find_publisher_changes(size, matches, seen, shares, copied))
-            rows = [(project, name, at) for project, names in seen.items() for name, at in names.items()]
-            db.executemany("INSERT OR REPLACE INTO publisher VALUES (?, ?, ?)", rows)
-            db.executemany("INSERT OR REPLACE INTO share VALUES (?, ?, ?, ?, ?)", ((p, *s) for p, s in shares.items()))
-            findings.extend(self._late(size, matches, copied, old))
-            findings.extend(_matches(size, matches, wanted))
+            findings.extend(self._find(db, Arrived(size, entries, names, known), wanted, self._size_at(db, now - LATE)))
             return [], entries
 
         def finish(db: sqlite3.Connection, tree: Tree, grown: list[Grown]) -> None:
@@ -2421,6 +2411,34 @@ class MirrorStore(LogStore):
 
         self._append(entries, choose, finish)
         self.database.tidy()
+
+    def _find(
+        self, db: sqlite3.Connection, arrived: Arrived, wanted: Sequence[WatchTerm], old: int
+    ) -> Iterator[Finding]:
+        """Yields the findings about new entries. `old` is how many there were LATE seconds ago."""
+        size, entries, names, known = arrived
+        plain, distinct = all_plain(entries), set(names)
+        repeated = len(distinct) < len(names) or any(field_of(FILENAME, data) in distinct for _, data in known)
+        matches = [] if plain else match_entries(entries)
+        good = names if plain else [match[2].encode() for match in matches if match]
+        seen = self._publishers(db, good, matches or (_ENTRY.fullmatch(e.decode()) for e in entries))
+        if plain and not (repeated or seen or wanted or old):
+            return
+        matches = matches or match_entries(entries)
+        for at, match in enumerate(matches, size):
+            if not match:
+                text = f"what is logged at index {at} is no entry: {entries[at - size][:100]!r}"
+                yield Finding("bad-entry", text, (at,))
+        yield from find_replaced(size, matches, known) if repeated else ()
+        copied = find_copies(size, matches, known) if repeated else ()
+        of = "SELECT * FROM share WHERE project IN (SELECT value FROM json_each(?))"
+        shares = {row[0]: Share(*row[1:]) for row in db.execute(of, (json.dumps(list(seen)),))}
+        yield from find_publisher_changes(size, matches, seen, shares, copied)
+        rows = [(project, name, at) for project, all_ in seen.items() for name, at in all_.items()]
+        db.executemany("INSERT OR REPLACE INTO publisher VALUES (?, ?, ?)", rows)
+        db.executemany("INSERT OR REPLACE INTO share VALUES (?, ?, ?, ?, ?)", ((p, *s) for p, s in shares.items()))
+        yield from self._late(size, matches, copied, old)
+        yield from _matches(size, matches, wanted)
 
     @staticmethod
     def _size_at(db: sqlite3.Connection, seconds: float, more: str = "1", *values: float) -> int:
@@ -3486,7 +3504,7 @@ class Client:
                 raise ValueError("it has to be http:// or https://, a host, and perhaps a port and a path")
             if "@" in parts.netloc:
                 url = "***"
-                raise ValueError("a user name and a password belong into a netrc file")
+                raise ValueError("user names and passwords can't be in it: those of an index can be in a netrc file")
             make = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
             self._connection = make(host, parts.port)
             self._connection.response_class = _TimedResponse
@@ -6050,7 +6068,7 @@ class Monitor:
     def __init__(self, store: MirrorStore, source: LogReader, policy: Policy, watch: WatchList) -> None:
         if len(policy.logs) != 1:
             raise Malformed(f"a monitor follows one log, and the policy names {len(policy.logs)}")
-        self.store, self._source, self._policy, self._watch = store, source, policy, watch
+        self.store, self.source, self._policy, self._watch = store, source, policy, watch
         self._key = policy.logs[0]
         self._goal: ServedTree | None = None  # the tree that is being stored
         self._last_bundle: tuple[int, list[bytes]] = -1, []  # the number of the last bundle read, and its entries
@@ -6088,7 +6106,7 @@ class Monitor:
         try:
             self.store.search(self._watch.terms, progress)
             tell()
-            self._round(self._source.get("/checkpoint", MAX_NOTE), progress, clock(), tell)
+            self._round(self.source.get("/checkpoint", MAX_NOTE), progress, clock(), tell)
         except Found as found:
             self.conditions.append(found.finding)
             return False
@@ -6109,7 +6127,7 @@ class Monitor:
         if last and tree.size <= before.size and tree != before:
             raise self._gone_back(before, last, tree, note)
         try:
-            goal = ServedTree(note, tree, self._source.hashes)
+            goal = ServedTree(note, tree, self.source.hashes)
             goal.prefix(before.size)
         except Unavailable:
             self.store.seen(note)  # it is signed: later checkpoints have to be consistent with it
@@ -6123,7 +6141,7 @@ class Monitor:
             raise Corrupt(f"{self.store.folder}: the stored entries do not lead to a signed root")
         self._goal, size = goal, stored.size
         numbers = range(size // 256, (tree.size + 255) // 256)
-        ahead = zip(numbers, self._source.each(functools.partial(self._read, goal), numbers), strict=True)
+        ahead = zip(numbers, self.source.each(functools.partial(self._read, goal), numbers), strict=True)
         while size < tree.size:
             if (free := shutil.disk_usage(self.store.folder).free) < MIN_FREE:
                 raise Unavailable(f"{self.store.folder} has only {free >> 20} MiB free: too little for a monitor")
@@ -6169,7 +6187,7 @@ class Monitor:
         prefix, served, stored = False, dict[str, bytes](), self.store.stored() == before
         if tree.size < before.size:
             try:
-                earlier = ServedTree(last, before, self.store.tile if stored else self._source.hashes)
+                earlier = ServedTree(last, before, self.store.tile if stored else self.source.hashes)
                 prefix, served = earlier.prefix(tree.size) == tree.root, earlier.served
             except (Found, Unavailable) as error:
                 if stored:
@@ -6186,8 +6204,8 @@ class Monitor:
 
     def _read_now(self, goal: ServedTree, index: int, limit: int = MAX_BUNDLE) -> ServedBundle:
         width = goal.width(0, index)
-        bundle, entries = self._source.entries(index, width, limit)
-        tile = self._source.hashes(0, index, width)
+        bundle, entries = self.source.entries(index, width, limit)
+        tile = self.source.hashes(0, index, width)
         return ServedBundle(index, tile, [], bundle) if entries is None else ServedBundle(index, tile, entries)
 
     def _follow(self, goal: ServedTree, size: int, end: int, served: Iterable[ServedBundle]) -> None:
@@ -7873,53 +7891,58 @@ def cmd_monitor(args: argparse.Namespace) -> int:
     if args.max_age is not None and not policy.witnesses:
         raise Malformed("--max-age is about cosignatures, and the policy has no witnesses")
     terms = watch_terms(args.filename_regex or (), args.checksum_regex or (), args.project or ())
-    watch, owned = WatchList(terms, args.max_age), OwnFiles(args.known, terms) if args.known else None
-    if owned:
-        if not args.project:
-            raise Malformed("--known is about the files of a project: name it with --project")
-        try:
+    owned = OwnFiles(args.known, terms) if args.known else None
+    if owned and not args.project:
+        raise Malformed("--known is about the files of a project: name it with --project")
+    try:
+        if owned:
             owned.read()
-        except Unavailable as error:
-            raise Malformed(str(error)) from None
+    except Unavailable as error:
+        raise Malformed(str(error)) from None
     make_folder(folder)
+    args.follow = args.follow or args.once == "false"
     with contextlib.ExitStack() as stack:
-        source = LogReader(url)
+        source = stack.enter_context(contextlib.closing(LogReader(url)))
         index = Index(args.index_url, give_up=8) if args.index_url else None
-
-        def close() -> None:
-            source.close()
-            if index:
-                index.source.close()
-            if alarms:
-                alarms.close()
-
-        alarms: Alarms | None = None
-        stack.callback(close)
+        if index:
+            stack.enter_context(contextlib.closing(index.source))
         try:
             store = stack.enter_context(contextlib.closing(MirrorStore(folder)))
-            monitor = Monitor(store, source, policy, watch)
-            report, args.follow = Reporter(monitor, args.json_logging, owned), args.follow or args.once == "false"
+            monitor = Monitor(store, source, policy, WatchList(terms, args.max_age))
             alarms = Alarms(store, policy.logs[0], args.exec, args.feed)
-            tell = functools.partial(tell_findings, monitor, report, alarms)
-            renew = functools.partial(monitor.round, show_progress("entries"), time.time, tell)
-            comparison = Comparison(store, index, renew) if index else None
-
-            def run() -> int:
-                if owned:
-                    owned.read()
-                code = watch_round(monitor, comparison, report, renew, args.follow)
-                alarms.keep((), report.alarms())
-                return code if alarms.tell(1 if args.follow else 3) else code or 3
-
-            try:
-                code = run_rounds(args, run, close)
-            except KeyboardInterrupt:
-                if not report.told and not store.unreported(1):
-                    raise
-                code = 1
-            return 1 if report.told or store.unreported(1) else code  # also after an interrupted round
+            report = Reporter(monitor, args.json_logging, owned)
+            return follow_log(args, monitor, index, report, alarms)
         except Corrupt as error:
             raise Corrupt(f"local state is corrupt, which accuses nobody: {error}") from None
+
+
+def follow_log(
+    args: argparse.Namespace, monitor: Monitor, index: Index | None, report: Reporter, alarms: Alarms
+) -> int:
+    """Runs a monitor's rounds; returns the exit code."""
+    tell = functools.partial(tell_findings, monitor, report, alarms)
+    renew = functools.partial(monitor.round, show_progress("entries"), time.time, tell)
+    comparison = Comparison(monitor.store, index, renew) if index else None
+
+    def run() -> int:
+        report.prepare()
+        code = watch_round(monitor, comparison, report, renew, args.follow)
+        alarms.keep((), report.alarms())
+        return code if alarms.tell(1 if args.follow else 3) else code or 3
+
+    def close() -> None:
+        monitor.source.close()
+        if index:
+            index.source.close()
+        alarms.close()
+
+    try:
+        code = run_rounds(args, run, close)
+    except KeyboardInterrupt:
+        if not report.told and not monitor.store.unreported(1):
+            raise
+        code = 1
+    return 1 if report.told or monitor.store.unreported(1) else code  # also after an interrupted round
 
 
 def tell_findings(monitor: Monitor, report: Reporter, alarms: Alarms) -> None:
@@ -7995,6 +8018,11 @@ class Reporter:
         self._bytes, self._full = 0, False
         self._last_round: set[tuple[str, str]] = set()
         self._this_round: set[tuple[str, str]] = set()
+
+    def prepare(self) -> None:
+        """Reads anew what the owner has made; raises Unavailable."""
+        if self._owned:
+            self._owned.read()
 
     def begin(self) -> None:
         self.count, self._this_round = 0, set()
@@ -8104,7 +8132,7 @@ class OwnFiles:
         try:
             for filename, checksum in itertools.chain(*map(self._read, self._paths)):
                 names.setdefault(checksum, set()).add(filename)
-        except (Malformed, OSError) as error:  # the next round may read what is right again
+        except (Error, OSError) as error:  # the next round may read what is right again
             raise Unavailable(f"--known: {error}") from None
         self._names = names
 
@@ -8150,7 +8178,7 @@ class OwnFiles:
 class Alarms:
     """Tells findings to others: each one to a command, until that exits with 0; the newest ones in a feed."""
 
-    FEED, TIMEOUT = 100, 60  # entries; seconds that the command has
+    FEED, TIMEOUT, PAUSE = 100, 60, 1.0  # entries; seconds that the command has; seconds after its first failure
 
     def __init__(self, store: MirrorStore, key: VerifierKey, command: str | None, feed: str | None) -> None:
         self._store, self._key, self._command, self._feed = store, key, command, feed
@@ -8169,7 +8197,7 @@ class Alarms:
             self._fed = feed
         while self._command and (waiting := self._store.alarms(False, 100)):
             for alarm in waiting:
-                tries = (self._run(alarm.json) or self._stopped.wait(attempt) for attempt in range(1, attempts))
+                tries = (self._run(alarm.json) or self._stopped.wait(n * self.PAUSE) for n in range(1, attempts))
                 if not any(tries) and not self._run(alarm.json):
                     return False
                 if self._stopped.is_set():
@@ -8180,7 +8208,7 @@ class Alarms:
     def _run(self, text: str) -> bool:
         """Runs the command with a finding on its standard input; returns True if it exits with 0."""
         self._process = subprocess.Popen(["/bin/sh", "-c", cast(str, self._command)], stdin=subprocess.PIPE,
-                                         stdout=sys.stderr, start_new_session=True)
+                                         stdout=2, start_new_session=True)  # stdout is for findings
         try:
             self._process.communicate(f"{text}\n".encode(), self.TIMEOUT)
         except subprocess.TimeoutExpired:
@@ -8701,8 +8729,8 @@ def log_entries(
 
 def cmd_ingest(args: argparse.Namespace) -> int:
     with contextlib.ExitStack() as stack:
-        writer = stack.enter_context(contextlib.closing(LogWriter(args)))
         index = Index(args.index_url, give_up=8)
+        writer = stack.enter_context(contextlib.closing(LogWriter(args)))
         if args.proof_dir:
             make_folder(Path(args.proof_dir))
         path = args.database_path or ("ingest.db" if args.follow else None)
