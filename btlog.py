@@ -3635,7 +3635,7 @@ class Fetcher:
                 if status in (200, 404, 410, *missing):
                     self._failures, self._answered = 0, True
                     return (kind, data) if status == 200 else None
-                who = " (give a name and a password: see README, Logging an index)" if status == 401 else ""
+                who = " (give a name and a password by a netrc file)" if status == 401 else ""
                 error = Unavailable(f"{self.url}{path[:80]} answers {status}{who}: {error_message(data)}")
                 if status != 429 and status < 500:  # the server is up, and trying again won't help
                     self._failures, self._answered = 0, True

@@ -3732,6 +3732,54 @@ def test_P3_the_two_processes_of_the_readme(tmp_path: Path) -> None:
     assert (opened.tree.size, len(opened.cosigned), note.count("\n\u2014 ".encode())) == (1, 1, 2)
 
 
+def test_the_owner_of_the_readme(tmp_path: Path) -> None:
+    """From no log at all: what the index has is logged, and what its owner has not made is told, once."""
+    [text] = re.findall(r"^```sh owner\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    heard = list[Any]()
+
+    class Phone(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            heard.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *args: Any) -> None:
+            pass
+
+    wheel(make(tmp_path / "dist") / "my_project-1.0-py3-none-any.whl")
+    mine = {"my_project-1.0-py3-none-any.whl": btlog.checksum_of(tmp_path / "dist" / "my_project-1.0-py3-none-any.whl")}
+    log_port, phone = free_port(), http.server.ThreadingHTTPServer(("127.0.0.1", 0), Phone)
+    answering = threading.Thread(target=phone.serve_forever, args=(0.01,))
+    answering.start()
+    with contextlib.closing(FakeIndex(make(tmp_path / "index"), mine)) as index:
+        for old, new in (
+            ("python btlog.py", f"{sys.executable} {SOURCE}"), ("localhost:8080", f"127.0.0.1:{log_port}"),
+            (" serve ", f" serve --port {log_port} "), ("https://index.example.com/simple/", f"{index.url}/"),
+            (" ingest ", f" ingest --frequency 0.2 --log-url http://127.0.0.1:{log_port} "), (" monitor ", " monitor --frequency 0.2 "),
+            ("https://push.example.com/my-topic", f"http://127.0.0.1:{phone.server_address[1]}/"),
+            ("sleep 2", f"until curl -sf http://127.0.0.1:{log_port}/healthz; do sleep 0.05; done"),
+        ):  # fmt: skip
+            assert old in text
+            text = text.replace(old, new)
+        with (tmp_path / "said").open("w") as said:
+            shell = subprocess.Popen(["bash", "-ec", f"trap 'kill $(jobs -p); wait' EXIT\n{text}\nread"], cwd=tmp_path,
+                                     stdin=subprocess.PIPE, stdout=said, stderr=said)  # fmt: skip
+        try:
+            eventually(lambda: "as you made it" in (tmp_path / "said").read_text())
+            index.files = {**mine, "my_project-1.0.tar.gz": "sha256:" + SUM_OF_A}
+            eventually(lambda: heard)
+            index.files["my_project-1.1.tar.gz"] = "sha256:" + SUM_OF_A
+            eventually(lambda: len(heard) > 1)
+        finally:
+            shell.communicate(b"\n", timeout=20)
+            phone.shutdown()
+            answering.join()
+            phone.server_close()
+    assert [(found_["kind"], found_["filename"]) for found_ in heard] == [
+        ("unexpected", "my_project-1.0.tar.gz"), ("unexpected", "my_project-1.1.tar.gz")]  # fmt: skip
+    assert "Traceback" not in (tmp_path / "said").read_text()
+
+
 def test_the_proof_and_the_example_of_the_readme_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [vkey] = re.findall(r"^```\n(log\.example\.com/pypi\+\S+)\nhttp", README, re.MULTILINE)
     [proof] = re.findall(r"^c2sp\.org/tlog-proof@v1\n.*?(?=^```)", README, re.MULTILINE | re.DOTALL)
@@ -4656,7 +4704,7 @@ def test_the_commands_of_the_readme_for_operators() -> None:
     units = re.findall(r"^ExecStart=\S+/python \S+/btlog\.py (.*)$", README, re.MULTILINE)
     compose = re.findall(r"^    command: (.*)$", README, re.MULTILINE)
     scripts = re.findall(r"^python btlog\.py (.*?)(?: &| \|\| .*)?$", README, re.MULTILINE)
-    assert (len(units), len(compose), len(scripts)) == (5, 3, 20)
+    assert (len(units), len(compose), len(scripts)) == (5, 3, 25)
     for line in (*units, *compose, *scripts):
         args = btlog.parser().parse_args(shlex.split(line))
         assert callable(args.run)
@@ -6914,7 +6962,7 @@ def test_the_credentials_of_an_index(tmp_path: Path, log: LocalLog, monkeypatch:
         other.instead = lambda path_: (200, "application/json", PROVENANCE)
         index.provenance = {ATTESTED.filename: f"{other.url}/provenance"}
         code, _, error = ingest(log.url, index, tmp_path)
-        assert (code, "answers 401 (give a name and a password" in error) == (3, True)
+        assert (code, "answers 401 (give a name and a password by a netrc file)" in error) == (3, True)
         (tmp_path / "netrc").write_text("machine 127.0.0.1 login me password s3cret\n")
         monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
         assert ingest(log.url, index, tmp_path)[0] == 0
@@ -7039,6 +7087,101 @@ def test_an_index_a_log_two_witnesses_a_web_server_and_a_monitor(tmp_path: Path)
             assert "not logged, but with another checksum" in btlog_says(1, "verify", str(two), *web)
         assert exporter.stop() == (0, "")
         assert run_btlog("fsck", "--storage-dir", "mirror", cwd=tmp_path).returncode == 0
+
+
+def upload(index: str, file: Path) -> None:
+    """Uploads a file as twine does, as devpi's root."""
+    fields = {":action": "file_upload", "name": file.name.partition("-")[0], "version": file.name.split("-")[1]}
+    parts = [f'Content-Disposition: form-data; name="{name}"\r\n\r\n{value}'.encode() for name, value in fields.items()]
+    parts.append(f'Content-Disposition: form-data; name="content"; filename="{file.name}"\r\n\r\n'.encode() + file.read_bytes())
+    body = b"".join(b"--x\r\n" + part + b"\r\n" for part in parts) + b"--x--\r\n"
+    status, _, said = ask(index, urllib.parse.urlsplit(index).path, "POST", body, Content_Type="multipart/form-data; boundary=x",
+                          Authorization=f"Basic {b64(b'root:')}")  # fmt: skip
+    assert status == 200, said
+
+
+@contextlib.contextmanager
+def package_index(kind: str, folder: Path) -> Iterator[tuple[str, Callable[[Path], object]]]:
+    """A real package index: its URL, and what adds a file to it."""
+    port = free_port()
+    if kind == "pypiserver":
+        files = make(folder / "files")
+        command = [sys.executable, "-m", "pypiserver", "run", "--disable-fallback", "--hash-algo", "sha256", "-i", "127.0.0.1",
+                   "-p", str(port), str(files)]  # fmt: skip
+        with program(port, *command, cwd=make(folder / "index")) as url:
+            yield f"{url}/simple/", lambda file: shutil.copy(file, files)
+        return
+    found_ = Path(sys.executable).parent
+    assert (found_ / "devpi-server").exists(), "this test needs devpi-server (uv tool install devpi-server)"
+    server = make(folder / "index")
+    subprocess.run([found_ / "devpi-init", "--serverdir", str(server / "data"), "--no-root-pypi"], check=True, capture_output=True)
+    command = [str(found_ / "devpi-server"), "--serverdir", str(server / "data"), "--host", "127.0.0.1", "--port", str(port)]
+    with program(port, *command, cwd=server) as url:
+        head = {"Authorization": f"Basic {b64(b'root:')}", "Content_Type": "application/json"}
+        assert ask(url, "/root/dev", "PUT", b'{"bases": []}', **head)[0] == 200
+        yield f"{url}/root/dev/+simple/", lambda file: upload(f"{url}/root/dev/", file)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["pypiserver", "devpi"])
+def test_a_real_index_is_followed(tmp_path: Path, log: LocalLog, kind: str) -> None:
+    """What is uploaded is logged within a round; also after a kill; each file once."""
+    with package_index(kind, tmp_path) as (url, add_to_index):
+        add_to_index(tiny_wheel(make(tmp_path / "dist"), "one", "hello"))
+        args = ("ingest", "--index-url", url, "--log-url", log.url, "--public-key", key_file(tmp_path), "--follow",
+                "--frequency", "0.1", "--database-path", str(tmp_path / "ingest.db"))  # fmt: skip
+
+        def names() -> list[str]:
+            return [Entry.parse(data).filename.partition("-")[0] for data in walk(log.url)]
+
+        follower = process(*args)
+        with follower as first:
+            first.printed(told_by_ingest(1, 1, 0, 0, 0)[:-1])
+            add_to_index(tiny_wheel(tmp_path / "dist", "two", "hello"))
+            eventually(lambda: names() == ["one", "two"])
+            first.process.kill()
+        add_to_index(tiny_wheel(tmp_path / "dist", "one", "hello", "2.0"))
+        with process(*args) as second:
+            eventually(lambda: names() == ["one", "two", "one"])
+            assert second.stop()[0] == 0
+
+
+@pytest.mark.slow
+def test_an_index_is_logged_by_a_process_that_is_killed_again_and_again(tmp_path: Path, log: LocalLog) -> None:
+    """A simulated index of 2,000 projects: ten kills on the way cost at most a few hundred requests, and no file."""
+    files = {f"p{i}-{k}.0-py3-none-any.whl": "sha256:" + hashlib.sha256(b"%d %d" % (i, k)).hexdigest() for i in range(2000) for k in range(5)}
+    with contextlib.closing(FakeIndex(make(tmp_path / "index"), {})) as index:
+        index.serials = {f"p{i}": i for i in range(2000)}
+        by_project = {f"p{i}": dict(itertools.islice(files.items(), 5 * i, 5 * i + 5)) for i in range(2000)}
+
+        def page(path_: str) -> Answered | None:
+            index.files = by_project[path_.strip("/")] if path_ != "/" else {f"p{i}-1-x.whl": "" for i in range(2000)}
+            return index.page(path_)
+
+        lock = threading.Lock()
+
+        def one_at_a_time(path_: str) -> Answered | None:
+            with lock:
+                return page(path_)
+
+        index.instead = one_at_a_time
+        args = ("ingest", "--index-url", index.url, "--log-url", log.url, "--public-key", key_file(tmp_path),
+                "--database-path", str(tmp_path / "ingest.db"))  # fmt: skip
+        for n in range(10):
+            running_ = subprocess.Popen([sys.executable, str(SOURCE), *args], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            seen_ = len(index.asked)
+            eventually(lambda seen_=seen_: len(index.asked) > seen_ + 100, 60)  # type: ignore[misc]
+            time.sleep(random.Random(n).random() / 2)
+            running_.kill()
+            running_.wait()
+        assert call_btlog(*args)[0] == 0
+        assert index_of(walk(log.url)) == files
+        assert len(walk(log.url)) == len(files)
+        pages_asked = len([path_ for path_ in index.asked if path_ != "/simple/"])
+        assert pages_asked < 2000 + 10 * 600
+        asked = len(index.asked)
+        assert call_btlog(*args)[0] == 0
+        assert len(index.asked) == asked + 1
 
 
 # --- The shape of the file ------------------------------------------------------------------------------------------------------------------
