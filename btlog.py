@@ -276,9 +276,18 @@ def check_name(name: str) -> None:
         raise Malformed(f"a name has 1 to {MAX_NAME} bytes, no space, control character or plus sign: {name[:60]!r}")
 
 
+def split_vkey(vkey: str) -> tuple[str, str, bytes]:
+    """Returns the name, the key ID in hex, and the signature type (1 byte) and public key; raises Malformed."""
+    name, key_id, encoded, *_ = *vkey.split("+", 2), "", ""  # base64 may contain more plus signs
+    check_name(name)
+    if not re.fullmatch("[0-9a-f]{8}", key_id) or not (data := parse_base64(encoded)):
+        raise Malformed(f"not a verifier key: {vkey[:60]!r}")
+    return name, key_id, data
+
+
 @dataclass(frozen=True)
 class VerifierKey:
-    """A vkey: a key name, a signature type and a public key. A key of type 0x06 parses, but never verifies."""
+    """A vkey: a key name, a signature type and a public key."""
     name: str
     kind: int
     key: bytes
@@ -296,24 +305,36 @@ class VerifierKey:
     @classmethod
     def parse(cls, vkey: str) -> VerifierKey:
         """Parses "<key name>+hex(32-bit key ID)+base64(signature type || public key)"; raises Malformed."""
-        name, key_id, encoded, *_ = *vkey.split("+", 2), "", ""  # base64 may contain more plus signs
-        data = parse_base64(encoded)
-        if not data or (key := cls(name, data[0], data[1:])).key_id.hex() != key_id:
-            raise Malformed(f"not a verifier key, or its key ID is not that of its name and key: {vkey[:60]!r}")
+        name, key_id, data = split_vkey(vkey)
+        if (key := cls(name, data[0], data[1:])).key_id.hex() != key_id:
+            raise Malformed(f"not a verifier key, as its key ID is not that of its name and key: {vkey[:60]!r}")
         return key
 
     def verify(self, text: str, signature: bytes) -> int:
         """Returns a valid cosignature's time in seconds, 0 for a valid signature of a log; else raises BadSignature."""
         message, seconds = text.encode(), 0
-        if self.kind == COSIGNATURE:
+        if self.kind != ED25519:
             seconds, signature = int.from_bytes(signature[:8], "big"), signature[8:]
-            message = cosigned_message(text, seconds)
             # "It MUST NOT exceed 2^63 - 1"; tlog-witness: "the timestamp MUST NOT be zero"
             if not 0 < seconds <= MAX_INT:
                 raise BadSignature(f"a cosignature of {self.name} has the invalid time {seconds}")
-        if not verify_ed25519(self.key, message, signature):
+            message = (cosigned_message if self.kind == COSIGNATURE else self.subtree_message)(text, seconds)
+        if not VERIFIERS[self.kind](self.key, message, signature):
             raise BadSignature(f"a signature of {self.name} does not verify")
         return seconds
+
+    def subtree_message(self, text: str, seconds: int) -> bytes:
+        """The `cosigned_message` of an ML-DSA-44 cosignature of this key over a checkpoint; raises BadSignature."""
+        origin, size, root, *_ = *text.split("\n"), "", ""
+        try:
+            words = (0).to_bytes(8, "big") + parse_decimal(size).to_bytes(8, "big") + parse_base64(root, 32)
+            name, log = ([len(data), *data] for data in (self.name.encode(), origin.encode()))
+            return b"subtree/v1\n\0" + bytes(name) + seconds.to_bytes(8, "big") + bytes(log) + words
+        except (Malformed, ValueError):
+            raise BadSignature(f"{self.name} can't have cosigned what is no checkpoint") from None
+
+
+VERIFIERS = {ED25519: verify_ed25519, COSIGNATURE: verify_ed25519}  # by signature type; ML_DSA_44 is added below
 
 
 def cosigned_message(text: str, seconds: int) -> bytes:
@@ -344,8 +365,7 @@ def open_note(note: bytes, keys: Iterable[VerifierKey]) -> tuple[str, dict[Verif
     Raises Malformed; BadSignature if none of `keys` signed the note, or if a signature of one of them is false.
     """
     text, signatures = split_note(note)
-    known = {(key.name, key.key_id): key for key in keys if key.kind != ML_DSA_44}
-    signed: dict[VerifierKey, int] = {}
+    known, signed = {(key.name, key.key_id): key for key in keys}, dict[VerifierKey, int]()
     for name, key_id, value in signatures:
         # "Verifiers MUST ignore signatures from unknown keys … If a signature from a known key fails to verify, clients
         # SHOULD reject the whole note."
@@ -404,7 +424,7 @@ class Quorum:
 class Policy:
     """Accepts a checkpoint if one of `logs` signed it and the `quorum` of `witnesses` cosigned it."""
     logs: tuple[VerifierKey, ...]  # of type 0x01
-    witnesses: tuple[VerifierKey, ...] = ()  # of type 0x04, or of type 0x06, which never counts
+    witnesses: tuple[VerifierKey, ...] = ()  # of type 0x04 or 0x06
     quorum: Quorum = Quorum(0, ())
     urls: tuple[tuple[VerifierKey, str], ...] = ()  # of logs and witnesses; not used in Part I
 
@@ -413,6 +433,8 @@ class Policy:
             # "Two vkeys are considered duplicate if they wrap the same underlying public key"
             if not {k.kind for k in keys} <= kinds or not len({k.key for k in keys}) == len(keys):
                 raise Malformed("a policy has the same key twice, or a key of a wrong type for a log or a witness")
+        if len({(key.name, key.key_id) for key in self.logs + self.witnesses}) < len(self.logs + self.witnesses):
+            raise Malformed("a policy has two keys of one name and key ID, which no signature line can tell apart")
         members = self.quorum.leaves()
         if len(set(members)) < len(members) or not set(members) <= set(self.witnesses):
             raise Malformed("the quorum counts a witness twice, or one that is not in the policy")
@@ -460,6 +482,8 @@ def parse_policy(data: bytes) -> Policy:
                 raise Malformed(f"line {number} of the policy file: {error}") from None
     if lines.quorum is None:
         raise Malformed("the policy file has no quorum line (`quorum none` asks for no witness)")
+    if lines.unused and not lines.logs:
+        raise Malformed("the policy file has no log with a key of type 0x01")
     return Policy(tuple(lines.logs), tuple(lines.witnesses), lines.quorum, tuple(lines.urls))
 
 
@@ -468,13 +492,20 @@ class _PolicyLines:
 
     def __init__(self) -> None:
         self.logs, self.witnesses, self.urls = list[VerifierKey](), list[VerifierKey](), list[tuple[VerifierKey, str]]()
+        self.unused = list[bytes]()
         self.names, self.members = dict[bytes, VerifierKey | Quorum](), set[bytes]()
         self.quorum: Quorum | None = None
 
     def add(self, words: list[bytes]) -> None:
         match words:
             case [b"log", vkey, *url] if len(url) <= 1:
-                self._key(self.logs, VerifierKey.parse(vkey.decode(errors="surrogateescape")), url)
+                *_, data = split_vkey(text := vkey.decode(errors="surrogateescape"))
+                if data[0] in (ED25519, COSIGNATURE):
+                    self._key(self.logs, VerifierKey.parse(text), url)
+                elif data in self.unused:
+                    raise Malformed("the policy has the same key twice")
+                else:  # of another signature type: a second key of the log, which is not used here
+                    self.unused.append(data)
             case [b"witness", name, vkey, *url] if len(url) <= 1:
                 key = as_witness(VerifierKey.parse(vkey.decode(errors="surrogateescape")))
                 self._define(name, self._key(self.witnesses, key, url))
@@ -613,6 +644,119 @@ def verify_file(path: str | Path, proof: bytes, policy: Policy) -> Checkpoint:
     return check_logged(Proof.parse(proof).entry(Path(path).name, checksum), proof, policy)
 
 
+# === Part I, continued: ML-DSA-44 =======================================================================
+# What verifies the cosignatures of type 0x06. `python btlog.py core` prints it behind Part I.
+# --- ML-DSA-44: the verification of FIPS 204, with its algorithms' numbers ----------------------------------
+
+_Q, _GAMMA1, _GAMMA2, _BETA, _OMEGA = 8380417, 1 << 17, 95232, 78, 80  # Table 1
+_reversed = functools.reduce(lambda e, bit: e + [x + bit for x in e], (128, 64, 32, 16, 8, 4, 2, 1), [0])
+_ZETAS = [pow(1753, exponent, _Q) for exponent in _reversed]  # Appendix B
+_Poly = list[int]  # 256 coefficients of an element of R_q or of T_q
+
+
+def _ntt(w: _Poly) -> _Poly:
+    """Algorithm 41."""
+    size, m = 128, 0
+    while size:
+        out: _Poly = []
+        for at in range(0, 256, 2 * size):
+            m += 1
+            low, high = w[at : at + size], [_ZETAS[m] * x % _Q for x in w[at + size : at + 2 * size]]
+            out += [*map(int.__add__, low, high), *map(int.__sub__, low, high)]
+        w, size = out, size // 2
+    return w
+
+
+def _inverse_ntt(w: _Poly) -> _Poly:
+    """Algorithm 42."""
+    size, m = 1, 256
+    while size < 256:
+        out: _Poly = []
+        for at in range(0, 256, 2 * size):
+            m -= 1
+            low, high = w[at : at + size], w[at + size : at + 2 * size]
+            out += [*map(int.__add__, low, high), *(_ZETAS[m] * x % _Q for x in map(int.__sub__, high, low))]
+        w, size = out, 2 * size
+    return [8347681 * x % _Q for x in w]  # "f <- 8347681", which is 1/256 modulo q
+
+
+def _times(a: _Poly, b: _Poly) -> _Poly:
+    """Algorithm 45, not reduced yet."""
+    return list(map(int.__mul__, a, b))
+
+
+def _unpack(data: bytes, width: int) -> _Poly:
+    """Algorithm 18, and the core of 19: the numbers of `width` bits that little-endian `data` consists of."""
+    value = int.from_bytes(data, "little")
+    return [value >> at & (1 << width) - 1 for at in range(0, 8 * len(data), width)]
+
+
+def _uniform(seed: bytes) -> _Poly:
+    """Algorithm 30: the first 256 numbers of 23 bits below q in a stream of SHAKE128."""
+    stream = hashlib.shake_128(seed).digest(3 * 1024)  # three times what is needed: one in a thousand is too large
+    numbers = (int.from_bytes(stream[at : at + 3], "little") & (1 << 23) - 1 for at in range(0, len(stream), 3))
+    return [number for number in numbers if number < _Q][:256]
+
+
+def _in_ball(seed: bytes) -> _Poly:
+    """Algorithm 29: a polynomial of 39 coefficients 1 or -1, the others 0."""
+    stream = hashlib.shake_256(seed).digest(4096)
+    signs, rest, c = int.from_bytes(stream[:8], "little"), iter(stream[8:]), [0] * 256
+    for i in range(256 - 39, 256):
+        j = next(j for j in rest if j <= i)
+        c[i], c[j] = c[j], 1 - 2 * (signs & 1)
+        signs >>= 1
+    return c
+
+
+def _hints(y: bytes) -> list[_Poly] | None:
+    """Algorithm 21: the hints in 84 bytes; None if they are not encoded as they have to be."""
+    h, index = [[0] * 256 for _ in range(4)], 0
+    for i in range(4):
+        places, index = y[index : y[_OMEGA + i]], y[_OMEGA + i]
+        if not sum(map(sum, h)) + len(places) == index <= _OMEGA or list(places) != sorted(set(places)):
+            return None
+        for place in places:
+            h[i][place] = 1
+    return None if any(y[index:_OMEGA]) else h
+
+
+def _use_hint(h: int, r: int) -> int:
+    """Algorithm 40, with Algorithm 36."""
+    r0 = r % (2 * _GAMMA2)
+    r0 -= 2 * _GAMMA2 if r0 > _GAMMA2 else 0
+    r1, r0 = (0, r0 - 1) if r - r0 == _Q - 1 else ((r - r0) // (2 * _GAMMA2), r0)
+    return (r1 + (1 if r0 > 0 else -1)) % 44 if h else r1
+
+
+@functools.lru_cache(64)
+def _expand(key: bytes) -> tuple[list[list[_Poly]], list[_Poly], bytes]:
+    """Matrix A (Algorithm 32), NTT(t1 * 2^d), and tr, for a public key of 1,312 bytes (Algorithm 23)."""
+    matrix = [[_uniform(key[:32] + bytes([s, r])) for s in range(4)] for r in range(4)]
+    t = [_ntt([x << 13 for x in _unpack(key[at : at + 320], 10)]) for at in range(32, 1312, 320)]
+    return matrix, t, hashlib.shake_256(key).digest(64)
+
+
+def verify_ml_dsa_44(key: bytes, message: bytes, signature: bytes, context: bytes = b"") -> bool:
+    """True if `signature` (2,420 bytes) is a valid one of `key` (1,312 bytes); takes 5 ms (Algorithm 8)."""
+    if len(key) != 1312 or len(signature) != 2420 or len(context) > 255:
+        return False
+    matrix, t, tr = _expand(key)
+    z = [[_GAMMA1 - x for x in _unpack(signature[at : at + 576], 18)] for at in range(32, 2336, 576)]
+    hints = _hints(signature[2336:])
+    if hints is None or max(abs(x) for poly in z for x in poly) >= _GAMMA1 - _BETA:
+        return False
+    mu = hashlib.shake_256(tr + bytes([0, len(context)]) + context + message).digest(64)  # Algorithm 3
+    c, z, w1 = _ntt(_in_ball(signature[:32])), [_ntt(poly) for poly in z], b""
+    for i in range(4):
+        products = [*map(_times, matrix[i], z), [-x for x in _times(c, t[i])]]
+        w = map(_use_hint, hints[i], _inverse_ntt([sum(column) % _Q for column in zip(*products, strict=True)]))
+        w1 += sum(x << 6 * at for at, x in enumerate(w)).to_bytes(192, "little")  # Algorithm 28
+    return hashlib.shake_256(mu + w1).digest(32) == signature[:32]
+
+
+VERIFIERS[ML_DSA_44] = verify_ml_dsa_44
+
 # === Part II: more code without I/O =====================================================================
 
 import argparse
@@ -697,7 +841,7 @@ ANSWER_TIMEOUT = 15  # seconds to wait for a log's answer while a person waits f
 PIPE_TIMEOUT = 5  # seconds to wait for a configuration that comes through a pipe
 MAX_SKEW = 300  # seconds that the clock of a witness may be ahead of ours
 
-MAX_ADD_CHECKPOINT = 1 << 16  # the body of a request to a witness, and of its answer
+MAX_ADD_CHECKPOINT = 1 << 17  # the body of a request to a witness, and of its answer
 MAX_WITNESSES = 64  # of a log: a note with more than MAX_SIGNATURES signatures could not be read
 MAX_EVIDENCE = 1000  # pairs of checkpoints that a witness keeps against a log
 MAX_FINDINGS = 100  # of one kind in 16,384 entries: a monitor only counts the others
@@ -1153,7 +1297,7 @@ def take_cosignature(text: str, answer: bytes, key: VerifierKey) -> str:
 def cosignature_times(note: bytes) -> list[tuple[str, int]]:
     """The UNVERIFIED names and times in seconds of all lines that may be cosignatures in a note: for display."""
     return [(name, seconds) for name, _, value in split_note(note)[1]
-            if len(value) == 72 and 0 < (seconds := int.from_bytes(value[:8], "big")) < 1 << 35]
+            if len(value) in (72, 2428) and 0 < (seconds := int.from_bytes(value[:8], "big")) < 1 << 35]
 
 
 def utc(seconds: float) -> str:
@@ -2960,7 +3104,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def answer(self, body: Body) -> Response | Coroutine[Any, Any, Response]:
         """The answer, or a coroutine that returns it; raises Error."""
-        if self.command not in (allowed := self.allowed()):
+        allowed = self.allowed()
+        if self.command == "OPTIONS" and "GET" in allowed:  # asked before a script does more than a plain GET
+            methods = {"Allow": "GET, HEAD, OPTIONS", "Access-Control-Allow-Methods": "GET, HEAD"}
+            return Response(b"", TEXT, headers={**CORS, **methods, "Access-Control-Allow-Headers": "*"})
+        if self.command not in allowed:
             raise HttpError(405, f"{self.route[:80]} takes {' and '.join(allowed)}", Allow=", ".join(allowed))
         if self.command == "POST":
             return self.do_POST(body)
@@ -4247,7 +4395,7 @@ class Log:
     def _witness_urls(self) -> dict[VerifierKey, str]:
         """The URLs of the quorum's witnesses that can be asked; raises Malformed if these can't meet the quorum."""
         urls = dict(self._policy.urls)
-        reached = {key: urls[key] for key in self._policy.quorum.leaves() if key in urls and key.kind == COSIGNATURE}
+        reached = {key: urls[key] for key in self._policy.quorum.leaves() if key in urls}
         if len(reached) > MAX_WITNESSES:
             raise Malformed(f"a checkpoint has no room for the cosignatures of more than {MAX_WITNESSES} witnesses")
         if not self._policy.quorum.met(reached):
@@ -6439,11 +6587,11 @@ def unused_mark(private: Path) -> Path:
     return private.with_name(f".{private.name}.unused")
 
 
-def make_keys(origin: str, private: Path, public: Path) -> Signer:
+def make_keys(origin: str, private: Path, public: Path, witness: bool = False) -> Signer:
     """Writes a new key pair, and marks it as unused. Raises Malformed if one of the files exists."""
     check_name(origin)
     signer = Signer(origin, os.urandom(32))
-    vkey = encode_vkey(signer.key)
+    vkey = encode_vkey(signer.witness_key if witness else signer.key)
     for path in (public, private):
         if path.exists():
             raise Malformed(f"{path} exists, and keys are never overwritten: move it away first")
@@ -6491,13 +6639,18 @@ def show_progress(what: str) -> Callable[[int, int], None]:
 # --- Keys --------------------------------------------------------------------------------------------------
 
 def cmd_keygen(args: argparse.Namespace) -> int:
-    signer = make_keys(args.origin, Path(args.private_key_path), Path(args.public_key_path))
-    print(encode_vkey(signer.key))
+    signer = make_keys(args.origin, Path(args.private_key_path), Path(args.public_key_path), args.witness)
+    print(encode_vkey(signer.witness_key if args.witness else signer.key))
     logger.info("the private key is in %s, the public key in %s", args.private_key_path, args.public_key_path)
     return 0
 
 
 def cmd_vkey(args: argparse.Namespace) -> int:
+    if args.as_witness:
+        print(encode_vkey(as_witness(read_vkey(args.as_witness))))
+        return 0
+    if not (args.origin and args.public_key_path):
+        raise Malformed("give --origin and --public-key-path, or --as-witness")
     text = read_line(args.public_key_path)
     armor = re.fullmatch(r"\s*-----BEGIN PUBLIC KEY-----\s(.*)-----END PUBLIC KEY-----\s*", text, re.DOTALL)
     der = parse_base64("".join((armor[1] if armor else text).split()))
@@ -6612,13 +6765,14 @@ def default_origin(what: str) -> str:
     return f"{re.sub(r'[^a-z0-9.-]', '', socket.gethostname().lower()) or 'localhost'}/{what}"
 
 
-def read_pair(args: argparse.Namespace, private: Path, public: Path) -> Signer:
+def read_pair(args: argparse.Namespace, private: Path, public: Path, witness: bool = False) -> Signer:
     """The signer in --private-key, by default in `private`. Raises Malformed if --public-key or --origin differs."""
     signer = read_signer(args.private_key or str(private))
+    keys = [signer.witness_key, signer.key] if witness else [signer.key]  # both are the same key: see as_witness
     if not (args.private_key or args.public_key or public.exists()):  # the private key determines it
-        write_new(public, f"{encode_vkey(signer.key)}\n".encode())
+        write_new(public, f"{encode_vkey(keys[0])}\n".encode())
     vkey_path = args.public_key or (None if args.private_key else str(public))
-    if vkey_path and read_vkey(vkey_path) != signer.key:
+    if vkey_path and read_vkey(vkey_path) not in keys:
         raise Malformed(f"{vkey_path} is not the public key of {args.private_key or private}")
     if args.origin and args.origin != signer.name:
         raise Malformed(f"{args.private_key or private} is the key of {signer.name}, not of {args.origin}")
@@ -6642,9 +6796,9 @@ def cmd_witness(args: argparse.Namespace) -> int:
         stack.callback(server.close)
         new = is_new(database)
         if not args.private_key and not private.exists() and new:
-            signer = make_keys(args.origin or default_origin("witness"), private, public)
+            signer = make_keys(args.origin or default_origin("witness"), private, public, witness=True)
             logger.info("made a key pair for the new witness %s: keep a copy of %s", signer.name, private)
-        signer = read_pair(args, private, public)
+        signer = read_pair(args, private, public, witness=True)
         with contextlib.suppress(OSError):
             unused_mark(Path(args.private_key or private)).unlink(missing_ok=True)
         store = stack.enter_context(contextlib.closing(WitnessStore(database)))
@@ -6663,7 +6817,7 @@ def cmd_witness(args: argparse.Namespace) -> int:
                 logger.error("SIGHUP: %s", error)
 
         server.handler = WitnessHandler.of(witness)
-        what = f"serves the witness {encode_vkey(signer.key)} of {len(witness.logs)} logs"
+        what = f"serves the witness {encode_vkey(signer.witness_key)} of {len(witness.logs)} logs"
         return run_server(server, what, witness.failed, hangup=register)
 
 
@@ -9324,11 +9478,13 @@ def _key_commands(command: Command) -> None:
     add("--origin", required=True, metavar="NAME", help="the name of the key: for a log, its origin")
     add("--private-key-path", default="private.key", metavar="F", help="where to write the private key")
     add("--public-key-path", default="public.key", metavar="F", help="where to write the public key")
+    add("--witness", action="store_true", help="for a witness: the public key says that it cosigns (type 0x04)")
 
     example = "--origin log.example.com/pypi --public-key-path key.pem"
     add = command(cmd_vkey, "print the vkey of an Ed25519 public key", example)
-    add("--origin", required=True, metavar="NAME", help="the name of the key: for a log, its origin")
-    add("--public-key-path", required=True, metavar="F", help="the key, in PEM or base64 DER")
+    add("--origin", metavar="NAME", help="the name of the key: for a log, its origin")
+    add("--public-key-path", metavar="F", help="the key, in PEM or base64 DER")
+    add("--as-witness", metavar="F", help="print a vkey of type 0x01 that belongs to a witness as one of type 0x04")
 
     command(cmd_core, "print Part I of this file, which verifies on its own, without PyNaCl", "> core.py")
 
