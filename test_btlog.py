@@ -13117,7 +13117,7 @@ def test_P2_the_verdict_stands_first(three: LogOfThree, browser: Browser) -> Non
             proof = "That is no proof yet: pin a key of the log that you got elsewhere"
             assert proof in browser.text("article > .small")
     for query, says in (
-        ("signed", "No file and no project of this name is logged. Try the file's full name, its checksum, or drop the file here."),
+        ("signe", "No file and no project of this name is logged. Try the file's full name, its checksum, or drop the file here."),
         ("ff" * 32, "No file with this checksum is logged."),
     ):
         browser.open(at_hash(three.url, query))
