@@ -656,27 +656,27 @@ _Poly = list[int]  # 256 coefficients of an element of R_q or of T_q
 
 def _ntt(w: _Poly) -> _Poly:
     """Algorithm 41."""
-    size, m = 128, 0
-    while size:
+    m = 0
+    for size in (128, 64, 32, 16, 8, 4, 2, 1):
         out: _Poly = []
         for at in range(0, 256, 2 * size):
             m += 1
             low, high = w[at : at + size], [_ZETAS[m] * x % _Q for x in w[at + size : at + 2 * size]]
             out += [*map(int.__add__, low, high), *map(int.__sub__, low, high)]
-        w, size = out, size // 2
+        w = out
     return w
 
 
 def _inverse_ntt(w: _Poly) -> _Poly:
     """Algorithm 42."""
-    size, m = 1, 256
-    while size < 256:
+    m = 256
+    for size in (1, 2, 4, 8, 16, 32, 64, 128):
         out: _Poly = []
         for at in range(0, 256, 2 * size):
             m -= 1
             low, high = w[at : at + size], w[at + size : at + 2 * size]
             out += [*map(int.__add__, low, high), *(_ZETAS[m] * x % _Q for x in map(int.__sub__, high, low))]
-        w, size = out, 2 * size
+        w = out
     return [8347681 * x % _Q for x in w]  # "f <- 8347681", which is 1/256 modulo q
 
 
@@ -1378,9 +1378,11 @@ def release_of(filename: str) -> tuple[str, str]:
     """The project (as project_of) and the version in the name of a distribution file; "" for what is not there."""
     name = filename.removesuffix(".metadata")
     if name.endswith((".whl", ".egg")):
-        return project_of(filename), name.split("-")[1].lower() if "-" in name else ""
-    ending = max((end for end in DISTRIBUTIONS if name.endswith(end)), key=len, default="")
-    return project_of(filename), name.removesuffix(ending).rpartition("-")[2].lower()
+        version = name.split("-")[1] if "-" in name else ""
+    else:
+        ending = max((end for end in DISTRIBUTIONS if name.endswith(end)), key=len, default="")
+        version = name.removesuffix(ending).rpartition("-")[2]
+    return project_of(filename), re.sub(r"\A\s*v|(\.0+)+\Z", "", version.lower())  # 1.0 is 1, and v1 (PEP 440)
 
 
 def url_name(url: str) -> str:
@@ -1409,6 +1411,11 @@ def is_of(project: str, filename: str) -> bool:
     return _project_pattern(project).fullmatch(filename) is not None
 
 
+def may_be_of(project: str, filename: str) -> bool:
+    """True if an installer may take a file for one of `project`: some lower letters beyond ASCII, or skip spaces."""
+    return is_of(project, filename) or is_of(project, "".join(filename.lower().split()))
+
+
 @dataclass(frozen=True)
 class WatchTerm:
     """A search term: matches the entries of `project`; or, if that is empty, those that both regexes match."""
@@ -1418,7 +1425,7 @@ class WatchTerm:
 
     def matches(self, entry: re.Match[str]) -> bool:
         if self.project:
-            return is_of(self.project, entry[2])
+            return may_be_of(self.project, entry[2])
         return bool(re.search(self.filename, entry[2]) and re.search(self.checksum, entry[1]))
 
     def key(self) -> str:
@@ -1823,7 +1830,10 @@ def project_keys(first: int, names: Sequence[bytes], known: dict[bytes, tuple[in
 def _project_stem(name: bytes) -> bytes:
     """The beginning of a filename that has the project's name and, of an old sdist, perhaps a part of the version."""
     name = name.removesuffix(b".metadata")
-    return name.partition(b"-")[0] if name.endswith((b".whl", b".egg")) else name.rpartition(b"-")[0]
+    if name.endswith((b".whl", b".egg")):
+        return name.partition(b"-")[0]
+    early = re.match(rb"(?i)(.*?)[_.]+v?[0-9]", name) if b"-" not in name else None
+    return early[1] if early else name.rpartition(b"-")[0]
 
 
 def _first_project_keys(stem: bytes) -> tuple[int, ...]:
@@ -1831,8 +1841,9 @@ def _first_project_keys(stem: bytes) -> tuple[int, ...]:
 
     They are two if the version may begin earlier: in the name of an old sdist, that is not told.
     """
-    early = re.match(rb"(.*?)-v?[0-9]", stem)
-    names = {normalize(name.decode(errors="replace")).encode() for name in (stem, *(early.groups() if early else ()))}
+    early = re.match(rb"(?i)(.*?)[-_.]+v?[0-9]", stem)
+    stems = (name.decode(errors="replace").strip("-_.") for name in (stem, *(early.groups() if early else ())))
+    names = {normalize(name).encode() for name in stems}
     return tuple(first_key(PROJECT, 0, hash_) for hash_ in field_hashes(PROJECT, names - {b""}))
 
 
@@ -2539,8 +2550,8 @@ class MirrorStore(LogStore):
 
         def finish(db: sqlite3.Connection, tree: Tree, grown: list[Grown]) -> None:
             findings.extend(check(tree, grown))
-            if not self._size_at(db, now, "seconds > ?", now - 3600):  # one row an hour
-                db.execute("INSERT OR REPLACE INTO clock VALUES (?, ?)", (tree.size, int(now)))
+            db.execute("DELETE FROM clock WHERE seconds >= ?", (now - now % 3600,))  # one row an hour, its last
+            db.execute("INSERT OR REPLACE INTO clock VALUES (?, ?)", (tree.size, int(now)))
             if tree == target[0]:
                 db.execute("DELETE FROM setting WHERE name = 'stored'")
                 db.execute("DELETE FROM checkpoint WHERE kind = 'target'")
@@ -2585,10 +2596,9 @@ class MirrorStore(LogStore):
         yield from _matches(size, matches, wanted)
 
     @staticmethod
-    def _size_at(db: sqlite3.Connection, seconds: float, more: str = "1", *values: float) -> int:
+    def _size_at(db: sqlite3.Connection, seconds: float) -> int:
         """How many entries were stored by a time."""
-        query = f"SELECT max(size) FROM clock WHERE seconds <= ? AND {more}"  # noqa: S608 (our own words)
-        return db.execute(query, (seconds, *values)).fetchone()[0] or 0
+        return db.execute("SELECT max(size) FROM clock WHERE seconds <= ?", (seconds,)).fetchone()[0] or 0
 
     def _late(
         self, first: int, matches: Sequence[re.Match[str] | None], copied: Collection[int], old: int
@@ -2600,9 +2610,11 @@ class MirrorStore(LogStore):
                 continue
             project, version = release_of(match[2])
             if project not in known:
-                found, _ = self.of_project(project, old, MAX_WAITING)
-                files = ((index, release_of(field_of(FILENAME, data).decode())) for index, data in found)
-                known[project] = {version: index for index, (_, version) in files}
+                known[project], end = {}, old
+                while end:
+                    found, end = self.of_project(project, end, MAX_WAITING)
+                    files = ((index, release_of(field_of(FILENAME, data).decode())) for index, data in found)
+                    known[project] |= {version: index for index, (_, version) in files}
             if (index := known[project].get(version)) is not None:
                 text = f"{match[2]} at index {at} is added to {version} of {project}, a release that has had files for"
                 yield Finding("late", f"{text} {LATE // 86400} days or more, as at index {index}", (index, at))
@@ -3809,6 +3821,11 @@ class Fetcher:
         """What the last answer to this thread said."""
         client: Client = self._local.client
         return client.last
+
+    def note_serial(self, serial: str) -> None:
+        """Takes what the body of the last answer to this thread says for its serial number, if its head had none."""
+        client: Client = self._local.client
+        client.last = client.last._replace(serial=client.last.serial or serial)
 
     def redirected(self, path: str) -> str:
         """The path that the last answer for `path` redirects to; "" unless that is below `url`, too."""
@@ -5858,7 +5875,8 @@ def _slim(pairs: list[tuple[str, Any]]) -> Any:
     if lists := {key: fields[key] for key in ("files", "projects") if key in fields}:
         return lists
     if isinstance(name := fields.get("name"), str) and "sha256" not in fields:
-        return IndexProject(name, str(fields.get("_last-serial", ""))[:40])
+        serial = fields.get("_last-serial", "")
+        return IndexProject(name, serial if re.fullmatch("[0-9]{1,20}", str(serial)) else "")
     return fields.get("sha256")
 
 
@@ -5892,7 +5910,7 @@ def credentials(url: str) -> dict[str, str]:
         except (OSError, UnicodeDecodeError) as error:
             raise Malformed(f"{path} can't be read: {type(error).__name__}") from None
         name, password = (found[0], found[2] or "") if found else ("", "")
-    return {"Authorization": f"Basic {to_base64(f'{name}:{password}'.encode())}"} if name or password else {}
+    return {"Authorization": f"Basic {to_base64(os.fsencode(f'{name}:{password}'))}"} if name or password else {}
 
 
 def server_of(url: str) -> str:
@@ -5965,6 +5983,8 @@ class Index:
         for _ in range(MAX_REDIRECTS + 1):
             answer = self.source.fetch(path, headers, limit, (301, 302, 303, UNCHANGED, 307, 308))
             last = self.source.last
+            if last.status == UNCHANGED and not validator:
+                raise Unavailable(f"{self.source.url}{path[:80]} answers 304 to a plain request")
             if last.status == UNCHANGED:
                 raise Unchanged(f"{self.source.url}{path[:80]} has not changed")
             if not last.redirects:
@@ -5994,6 +6014,8 @@ class Index:
         kind, body, url = page
         try:
             if kind == JSON_PAGE:
+                if serial := re.search(rb'"_last-serial" ?: ?"?([0-9]{1,20})\b', body[0]):
+                    self.source.note_serial(serial[1].decode())
                 return None, parse_index_json(body.pop(), key)
             return url, parse_links(body.pop(), _Links(url))
         except (ValueError, RecursionError, AssertionError) as error:  # html.parser raises AssertionError
@@ -8321,7 +8343,7 @@ class OwnFiles:
         """The entry, if it is of one of the owner's projects; else None."""
         with contextlib.suppress(Malformed):
             parsed = Entry.parse(entry)
-            if any(is_of(term.project, parsed.filename) for term in self._terms):
+            if any(may_be_of(term.project, parsed.filename) for term in self._terms):
                 return parsed
         return None
 
@@ -8625,6 +8647,13 @@ class IngestStore:
             [(value,)] = db.execute("SELECT value FROM setting WHERE name = ?", (name,)).fetchall()
         return value
 
+    def expect(self, options: str) -> None:
+        """Has all pages read again if they were read with other options."""
+        if self.setting("options", options) != options:
+            with self._database.transaction() as db:
+                db.execute("UPDATE project SET page = '', round = 0")
+                db.execute(SET, ("options", options))
+
     def progress(self, names: Iterable[str]) -> dict[str, Progress]:
         query = "SELECT * FROM project WHERE name IN (SELECT value FROM json_each(?))"
         return {name: Progress(*rest) for name, *rest in self._database.read(query, json.dumps(list(names)))}
@@ -8662,7 +8691,11 @@ class Provenances:
                 if len(self._servers) >= self.MAX_SERVERS:
                     raise Malformed(f"its attestations are on one more server than {self.MAX_SERVERS}")
                 self._servers[server] = Fetcher(server, give_up=8)
-        if not (answer := self._servers[server].fetch(path, headers, MAX_PROVENANCE)):
+        try:
+            answer = self._servers[server].fetch(path, headers, MAX_PROVENANCE, (301, 302, 303, 307, 308))
+        except TooLarge as error:
+            raise Malformed(str(error)) from None
+        if not answer:
             raise Malformed("its attestations are not there")
         return parse_provenance(answer[1], file.checksum)
 
@@ -8697,8 +8730,14 @@ class Ingestion:
         self._totals, self._complaints, self._skipped = Counter(), Counter(), 0
         self._waiting, self._logged_at = [], time.monotonic()
         self._round = self._store.setting("round", 1)
-        named = [IndexProject(name) for name in self._projects]
-        projects = list({normalize(project.name): project for project in named or self._index.listing()}.items())
+        self._store.expect(f"{self._metadata} {self._folder}")
+        listed = [IndexProject(name) for name in self._projects] or self._index.listing()
+        good = {normalize(project.name): project for project in listed if re.fullmatch(_PROJECT, project.name)}
+        projects = list(good.items())
+        for project in listed:
+            if not re.fullmatch(_PROJECT, project.name):
+                self._complain(f"not the name of a project: {project.name[:100]!r}", "refused")
+                self._totals["failed"] += 1
         progress = show_progress("projects")
         read = new = 0
         for todo in self._index.source.each(self._read, self._due(projects)):
@@ -8753,21 +8792,25 @@ class Ingestion:
         good, trouble = listed_files(name, listed or ())
         if listed is None:
             trouble.append(f"the index has no project {project.name}")
+            page = ""
         known = {done.done[at : at + DONE_KEY] for at in range(0, len(done.done), DONE_KEY)}
         todo = Todo(name, Progress(page, self._round), [], trouble, Counter())
         kept = list[bytes]()
         for file in good:
             told = f"{file.name}\n{file.checksum}\n{file.metadata if self._metadata else ''}\n{bool(file.provenance)}"
             key = hashlib.sha256(told.encode(errors="replace")).digest()[:DONE_KEY]
-            if key in known and not (self._folder and not (self._folder / f"{file.name}.tlog-proof").exists()):
+            if key in known and (not self._folder or os.path.exists(self._folder / f"{file.name}.tlog-proof")):
                 kept.append(key)
             else:
                 try:
                     todo.files.append((key, self._entries(file, todo.counts)))
-                except Error as error:
+                except Malformed as error:
                     trouble.append(f"{file.name}: {error}")
+                except Unavailable as error:  # the next round reads the page again
+                    trouble.append(f"{file.name}: {error}")
+                    page = ""
         todo.counts["known"] += len(kept)
-        return todo._replace(done=todo.done._replace(done=b"".join(kept)))
+        return todo._replace(done=todo.done._replace(page=page, done=b"".join(kept)))
 
     def _entries(self, file: IndexFile, counts: Counter[str]) -> list[Entry]:
         """The entries to log of a file: one for each publisher; raises Malformed, Unavailable."""
@@ -8787,21 +8830,22 @@ class Ingestion:
     def _log(self) -> None:
         """Logs what waits, and then stores that it is done."""
         lines = [(todo.name, key, entry) for todo in self._waiting for key, entries in todo.files for entry in entries]
-        failed, size = set[tuple[str, bytes]](), self._size
-        for at in range(0, len(lines), MAX_LINES):
-            part = lines[at : at + MAX_LINES]
+        failed, size = dict[tuple[str, bytes], str](), self._size  # what became of the files that are not logged
+        for part in _batches(lines):
             results, size = log_entries(self._writer, [entry for *_, entry in part], self._size, self._folder)
             self._totals.update(results)
-            failed.update(line[:2] for line, result in zip(part, results, strict=True) if result not in LOGGED)
+            failed |= {line[:2]: result for line, result in zip(part, results, strict=True) if result not in LOGGED}
         progress = list[tuple[str, Progress]]()
         for todo in self._waiting:
             self._totals.update(todo.counts, failed=len(todo.trouble))
             for line in todo.trouble:
                 self._complain(line, "unread" if todo.counts["unread"] else "refused")
-            keys = [key for key, _ in todo.files if (todo.name, key) not in failed]
+            keys = [key for key, _ in todo.files if failed.get((todo.name, key), "known") in LOGGED]
             wrong = len(todo.files) - len(keys)
             trouble = todo.trouble[0] if todo.trouble else f"{wrong} files are refused" if wrong else todo.done.failed
-            done = todo.done._replace(done=b"".join([todo.done.done, *keys]), failed=trouble)
+            done = todo.done._replace(done=b"".join([todo.done.done, *keys]), failed=printable(trouble)[:300])
+            if any(failed.get((todo.name, key)) == "failed" for key, _ in todo.files):  # for once, perhaps
+                done = done._replace(page="")
             progress.append((todo.name, done))
         self._store.store(progress, size=size)
         self._waiting, self._logged_at = [], time.monotonic()
@@ -8815,8 +8859,22 @@ class Ingestion:
             logger.error("… and more errors like this one")
 
     def close(self) -> None:
+        self._provenances.close()  # first: the index's threads wait for these
         self._index.source.close()
-        self._provenances.close()
+
+
+def _batches(lines: list[tuple[str, bytes, Entry]]) -> Iterator[list[tuple[str, bytes, Entry]]]:
+    """Cuts lines into batches that a log takes: of MAX_LINES, and of MAX_BULK bytes, however they are escaped."""
+    batch, size = list[tuple[str, bytes, Entry]](), 0
+    for line in lines:
+        length = len(json.dumps(entry_to_json(None, line[2]))) + 1 if line[2].publisher else 0
+        if len(batch) >= MAX_LINES or size + length > MAX_BULK // 2:
+            yield batch
+            batch, size = [], 0
+        batch.append(line)
+        size += length
+    if batch:
+        yield batch
 
 
 def listed_files(project: str, files: Iterable[IndexFile]) -> tuple[list[IndexFile], list[str]]:
@@ -8872,7 +8930,9 @@ def log_entries(
             index, proof = parse_decimal(str(result["index"])), [parse_base64(h, 32) for h in result["inclusionProof"]]
             check_inclusion(leaf_hash(data), index, tree, proof)
             found.append("new" if index >= size else "known")
-            if folder:
+            if folder and len(f"{entry.filename}.tlog-proof".encode()) > MAX_FILENAME:
+                logger.warning("%s: its name is too long for a file with its proof", entry.filename)
+            elif folder:
                 extra = data if b"\n" in data[93:] else b""  # a publisher, which the file does not tell
                 proved = encode_proof(Proof(index, tuple(proof), note, extra))
                 replace_file(folder / f"{entry.filename}.tlog-proof", proved, sync=False)
