@@ -800,6 +800,7 @@ import time
 import tomllib
 import urllib.parse
 import uuid
+import zipfile
 import zlib
 from collections import Counter, OrderedDict, deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator, Iterator
@@ -5016,8 +5017,10 @@ async function showProject(project, before = "", list = el("ol", "files")) {  //
   $("results").replaceChildren(list);
   if (next) {
     const more = el("button", "plain", "Older files");
-    more.onclick = () => showProject(project, next, list).catch(
-      error => put("found", `The log has no answer: ${error.message}`, "bad"));
+    more.onclick = () => {
+      more.disabled = true;
+      showProject(project, next, list).catch(error => put("found", `The log has no answer: ${error.message}`, "bad"));
+    };
     $("results").append(more);
   }
   return true;
@@ -5038,7 +5041,7 @@ async function search() {
   if (!value) return;
   try {
     entries = await lookUp(asked.name, asked.value);
-    if (!file && !sum && !entries.length && mine === searches && await showProject(value).catch(() => false))
+    if (!file && !sum && !entries.length && mine === searches && await showProject(value))
       return put("found", "Files of this project, the newest first. Choose one to check it.", "");
     if (file) others = (await lookUp("filename", file.file)).filter(entry => entry.checksum !== file.sum);
   } catch (error) { entries = error; }
@@ -7862,6 +7865,7 @@ def project_artifacts(args: argparse.Namespace, policy: Policy, project: str) ->
         elif url:
             source = stack.enter_context(contextlib.closing(LogReader(url, 2, ANSWER_TIMEOUT, 3, args.timeout)))
             before: int | None = None
+            pages = 0
             while before != 0 and len(found) < MAX_WAITING:
                 cut = "" if before is None else f"&before={before}"
                 try:
@@ -7870,8 +7874,8 @@ def project_artifacts(args: argparse.Namespace, policy: Policy, project: str) ->
                     older = parse_decimal(str(answer.get("next", 0)))
                 except (Malformed, ValueError, RecursionError, KeyError, TypeError, AttributeError):
                     raise Unavailable(f"{source.url}/entries does not answer as a log does") from None
-                if before is not None and older >= before:
-                    raise Unavailable(f"{source.url} answers with the same files again and again")
+                if (before is not None and older >= before) or (pages := pages + 1) > 1000:
+                    raise Unavailable(f"{source.url} answers with the same files again and again, or without end")
                 before = older
         else:
             raise Malformed("to find a project's files, give --log-url or --storage-dir")
@@ -8096,15 +8100,16 @@ def follow_log(
     args: argparse.Namespace, monitor: Monitor, index: Index | None, report: Reporter, alarms: Alarms
 ) -> int:
     """Runs a monitor's rounds; returns the exit code."""
-    tell = functools.partial(tell_findings, monitor, report, alarms)
+    report.keep = alarms.keep
+    tell = functools.partial(tell_findings, monitor, report)
     renew = functools.partial(monitor.round, show_progress("entries"), time.time, tell)
     comparison = Comparison(monitor.store, index, renew) if index else None
 
     def run() -> int:
-        report.prepare()
+        ready = report.prepare()
         code = watch_round(monitor, comparison, report, renew, args.follow)
-        alarms.keep((), report.alarms())
-        return code if alarms.tell(1 if args.follow else 3) else code or 3
+        told = alarms.tell(1 if args.follow else 3)
+        return code if ready and told else code or 3
 
     def close() -> None:
         monitor.source.close()
@@ -8121,12 +8126,12 @@ def follow_log(
     return 1 if report.told or monitor.store.unreported(1) else code  # also after an interrupted round
 
 
-def tell_findings(monitor: Monitor, report: Reporter, alarms: Alarms) -> None:
+def tell_findings(monitor: Monitor, report: Reporter) -> None:
     """Reports all stored findings that have not been reported."""
     while findings := monitor.store.unreported():
         for _, finding in findings:
             report(finding, always=True)
-        alarms.keep([number for number, _ in findings], report.alarms())
+        report.keep([number for number, _ in findings], report.alarms())
 
 
 def watch_round(
@@ -8188,6 +8193,7 @@ class Reporter:
 
     def __init__(self, monitor: Monitor, as_json: bool, owned: OwnFiles | None = None) -> None:
         self._monitor, self._json, self._owned, self.count, self.told = monitor, as_json, owned, 0, False
+        self.keep: Callable[[Iterable[int], Iterable[Alarm]], None] = lambda numbers, alarms: None
         self._alarms = list[Alarm]()
         self._place = monitor.store.folder / "evidence"
         self._folders: set[Path] | None = None  # with evidence, also of earlier runs; _bytes is its size
@@ -8195,10 +8201,15 @@ class Reporter:
         self._last_round: set[tuple[str, str]] = set()
         self._this_round: set[tuple[str, str]] = set()
 
-    def prepare(self) -> None:
-        """Reads anew what the owner has made; raises Unavailable."""
-        if self._owned:
-            self._owned.read()
+    def prepare(self) -> bool:
+        """Reads anew what the owner has made. If that can't be read, what was read last counts: returns False."""
+        try:
+            if self._owned:
+                self._owned.read()
+        except Unavailable as error:
+            logger.error("%s", error)
+            return False
+        return True
 
     def begin(self) -> None:
         self.count, self._this_round = 0, set()
@@ -8209,7 +8220,7 @@ class Reporter:
         return list(map(json.dumps, self._this_round))
 
     def alarms(self) -> list[Alarm]:
-        """What is to be told since this was asked last."""
+        """What is to be told of the findings about entries since this was asked last."""
         alarms, self._alarms = self._alarms, []
         return alarms
 
@@ -8235,8 +8246,11 @@ class Reporter:
             fields = {"evidence": kept, **fields} if kept else fields
             self.told = True
             said = self.say(finding.text, finding.kind, **fields)
-            standing = None if always else json.dumps(key)
-            self._alarms.append(Alarm(None, standing, int(time.time()), said))
+            alarm = Alarm(None, None if always else json.dumps(key), int(time.time()), said)
+            if always:  # it is forgotten in the transaction that keeps the alarm
+                self._alarms.append(alarm)
+            else:
+                self.keep((), [alarm])
             if kept and (late := self._monitor.late_evidence(finding)):  # last: the log may be slow
                 with contextlib.suppress(Unavailable):
                     self._keep(finding, late)
@@ -8299,7 +8313,7 @@ class OwnFiles:
     def __init__(self, paths: Sequence[str], terms: Iterable[WatchTerm]) -> None:
         """`paths` are SHA256SUMS files, folders of distributions, and what else `verify` takes."""
         self._paths, self._terms = paths, [term for term in terms if term.project]
-        self._hashed: dict[tuple[str, int, int, int], str] = {}  # checksums of files, by path, inode, size and time
+        self._hashed: dict[tuple[str, int, int, int], list[tuple[str, str]]] = {}  # by path, inode, size and time
         self._names: dict[str, set[str]] = {}  # by checksum; "" for a file whose name is not told
 
     def read(self) -> None:
@@ -8316,7 +8330,7 @@ class OwnFiles:
         if os.path.isdir(path):
             for file in Path(path).rglob("*"):
                 if file.name.lower().endswith(DISTRIBUTIONS) and file.is_file():
-                    yield file.name, self._checksum(file)
+                    yield from self._checksums(file)
             return
         with open_file(path) as stream:
             head = stream.read(1 << 16)
@@ -8331,12 +8345,16 @@ class OwnFiles:
                 raise Unavailable(f"{artifact.label}: {artifact.trouble}")
             yield from ((name, artifact.checksum) for name in artifact.names or ("",))
 
-    def _checksum(self, file: Path) -> str:
-        """The checksum of a file, which is hashed again only if it was changed."""
+    def _checksums(self, file: Path) -> Iterable[tuple[str, str]]:
+        """The name and checksum of a file, and of a wheel's metadata (PEP 658); read again only if it was changed."""
         found = file.stat()
         key = str(file), found.st_ino, found.st_size, found.st_mtime_ns
         if key not in self._hashed:
-            self._hashed[key] = checksum_of(file)
+            self._hashed[key] = sums = [(file.name, checksum_of(file))]
+            with contextlib.suppress(OSError, ValueError, LookupError, zipfile.BadZipFile), zipfile.ZipFile(file) as z:
+                [metadata] = [name for name in z.namelist() if re.fullmatch(r"[^/]+\.dist-info/METADATA", name)]
+                data = z.read(metadata)
+                sums.append((f"{file.name}.metadata", f"sha256:{hashlib.sha256(data).hexdigest()}"))
         return self._hashed[key]
 
     def of_project(self, entry: bytes) -> Entry | None:
@@ -8367,19 +8385,24 @@ class Alarms:
         self._store.reported(numbers, alarms if self._command or self._feed else ())
 
     def tell(self, attempts: int) -> bool:
-        """Tells all that is not told yet; returns False if the command fails as often as `attempts` in a row."""
-        if self._feed and (feed := self._atom()) != self._fed:
-            replace_file(Path(self._feed), feed)
-            self._fed = feed
-        while self._command and (waiting := self._store.alarms(False, 100)):
-            for alarm in waiting:
-                tries = (self._run(alarm.json) or self._stopped.wait(n * self.PAUSE) for n in range(1, attempts))
-                if not any(tries) and not self._run(alarm.json):
-                    return False
-                if self._stopped.is_set():
-                    return True
+        """Tells all that is not told yet; returns False if the command failed `attempts` times, or the feed failed."""
+        good, waiting = True, self._store.alarms(False, MAX_ALARMS) if self._command else []
+        for alarm in waiting:  # one that the command can't take does not keep the others back
+            tries = (self._run(alarm.json) or self._stopped.wait(n * self.PAUSE) for n in range(1, attempts))
+            told = any(tries) or self._run(alarm.json)
+            if self._stopped.is_set():
+                return True
+            if told:
                 self._store.told(cast(int, alarm.n))
-        return True
+            good, attempts = good and told, attempts if told else 1
+        if self._feed and (feed := self._atom()) != self._fed:
+            try:
+                replace_file(Path(self._feed), feed)
+                self._fed = feed
+            except Unavailable as error:
+                logger.error("--feed: %s", error)
+                good = False
+        return good
 
     def _run(self, text: str) -> bool:
         """Runs the command with a finding on its standard input; returns True if it exits with 0."""

@@ -6010,6 +6010,39 @@ def test_a_finding_is_told_until_somebody_takes_it(tmp_path: Path, monkeypatch: 
         assert [lie_and_tell(lie) for lie in (True, True, False, True, True)] == [1, 0, 0, 1, 0]
 
 
+def test_a_finding_that_nobody_takes_keeps_no_other_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does a feed that can't be written, or a list of one's own that can't be read."""
+    monkeypatch.setattr(btlog.Alarms, "PAUSE", 0.01)
+    heard, sums = tmp_path / "heard", tmp_path / "SHA256SUMS"
+    sums.write_text(f"{MINE.checksum[7:]}  {MINE.filename}\n")
+    command = f"grep -v quiet3-666 >> {heard}"
+    with contextlib.closing(StaticLog(tmp_path / "static", 1)) as log:
+        log.grow(*(of_publisher(f"quiet3-{n}-py3-none-any.whl", None) for n in (666, 7)))
+        seen = owner(log.web.url, tmp_path / "m", "--known", str(sums), "--exec", command, "--feed", str(tmp_path / "no" / "feed"))
+        assert (seen.code, seen.kinds, "--feed" in seen.error) == (1, ["unexpected"] * 2, True)
+        assert [json.loads(line)["filename"] for line in heard.read_text().splitlines()] == ["quiet3-7-py3-none-any.whl"]
+        report = btlog.Reporter.__new__(btlog.Reporter)
+        report._owned = btlog.OwnFiles([str(sums)], [btlog.WatchTerm(project="quiet3")])
+        assert report.prepare()
+        sums.unlink()
+        assert not report.prepare()
+        assert report._owned.has(MINE)  # as it was read last
+
+
+def test_what_installers_take_for_a_project_is_watched(tmp_path: Path) -> None:
+    """pip lowers letters beyond ASCII, and skips spaces; a wheel's metadata is its owner's as the wheel is."""
+    dist = make(tmp_path / "dist")
+    wheel_ = tiny_wheel(dist, "key", "x")
+    with zipfile.ZipFile(wheel_) as packed:
+        metadata = packed.read("key-1.0.dist-info/METADATA")
+    with contextlib.closing(StaticLog(tmp_path / "static", 1)) as log:
+        mine = [Entry(wheel_.name, btlog.checksum_of(wheel_)), Entry(f"{wheel_.name}.metadata", f"sha256:{hashlib.sha256(metadata).hexdigest()}")]
+        evil = ["\u212aey-1.0-py3-none-any.whl", "key- 1.0.tar.gz", "key-1.1-py3-none-any.whl.metadata"]
+        log.grow(*(entry_.encode() for entry_ in mine), *(of_publisher(name, None) for name in evil))
+        seen = monitor(log.web.url, tmp_path / "m", "--project", "key", "--known", str(dist))
+    assert [text.partition(" with")[0] for text in seen.texts] == evil
+
+
 def test_a_command_that_hangs_is_ended(tmp_path: Path, static: StaticLog, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(btlog.Alarms, "TIMEOUT", 0.2)
     monkeypatch.setattr(btlog.Alarms, "PAUSE", 0.01)
@@ -6081,6 +6114,22 @@ def test_a_file_that_is_added_late(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         log.grow(of_publisher("demo-1.0.tar.gz", GITHUB))  # the same file
         assert after(0) == []
         assert after(15, "demo-1.1.zip", "quiet7-7-x.whl") == ["demo-1.1.zip", "quiet7-7-x.whl"]
+        assert after(0, "demo-1.1.0-py3-none-d.whl", "demo-v1.1-1-none-d.whl", "demo-01.1.zip") == [
+            "demo-1.1.0-py3-none-d.whl", "demo-v1.1-1-none-d.whl"]  # fmt: skip
+
+
+def test_a_late_file_is_seen_whenever_and_wherever_its_release_was_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a first run in many steps, and for a project with files in more bundles than are read at a time."""
+    now = [1_800_000_000.0]
+    monkeypatch.setattr(time, "time", lambda: now[0])
+    monkeypatch.setattr(btlog, "MAX_BUNDLES_READ", 1)
+    monkeypatch.setattr(btlog.Monitor, "BATCH", 256)
+    with contextlib.closing(StaticLog(tmp_path / "static")) as log:
+        log.grow(*(of_publisher(f"pop-{i}-py3-none-a.whl" if i % 200 == 0 else f"x{i}-1.zip", None) for i in range(1001)))
+        assert monitor(log.web.url, tmp_path / "m").code == 0
+        now[0] += 15 * 86400
+        log.grow(*(of_publisher(f"pop-{i}-py3-none-b.whl", None) for i in (0, 400, 1000)))
+        assert monitor(log.web.url, tmp_path / "m").kinds == ["late"] * 3
 
 
 # --- Files by project ---------------------------------------------------------------------------------------------------------
@@ -7041,6 +7090,72 @@ def test_ingest_follows_a_cache_that_is_behind(tmp_path: Path, log: LocalLog) ->
         for index.serial in "6", "6", "7", "7":
             took.append(ingest_on(log.url, index, tmp_path)[3])
         assert took == [6, 6, 6, 1]
+
+
+def test_what_is_not_logged_is_not_done(tmp_path: Path, log: LocalLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page that was not there, attestations that can't be had for once, a file that a proof is wanted of later."""
+    try_only(monkeypatch, 1)
+    with (
+        contextlib.closing(FakeIndex(make(tmp_path / "index"), {ATTESTED.filename: ATTESTED.checksum})) as index,
+        contextlib.closing(Web(tmp_path / "index")) as other,
+    ):
+        index.serials, index.provenance = {"pypi-attestations": 7}, {ATTESTED.filename: f"{other.url}/p"}
+        index.instead = lambda path_: (404, "text/plain", b"") if path_ != "/" else index.page(path_)
+        assert ingest_on(log.url, index, tmp_path)[0] == 3
+        index.instead = lambda path_: (304, "text/plain", b"") if path_ != "/" else index.page(path_)
+        code, _, error, _ = ingest_on(log.url, index, tmp_path)
+        assert (code, "answers 304 to a plain request" in error) == (3, True)
+        index.instead = index.page
+        other.instead = lambda path_: (503, "text/plain", b"")
+        assert ingest_on(log.url, index, tmp_path)[0] == 3
+        assert walk(log.url) == []
+        other.instead = lambda path_: (200, "application/json", PROVENANCE)
+        assert ingest_on(log.url, index, tmp_path)[::3] == (0, 2)
+        assert Entry.parse(walk(log.url)[0]).publisher == GITHUB
+        assert ingest_on(log.url, index, tmp_path)[::3] == (0, 1)
+        assert ingest_on(log.url, index, tmp_path, "--proof-dir", str(tmp_path / "proofs"))[0] == 0
+        assert [path_.name for path_ in (tmp_path / "proofs").iterdir()] == [f"{ATTESTED.filename}.tlog-proof"]
+
+
+def test_what_ends_while_attestations_are_slow_is_not_done(tmp_path: Path, log: LocalLog) -> None:
+    """SIGTERM: it ends at once, and the next start logs what was not logged."""
+    slow = threading.Event()
+    with (
+        contextlib.closing(FakeIndex(make(tmp_path / "index"), {ATTESTED.filename: ATTESTED.checksum})) as index,
+        contextlib.closing(Web(tmp_path / "index")) as other,
+    ):
+        index.serials, index.provenance = {"pypi-attestations": 7}, {ATTESTED.filename: f"{other.url}/p"}
+
+        def late(path_: str) -> Answered:
+            slow.wait(20)
+            return 200, "application/json", PROVENANCE
+
+        other.instead = late
+        args = ("ingest", "--index-url", index.url, "--log-url", log.url, "--public-key", key_file(tmp_path),
+                "--database-path", str(tmp_path / "ingest.db"))  # fmt: skip
+        with process(*args, "--follow") as first:
+            eventually(lambda: other.asked)
+            begun = time.monotonic()
+            code, error = first.stop()
+            assert (code, "Traceback" in error, time.monotonic() - begun < 10) == (0, False, True)
+        slow.set()
+        assert call_btlog(*args)[0] == 0
+        assert len(walk(log.url)) == 1
+
+
+@pytest.mark.parametrize("page", [
+    {"files": [{"filename": "a-1.0\ud800.tar.gz", "url": "x", "hashes": {"sha256": "0" * 64}}]},
+    {"files": [{"filename": f"a-{'1' * 245}.zip", "url": "x", "hashes": {"sha256": "0" * 64}}]},
+])  # fmt: skip
+def test_no_name_stops_an_index_from_being_logged(tmp_path: Path, log: LocalLog, page: dict[str, Any]) -> None:
+    with contextlib.closing(FakeIndex(make(tmp_path / "index"), index_of([quiet(0)]))) as index:
+        listing = {"projects": [{"name": name, "_last-serial": 5} for name in ("a", "b\ud800", "quiet0")]}
+        answers = {"/": listing, "/a/": page}
+        index.instead = lambda path_: (200, btlog.JSON_PAGE, json.dumps(answers[path_]).encode()) if path_ in answers else index.page(path_)
+        code, _, error, _ = ingest_on(log.url, index, tmp_path, "--proof-dir", str(tmp_path / "proofs"))
+        assert (code, "Traceback" in error) == (3, False)
+        assert Entry.parse(quiet(0)).filename in [Entry.parse(data).filename for data in walk(log.url)]
+        assert ingest_on(log.url, index, tmp_path, "--proof-dir", str(tmp_path / "proofs"))[0] == 3  # the list has a wrong name
 
 
 def test_ingest_remembers_for_one_index_and_one_log(tmp_path: Path, log: LocalLog) -> None:
