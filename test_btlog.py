@@ -946,6 +946,18 @@ def test_an_ml_dsa_cosignature_is_of_one_witness_one_time_and_one_tree() -> None
         refuses(BadSignature, PQ.verify, text, data)
 
 
+def test_the_hints_of_an_ml_dsa_signature_have_one_encoding() -> None:
+    """FIPS 204, Algorithm 21: counts that do not fall, at most 80 places in order, and zeros behind them."""
+    good = btlog._hints(bytes([3, 9, 0, 255]) + bytes(76) + bytes([2, 2, 4, 4]))
+    assert good is not None
+    assert [[at for at, hint in enumerate(poly) if hint] for poly in good] == [[3, 9], [], [0, 255], []]
+    for places, counts in (
+        ((), (1, 0, 0, 0)), ((), (0, 81, 81, 81)), ((9, 3), (2, 2, 2, 2)), ((3, 3), (2, 2, 2, 2)), ((3, 9), (1, 1, 1, 1)),
+        (range(1, 81), (80, 80, 80, 84)), ((0, 0), (1, 2, 1, 2)),
+    ):  # fmt: skip
+        assert btlog._hints(bytes(places).ljust(80, b"\0") + bytes(counts)) is None
+
+
 def test_an_ml_dsa_signature_with_a_byte_changed() -> None:
     """Each part of a signature and of a key counts."""
     text, [*_, (_, _, signature)] = btlog.split_note(PQ_NOTE)
@@ -8461,7 +8473,7 @@ def run_core(folder: Path, names: list[str]) -> int:
 @pytest.mark.slow
 def test_every_guard_of_part_one_is_needed(tmp_path: Path) -> None:
     """Each `raise` made `pass`, and each comparison True and False: some test of the core fails, or none can."""
-    long = "exhaustively", "ed25519", "every_byte"  # these come last: one failure is enough
+    long = "exhaustively", "ed25519", "every_byte", "ml_dsa"  # these come last: one failure is enough
     names = sorted(core_tests(DEAR), key=lambda name: any(word in name for word in long))
     places = [a_place_for_mutants(tmp_path / f"{i}") for i in range(2)]
     assert [run_core(place, names) for place in places] == [0, 0]
