@@ -18,6 +18,7 @@ Reading order is dependency order: a section uses only what stands above it. Onl
 
   Part I    Trusted core: errors, strict scalars, Merkle checks, keys and notes, checkpoints, policies, entries, proofs.
             Bytes and integers go in; a value or an `Error` comes out. No clock; no I/O, except in `verify_file`.
+            Behind it, in a part of its own: the verification of ML-DSA-44 cosignatures.
   Part II   More code without I/O: signing, tile paths and entry bundles, proofs from tiles, the witness's step, and
             what a monitor looks for in entries.
   Part III  Storage: one SQLite file, one writer, one transaction for changes that belong together. There is a store
@@ -44,7 +45,7 @@ what Part I refuses. It can't make Part I accept an entry that was not logged.
 
 Specifications: C2SP (https://c2sp.org) as of July 2026: signed-note, tlog-checkpoint, tlog-cosignature, tlog-tiles,
 tlog-witness, tlog-proof and tlog-policy; RFC 6962 section 2.1 for trees and proofs, RFC 9162 section 2.1 for the
-checks of proofs, RFC 8032 for Ed25519.
+checks of proofs, RFC 8032 for Ed25519, FIPS 204 for ML-DSA-44.
 """
 
 # === Part I: the trusted core ===========================================================================
