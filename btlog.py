@@ -4811,6 +4811,8 @@ async function parseKey(vkey, type) {
   const [, name, id, value] = /^([^\s\x85+\x00-\x1f]+)\+([0-9a-f]{8})\+(\S+)$/.exec(vkey) ?? [];
   must(name && bytes(name).length <= 255, `not a verifier key: ${vkey}`);
   const data = unbase64(value), [kind] = data, key = data.slice(1), pq = type === 4 && kind === 6;
+  // A log's further key, of another signature type: not a key that anything here is verified with.
+  if (type === 1 && data.length && kind !== 1 && kind !== 4) return {name, key: data, by: vkey, unused: true};
   const keyId = async kind => hex((await sha256(bytes(name + "\n"), [kind], key)).slice(0, 4));
   must(await keyId(kind) === id, `the key ID ${id} does not match the name ${name} and its key`);
   // A witness's key may be written with type 1; what it verifies are cosignatures, of type 4. ML-DSA never counts.
@@ -4835,7 +4837,7 @@ const all = marks => !marks.length ? undefined : marks.includes(false) ? false :
 // --- Whom to trust: a policy (C2SP tlog-policy), read as strictly as parse_policy of btlog.py does, or pinned keys
 async function trust(keys, vkey, type) {
   const key = await parseKey(vkey, type);
-  must(!keys.some(other => hex(other.key) === hex(key.key)), `the same key twice: ${vkey}`);
+  must(!keys.some(other => hex(other.key) === hex(key.key) || other.by === key.by), `the same key twice: ${vkey}`);
   keys.push(key);
   return key;
 }
@@ -4870,13 +4872,14 @@ async function parsePolicy(text) {
     } catch (error) { throw Error(`line ${i + 1} of the policy: ${error.message}`); }
   }
   must(policy.quorum, "the policy has no quorum line (“quorum none” requires no witness)");
-  must(policy.logs.length, "the policy has no log line");
+  policy.logs = policy.logs.filter(key => !key.unused);
+  must(policy.logs.length, "the policy has no log line with a key of type 0x01");
   return policy;
 }
 async function readPins({key, witnesses, k}) {
   if (isPolicy(key)) return parsePolicy(key);
   const policy = {logs: [], witnesses: []}, lines = witnesses.split("\n").map(line => line.trim()).filter(Boolean);
-  await trust(policy.logs, key.trim(), 1);
+  must(!(await trust(policy.logs, key.trim(), 1)).unused, `not a key for this: ${key}`);
   for (const line of lines) await trust(policy.witnesses, line, 4);
   return {...policy, quorum: lines.length || k ? quorumOf(k || "all", policy.witnesses) : NOBODY};
 }

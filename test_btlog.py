@@ -3667,6 +3667,7 @@ def test_sighup_under_load(tmp_path: Path) -> None:
         def register() -> None:
             for signer in signers:
                 server.witness.register([signer.key])
+            eventually(lambda: len(statuses) > 8)  # also where all are registered before the first is answered
             over.set()
 
         at_once(register, *[client] * 4)
@@ -13150,6 +13151,7 @@ GOOD_PINS = [
     f"log {LOG_VKEY}\nwitness a {PQ_VKEY}\nquorum a\n",
     f"log {LOG_VKEY}\nwitness constructor {WITNESS_VKEY}\ngroup __proto__ any constructor\nquorum __proto__\n",
     f"log {LOG_VKEY}\nlog {encode_vkey(VerifierKey('x', 1, bytes(32)))}\nquorum none\n",
+    *(f"log {vkey}\n{PAGE_POLICIES}" for vkey in (PQ_VKEY, "a+00000000+Ag==", f"{PQ_VKEY} u")),
     f"{FOUR}group g 2 w0 w1 w2\nquorum g\n",
     f"{FOUR}group g all w0 w1\ngroup h any w2 w3\ngroup i 1 g h\nquorum i\n",
     f"{FOUR}group g any w0 w1\ngroup h 2 g w2 w3\nquorum h\ngroup i any h\n",
@@ -13158,7 +13160,8 @@ GOOD_PINS = [
 BAD = [
     *("", "\n", "quorum none", PAGE_POLICIES[:-1], f"\ufeff{PAGE_POLICIES}", PAGE_POLICIES.replace("\n", "\r\n"), PAGE_POLICIES + "\x00\n"),
     *(PAGE_POLICIES + line for line in ("quorum b\n", "quorum none\n", "what\n", "Log x\n", "log\n", "\x7f\n", "\x0b\n")),
-    *(PAGE_POLICIES + f"log {vkey}\n" for vkey in (LOG_VKEY, WITNESS_VKEY_4, PQ_VKEY, f"{LOG_VKEY}=", f"{LOG_VKEY} u v")),
+    *(PAGE_POLICIES + f"log {vkey}\n" for vkey in (LOG_VKEY, WITNESS_VKEY_4, f"{LOG_VKEY}=", f"{LOG_VKEY} u v", "a+00000000+")),
+    *(f"log {PQ_VKEY}\n" * n + PAGE_POLICIES.replace(log, "") for n, log in ((2, "-"), (1, f"log {LOG_VKEY} https://log.example/\n"))),
     *(PAGE_POLICIES + f"witness {words}\n" for words in ("c", f"c {WITNESS_VKEY}", f"a {OTHERS[0]}", f"none {OTHERS[0]}")),
     *(PAGE_POLICIES + f"group {words}\n" for words in ("a any b", "c any", "c 1 a", "c 1 b b", "c 2 b", "c 0 b", "c 01 b")),
     *(PAGE_POLICIES + f"group {words}\n" for words in ("c -1 b", "c 1.0 b", "c ١ b", "c 1 none", "none 1 b", "c ANY b")),
