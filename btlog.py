@@ -5964,7 +5964,9 @@ class Index:
             return page[1]
         if len(page[1]) > MAX_FILES:
             raise Unavailable(f"{self.source.url}{path[:80]} has more than {MAX_FILES} links")
-        files = [index_file("", link, "") for link in page[1]]
+        links = page[1][::-1]
+        page[1].clear()  # each link's memory is needed for what is read from the next
+        files = [index_file("", links.pop(), "") for _ in range(len(links))]
         return [file for file in files if file.name.endswith(DISTRIBUTIONS) or file.checksum]
 
     def each(self, projects: Sequence[str]) -> Iterator[tuple[str, list[IndexFile] | Unavailable | None]]:
