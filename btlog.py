@@ -271,7 +271,7 @@ _KEY_LENGTH = {ED25519: 32, COSIGNATURE: 32, ML_DSA_44: 1312}
 
 
 def check_name(name: str) -> None:
-    """Returns if `name` may be a key name or an origin; else raises Malformed."""
+    """Returns if `name` may be a key name; else raises Malformed."""
     # "Key names MUST be non-empty and MUST NOT contain any Unicode spaces or plus (U+002B) characters."
     if not _NAME.fullmatch(name) or len(name.encode()) > MAX_NAME:
         raise Malformed(f"a name has 1 to {MAX_NAME} bytes, no space, control character or plus sign: {name[:60]!r}")
@@ -390,10 +390,9 @@ class Checkpoint:
     def parse(cls, text: str) -> Checkpoint:
         """Returns the checkpoint in a note's text, UNVERIFIED (see open_checkpoint); raises Malformed."""
         lines = text.split("\n")
-        # "a sequence of at least three non-empty lines, separated by newlines"
-        if len(lines) < 4 or lines.pop() != "" or "" in lines:
-            raise Malformed("a checkpoint has three or more lines, none of them empty")
-        check_name(lines[0])
+        # "a sequence of at least three non-empty lines"; "clients MUST NOT assume that the origin" is like a key's name
+        if _NOT_TEXT.search(text) or len(lines) < 4 or lines.pop() or "" in lines or len(lines[0].encode()) > MAX_NAME:
+            raise Malformed(f"a checkpoint has at least three lines, none empty, the first of at most {MAX_NAME} bytes")
         return cls(lines[0], Tree(parse_decimal(lines[1]), parse_base64(lines[2], 32)), tuple(lines[3:]))
 
 
@@ -428,6 +427,7 @@ class Policy:
     witnesses: tuple[VerifierKey, ...] = ()  # of type 0x04 or 0x06
     quorum: Quorum = Quorum(0, ())
     urls: tuple[tuple[VerifierKey, str], ...] = ()  # of logs and witnesses; not used in Part I
+    origin: str = ""  # of the checkpoints; if "", it has to be the name of the log's key
 
     def __post_init__(self) -> None:
         for keys, kinds in (self.logs, {ED25519}), (self.witnesses, {COSIGNATURE, ML_DSA_44}):
@@ -446,7 +446,7 @@ def open_checkpoint(note: bytes, policy: Policy) -> Checkpoint:
     text, signed = open_note(note, (*policy.logs, *policy.witnesses))
     checkpoint = Checkpoint.parse(text)
     # tlog-policy: "This name MUST correspond to the log's origin line"
-    if not any(key in policy.logs and key.name == checkpoint.origin for key in signed):
+    if not any(key in policy.logs and (policy.origin or key.name) == checkpoint.origin for key in signed):
         raise BadSignature(f"the checkpoint of {checkpoint.origin} is not signed by a log of the policy")
     cosigned = tuple((key, seconds) for key, seconds in signed.items() if key in policy.witnesses)
     if not policy.quorum.met([key for key, _ in cosigned]):
@@ -774,9 +774,11 @@ import errno
 import gc
 import gzip
 import hmac
+import html
 import html.parser
 import http.client
 import http.server
+import importlib
 import io
 import ipaddress
 import itertools
@@ -844,6 +846,8 @@ PIPE_TIMEOUT = 5  # seconds to wait for a configuration that comes through a pip
 MAX_SKEW = 300  # seconds that the clock of a witness may be ahead of ours
 
 MAX_ADD_CHECKPOINT = 1 << 17  # the body of a request to a witness, and of its answer
+MAX_LOG_LIST = 1 << 25  # a list of logs for witnesses: room for 100,000 of them
+MAX_LISTED = 1000  # logs on a witness's page
 MAX_WITNESSES = 64  # of a log: a note with more than MAX_SIGNATURES signatures could not be read
 MAX_EVIDENCE = 1000  # pairs of checkpoints that a witness keeps against a log
 MAX_FINDINGS = 100  # of one kind in 16,384 entries: a monitor only counts the others
@@ -894,6 +898,16 @@ def encode_vkey(key: VerifierKey) -> str:
     return f"{key.name}+{key.key_id.hex()}+{to_base64(bytes([key.kind]) + key.key)}"
 
 
+def check_origin(origin: str) -> str:
+    """Returns an origin if it may be a log's; else raises Malformed. Most are the name of the log's key."""
+    try:
+        if Checkpoint.parse(f"{origin}\n0\n{to_base64(EMPTY_ROOT)}\n").origin == origin:
+            return origin
+        raise Malformed("a line break")
+    except Malformed:
+        raise Malformed(f"an origin has 1 to {MAX_NAME} bytes, and no control characters: {origin[:60]!r}") from None
+
+
 def encode_checkpoint(checkpoint: Checkpoint) -> str:
     """Returns the note text of a checkpoint."""
     lines = (checkpoint.origin, str(checkpoint.tree.size), to_base64(checkpoint.tree.root), *checkpoint.extensions)
@@ -913,38 +927,47 @@ def signature_line(name: str, key_id: bytes, signature: bytes) -> str:
 
 @dataclass(frozen=True)
 class Signer:
-    """An Ed25519 private key (RFC 8032): a key name, and a 32-byte seed that no message or repr shows."""
+    """A private key, Ed25519 (RFC 8032) or ML-DSA-44 (FIPS 204): a key name, and a 32-byte seed that no repr shows."""
     name: str
     seed: bytes = field(repr=False)
+    kind: int = ED25519
 
     @classmethod
     def parse(cls, skey: str) -> Signer:
-        """Parses Go's "PRIVATE+KEY+<name>+<hash>+<base64(0x01 || seed)>"; raises Malformed."""
+        """Parses Go's "PRIVATE+KEY+<name>+<hash>+<base64(type || seed)>", of type 0x01 or 0x06; raises Malformed."""
         parts = [*skey.split("+", 4), "", "", "", ""]
         try:
             data = parse_base64(parts[4], 33)
-            signer = cls(parts[2], data[1:])
-            if parts[:2] == ["PRIVATE", "KEY"] and data[0] == ED25519 and signer.key.key_id.hex() == parts[3]:
+            signer = cls(parts[2], data[1:], data[0])
+            known = parts[:2] == ["PRIVATE", "KEY"] and data[0] in (ED25519, ML_DSA_44)
+            if known and signer.key.key_id.hex() == parts[3]:
                 return signer
         except Malformed:
             pass  # the message would show a part of the key
         raise Malformed("not a private key of the form PRIVATE+KEY+name+hash+base64, or its hash does not match")
 
     def encode(self) -> str:
-        return f"PRIVATE+KEY+{self.name}+{self.key.key_id.hex()}+{to_base64(bytes([ED25519]) + self.seed)}"
+        return f"PRIVATE+KEY+{self.name}+{self.key.key_id.hex()}+{to_base64(bytes([self.kind]) + self.seed)}"
 
     @functools.cached_property
-    def _key(self) -> signing.SigningKey:
+    def _key(self) -> Any:
+        if self.kind == ML_DSA_44:
+            try:
+                mldsa = importlib.import_module("cryptography.hazmat.primitives.asymmetric.mldsa")
+                return mldsa.MLDSA44PrivateKey.from_seed_bytes(self.seed)
+            except (ImportError, AttributeError):
+                raise Unavailable("ML-DSA-44 needs cryptography: python -m pip install 'cryptography>=48'") from None
         if not signing:
             raise Unavailable("signing needs PyNaCl: python -m pip install 'PyNaCl>=1.6.2,<2'")
         return signing.SigningKey(self.seed)
 
     @functools.cached_property
     def key(self) -> VerifierKey:
-        return VerifierKey(self.name, ED25519, bytes(self._key.verify_key))
+        public = self._key.public_key().public_bytes_raw() if self.kind == ML_DSA_44 else self._key.verify_key
+        return VerifierKey(self.name, self.kind, bytes(public))
 
     def sign(self, checkpoint: Checkpoint) -> bytes:
-        """Returns the checkpoint as a note with this key's signature, as a log signs it."""
+        """Returns the checkpoint as a note with this Ed25519 key's signature, as a log signs it."""
         text = encode_checkpoint(checkpoint)
         signature = self._key.sign(text.encode()).signature
         return f"{text}\n{signature_line(self.name, self.key.key_id, signature)}".encode()
@@ -954,8 +977,14 @@ class Signer:
         return as_witness(self.key)
 
     def cosign(self, text: str, seconds: int) -> str:
-        """Returns the signature line of this key's cosignature over a note's text, as a witness makes it."""
-        signature = self._key.sign(cosigned_message(text, seconds)).signature
+        """Returns the signature line of this key's cosignature over a checkpoint's text, as a witness makes it.
+
+        By tlog-checkpoint, "Logs SHOULD use ML-DSA-44 cosignatures to sign the checkpoint", too.
+        """
+        if self.kind == ML_DSA_44:
+            signature = self._key.sign(self.key.subtree_message(text, seconds))
+        else:
+            signature = self._key.sign(cosigned_message(text, seconds)).signature
         return signature_line(self.name, self.witness_key.key_id, seconds.to_bytes(8, "big") + signature)
 
 
@@ -1251,9 +1280,9 @@ class Witnessed:
 
 
 def witness_step(
-    last: Witnessed | None, keys: Collection[VerifierKey], request: AddCheckpoint, signer: Signer, now: int
+    last: Witnessed | None, keys: Collection[VerifierKey], request: AddCheckpoint, signers: Sequence[Signer], now: int
 ) -> tuple[Witnessed, str]:
-    """Returns what to store next for a log with these `keys`, and the line to answer with once it is stored.
+    """Returns what to store next for a log with these `keys`, and the lines to answer with once it is stored.
 
     The caller has to choose `keys` by the origin in the note: it is not compared here.
 
@@ -1276,9 +1305,9 @@ def witness_step(
     check_consistency(before, checkpoint.tree, request.proof)
     # Times must not decrease: else an older checkpoint would look like the newer one.
     seconds = max(now, last.seconds if last else 1)
-    line = signer.cosign(text, seconds)
+    lines = "".join(signer.cosign(text, seconds) for signer in signers)
     kept = keep_signed(request.note, signed)[1]
-    return Witnessed(checkpoint.tree, seconds, f"{text}\n{''.join(kept)}{line}".encode()), line
+    return Witnessed(checkpoint.tree, seconds, f"{text}\n{''.join(kept)}{lines}".encode()), lines
 
 
 def keep_signed(note: bytes, keys: Collection[VerifierKey]) -> tuple[str, list[str]]:
@@ -1288,12 +1317,74 @@ def keep_signed(note: bytes, keys: Collection[VerifierKey]) -> tuple[str, list[s
     return text, list(dict.fromkeys(signature_line(*parts) for parts in signatures if parts[:2] in known))
 
 
-def take_cosignature(text: str, answer: bytes, key: VerifierKey) -> str:
-    """Returns the line of a witness's answer with the valid cosignature of `key`; raises Malformed, BadSignature."""
+def take_cosignatures(text: str, answer: bytes, keys: Collection[VerifierKey]) -> dict[VerifierKey, str]:
+    """Returns the lines of a witness's answer with valid cosignatures of `keys`, by key, one or more.
+
+    Raises Malformed, and BadSignature if there is none or one that is false.
+    """
     # "the client MAY concatenate it to the checkpoint, and use a note verification function"
     note = text.encode() + b"\n" + answer
-    open_note(note, [key])
-    return next(signature_line(*parts) for parts in split_note(note)[1] if parts[:2] == (key.name, key.key_id))
+    signed = open_note(note, keys)[1]
+    lines = {parts[:2]: signature_line(*parts) for parts in reversed(split_note(note)[1])}
+    return {key: lines[key.name, key.key_id] for key in signed}
+
+
+class ListedLog(NamedTuple):
+    """A log in a list for witnesses: its key and origin, how many requests a day it may send, and whom to write to."""
+    key: VerifierKey
+    origin: str
+    qpd: int
+    contact: str
+
+
+def parse_log_list(data: bytes) -> tuple[list[ListedLog], list[str]]:
+    """The logs in a list as the witness network publishes it, and why others in it can't be used; raises Malformed.
+
+    https://github.com/transparency-dev/witness-network/blob/main/log-list-format.md
+    """
+    # "Non-empty lines have all leading and trailing whitespace removed before processing."
+    lines = [(number, line.strip()) for number, line in enumerate(data.decode(errors="replace").split("\n"), 1)]
+    lines = [(number, line) for number, line in lines if line and not line.startswith("#")]
+    if not lines or lines.pop(0)[1] != "logs/v0":
+        raise Malformed("a list of logs begins with the line logs/v0")
+    logs, faults, at = list[ListedLog](), list[str](), 0
+    while at < len(lines):
+        number, words = lines[at][0], dict[str, str]()
+        for name in ("vkey", "origin", "qpd", "contact"):  # "The order of key-value lines are strict."
+            word, _, value = lines[at][1].partition(" ") if at < len(lines) else ("", "", "")
+            if word == name and value.strip():
+                words[name] = value.strip()
+                at += 1
+            elif name != "origin":
+                raise Malformed(f"the log in line {number} of the list has no line {name!r} in its place")
+        try:
+            # "It MUST be a number in the range [1, 2^31)"
+            if not 0 < (qpd := parse_decimal(words["qpd"])) < 1 << 31:
+                raise Malformed(f"qpd {qpd} is out of range")
+            key = VerifierKey.parse(words["vkey"])
+            if key.kind != ED25519:  # "Currently, only ed25519 `alg1` type keys are permitted."
+                raise Malformed("its key is not of type 0x01")
+            origin = check_origin(words.get("origin", key.name))
+            logs.append(ListedLog(key, origin, qpd, words["contact"]))
+        except Malformed as error:
+            faults.append(f"the log in line {number} of the list is left out: {error}")
+    return logs, faults
+
+
+class Budget:
+    """How many requests a day are allowed, of which none, some or all may come at once. Times in seconds."""
+
+    def __init__(self, per_day: int, now: float) -> None:
+        self._per_day, self._left, self._at = per_day, float(per_day), now
+
+    def take(self, now: float) -> float:
+        """Takes one of them, and returns 0; or, if none is left, returns the seconds to wait for one."""
+        self._left = min(self._left + (now - self._at) * self._per_day / 86400, self._per_day)
+        self._at = now
+        if self._left < 1:
+            return (1 - self._left) * 86400 / self._per_day
+        self._left -= 1
+        return 0
 
 
 def cosignature_times(note: bytes) -> list[tuple[str, int]]:
@@ -1898,6 +1989,10 @@ class LogRows:
         rows = self.query("SELECT value FROM setting WHERE name = ?", name)
         return rows[0][0] if rows else None
 
+    def open(self, note: bytes | None, key: VerifierKey) -> Checkpoint:
+        """The checkpoint in a note of this log, whose key is `key`; raises Malformed, BadSignature."""
+        return open_checkpoint(note or b"", Policy((key,), origin=self.setting("origin") or ""))
+
     def stored(self) -> Tree:
         """The tree of all stored entries. A mirror may have fewer than the checkpoint that it is reading."""
         size = self.setting("stored")
@@ -2084,10 +2179,21 @@ class LogStore(LogRows):
             if count != last:
                 raise Corrupt(f"{self.folder} is corrupt: {count} look-up keys for the last {last} entries")
 
-    def create_log(self, key: VerifierKey, note: bytes | None) -> None:
-        """Binds this empty folder to `key`. Cannot be undone. `note` is its checkpoint of size 0; a mirror has none."""
+    @property
+    def origin(self) -> str:
+        """The origin of this log, which for a log of one's own is the name of its key; "" if it has no key yet."""
+        key = self.key()
+        return str(self.setting("origin") or (key.name if key else ""))
+
+    def create_log(self, key: VerifierKey, note: bytes | None, origin: str = "") -> None:
+        """Binds this empty folder to `key` and, if it is not the key's name, to the log's origin. Cannot be undone.
+
+        `note` is its checkpoint of size 0; a mirror has none.
+        """
         with self.database.transaction() as db:
             db.execute("INSERT INTO setting VALUES ('vkey', ?)", (encode_vkey(key),))
+            if origin:
+                db.execute("INSERT INTO setting VALUES ('origin', ?)", (origin,))
             if note:
                 db.executemany("INSERT INTO checkpoint VALUES (?, ?)", [("signed", note), ("published", note)])
 
@@ -2372,8 +2478,8 @@ def rebuild(store: LogStore, key: VerifierKey, progress: Callable[[int, int], No
     with store.database.transaction() as db:
         rows = LogRows(lambda sql, *values: db.execute(sql, values).fetchall())
         try:
-            signed = open_checkpoint(rows.checkpoint("signed") or b"", simple_policy([key])).tree
-            open_checkpoint(rows.checkpoint("published") or b"", simple_policy([key]))
+            signed = rows.open(rows.checkpoint("signed"), key).tree
+            rows.open(rows.checkpoint("published"), key)
         except Error as error:
             raise Corrupt(f"a checkpoint can't be derived from anything: {error}") from None
         size = rows.setting("stored") or signed.size
@@ -2406,7 +2512,7 @@ def _check_checkpoints(rows: LogRows, key: VerifierKey, trees: dict[str, Tree]) 
         note = rows.checkpoint(kind)
         if note is not None or rows.setting("stored") is None:  # a mirror may still read its first checkpoint
             try:
-                trees[kind] = open_checkpoint(note or b"", simple_policy([key])).tree
+                trees[kind] = rows.open(note, key).tree
             except Error as error:
                 yield f"the {kind} checkpoint: {error}"
 
@@ -2773,6 +2879,7 @@ WITNESS_ID = 0x62746C77  # "btlw"
 WITNESS_SCHEMA = """
     CREATE TABLE setting (name TEXT PRIMARY KEY, value NOT NULL);
     CREATE TABLE key (vkey TEXT PRIMARY KEY, origin TEXT NOT NULL);
+    CREATE TABLE listed (origin TEXT PRIMARY KEY, qpd INTEGER NOT NULL, contact TEXT NOT NULL);
     CREATE TABLE log (
         origin TEXT PRIMARY KEY, size INTEGER NOT NULL, root BLOB NOT NULL, seconds INTEGER NOT NULL, note BLOB NOT NULL
     );
@@ -2792,6 +2899,11 @@ def is_new(database: Path) -> bool:
     return database.stat().st_size == 0
 
 
+def _add_key(db: sqlite3.Connection, key: VerifierKey, origin: str) -> bool:
+    """Adds the key of a log, and returns True, unless it is there. A key's origin is never changed."""
+    return db.execute("INSERT OR IGNORE INTO key VALUES (?, ?)", (encode_vkey(key), origin)).rowcount == 1
+
+
 class WitnessStore:
     """The database of a witness: the logs that it knows, and the last checkpoint that it cosigned of each.
 
@@ -2802,20 +2914,43 @@ class WitnessStore:
         if is_new(path):
             Database.create(path, WITNESS_ID, WITNESS_SCHEMA)
         self.path, self.database = path, Database(path, WITNESS_ID)
+        if not self.database.read("SELECT 1 FROM sqlite_schema WHERE name = 'listed'"):  # made by an older version
+            with self.database.transaction() as db:
+                db.execute("CREATE TABLE listed (origin TEXT PRIMARY KEY, qpd INTEGER NOT NULL, contact TEXT NOT NULL)")
 
     def claim(self, key: VerifierKey) -> None:
         """Binds the database to the witness `key`. Cannot be undone. Raises Malformed if it is bound to another."""
+        name = "vkey" if key.kind == ED25519 else f"vkey of type {key.kind}"
         with self.database.transaction() as db:
-            db.execute("INSERT OR IGNORE INTO setting VALUES ('vkey', ?)", (encode_vkey(key),))
-            [(vkey,)] = db.execute("SELECT value FROM setting WHERE name = 'vkey'").fetchall()
+            db.execute("INSERT OR IGNORE INTO setting VALUES (?, ?)", (name, encode_vkey(key)))
+            [(vkey,)] = db.execute("SELECT value FROM setting WHERE name = ?", (name,)).fetchall()
             if vkey != encode_vkey(key):
                 raise Malformed(f"{self.path} is the database of the witness {vkey}, not of {encode_vkey(key)}")
 
-    def register(self, key: VerifierKey) -> bool:
-        """Adds the key of a log; returns True if it is new."""
+    def register(self, keys: Iterable[VerifierKey]) -> list[VerifierKey]:
+        """Adds the keys of logs whose origins are their names; returns the new ones."""
         with self.database.transaction() as db:
-            row = (encode_vkey(key), key.name)
-            return db.execute("INSERT OR IGNORE INTO key VALUES (?, ?)", row).rowcount == 1
+            return [key for key in keys if _add_key(db, key, key.name)]
+
+    def discover(self, logs: Iterable[ListedLog]) -> list[ListedLog]:
+        """Adds those of a list's logs whose origins and keys are new; returns these.
+
+        No list changes what is known: a log's keys are not the list's to say, nor is what it was once allowed.
+        """
+        with self.database.transaction() as db:
+            known = {origin for (origin,) in db.execute("SELECT origin FROM key")}
+            new = list[ListedLog]()
+            for log in logs:
+                if log.origin not in known and _add_key(db, log.key, log.origin):
+                    db.execute("INSERT OR IGNORE INTO listed VALUES (?, ?, ?)", (log.origin, log.qpd, log.contact))
+                    new.append(log)
+                known.add(log.origin)
+            return new
+
+    def listed(self) -> dict[str, tuple[int, str]]:
+        """The requests a day and the contact of each log that a list told of, by origin."""
+        rows = self.database.read("SELECT origin, qpd, contact FROM listed")
+        return {origin: (qpd, contact) for origin, qpd, contact in rows}
 
     def logs(self) -> dict[str, list[VerifierKey]]:
         """The keys of all logs, by origin."""
@@ -2845,19 +2980,19 @@ class WitnessStore:
             [(size,)] = db.execute("SELECT size FROM log WHERE origin = ?", (origin,)).fetchall()
             raise Stale(size)
 
-    def adopt(self, logs: Iterable[tuple[VerifierKey, Tree]]) -> None:
+    def adopt(self, logs: Iterable[tuple[str, VerifierKey, Tree]]) -> None:
         """Takes over the logs and sizes of another database of the same witness: all of them, or none.
 
         The larger of two sizes counts. Raises BadProof for two trees of one size.
         """
         with self.database.transaction() as db:
-            for key, tree in logs:
-                db.execute("INSERT OR IGNORE INTO key VALUES (?, ?)", (encode_vkey(key), key.name))
-                last = self.last(key.name, lambda sql, *values: db.execute(sql, values).fetchall())
+            for origin, key, tree in logs:
+                _add_key(db, key, origin)
+                last = self.last(origin, lambda sql, *values: db.execute(sql, values).fetchall())
                 if last and last.tree.size == tree.size and last.tree != tree:
-                    raise BadProof(f"{key.name}: it has cosigned two trees of size {tree.size}: it can cosign no more")
+                    raise BadProof(f"{origin}: it has cosigned two trees of size {tree.size}: it can cosign no more")
                 if tree.size > (last.tree.size if last else 0):
-                    self.update(db, key.name, last, Witnessed(tree, last.seconds if last else 1, b""))
+                    self.update(db, origin, last, Witnessed(tree, last.seconds if last else 1, b""))
 
     def accuse(
         self, db: sqlite3.Connection, origin: str, forked: bool, reason: str, notes: tuple[bytes, bytes]
@@ -4033,6 +4168,7 @@ class Publish:
     checkpoint: SignedNote
     sizes: dict[VerifierKey, int]
     begun: float  # when the witnesses were asked
+    round: CosigningRound
 
 
 @dataclass(frozen=True)
@@ -4079,6 +4215,8 @@ class Sequencer:
         self.queue, self.weight = deque[Submission](), 0  # submissions, and the sum of their entries
         self.unpublished: list[Submission] = []  # committed, but not published yet
         self.round: CosigningRound | None = None
+        self._last: CosigningRound | None = None  # the published one; `_shown`: how many of its cosignatures are
+        self._shown = 0
         self._doing: Commit | Publish | Probe | None = None  # the action under way: its outcome is not reported yet
         self._todo = deque[Ask | Answer | Halt]()
         # Sign nothing until the last checkpoint is cosigned again: a witness may know a newer one that this log lost.
@@ -4130,6 +4268,7 @@ class Sequencer:
             self._earliest = now + min(self._options.checkpoint_interval, now - action.begun)
             idle = max(self._options.republish_interval, self._options.checkpoint_interval)
             self._due = now + idle if self._options.republish_interval else math.inf
+            self._last, self._shown = action.round, len(action.sizes)
             self._set_published(action.checkpoint)
 
     def refused(self, now: float, error: str) -> None:
@@ -4193,6 +4332,8 @@ class Sequencer:
         elif self._witnesses and now >= self._due:
             self._ask(now)
             return self._todo.popleft()
+        elif self._last and len(self._last.lines) > self._shown and self._last.signed.tree == self.signed.tree:
+            self._doing = self._publish(self._last, now)  # with what witnesses have answered after the quorum was met
         return self._doing
 
     def wake_at(self) -> float:
@@ -4231,9 +4372,12 @@ class Sequencer:
                       for key in self._witnesses if key not in round_.lines)
             self._miss(now, f"the quorum of witnesses is missed; dark: {', '.join(silent)}")
             return
+        self._doing = self._publish(round_, round_.begun)
+
+    def _publish(self, round_: CosigningRound, begun: float) -> Publish:
         lines = [round_.lines[key] for key in self._policy.witnesses if key in round_.lines]
         checkpoint = SignedNote.of(round_.signed.note + "".join(lines).encode())
-        self._doing = Publish(checkpoint, dict.fromkeys(round_.lines, checkpoint.tree.size), round_.begun)
+        return Publish(checkpoint, dict.fromkeys(round_.lines, checkpoint.tree.size), begun, round_)
 
     def _miss(self, now: float, why: str) -> None:
         """Publishing failed. The committed entries stay, and the witnesses are asked again later."""
@@ -4263,16 +4407,20 @@ class UnprovenClaim(Error):
 
 
 class WitnessClient:
-    """Asks one witness to cosign. It runs in its own thread, so that a slow witness delays no other."""
+    """Asks one witness to cosign, with all `keys` that the policy has for its URL.
 
-    def __init__(self, key: VerifierKey, url: str, size: int, timeout: float, log: Log) -> None:
-        self.key, self.url, self.size, self._log = key, url, size, log
+    It runs in its own thread, so that a slow witness delays no other.
+    """
+
+    def __init__(self, keys: Sequence[VerifierKey], url: str, size: int, timeout: float, log: Log) -> None:
+        self.keys, self.url, self.size, self._log = keys, url, size, log
+        self.name = keys[0].name
         self.dark_since, self.error, self.cosigned = 0.0, "", 0  # times in seconds; `error`: why it is dark
         self.latency = Latency()
         self._wake = threading.Condition()
         self._next: CosigningRound | None = None
         self._client = Client(url, timeout)
-        threading.Thread(target=self._run, name=f"witness {key.name}", daemon=True).start()
+        threading.Thread(target=self._run, name=f"witness {self.name}", daemon=True).start()
 
     def ask(self, round_: CosigningRound) -> None:
         """Asks for a cosignature, after the answer to the last request. A round that still waits is replaced."""
@@ -4282,7 +4430,7 @@ class WitnessClient:
 
     def status(self) -> dict[str, Any]:
         dark, cosigned = (utc(seconds) if seconds else None for seconds in (self.dark_since, self.cosigned))
-        return {"name": self.key.name, "url": self.url, "size": self.size, "last_cosigned": cosigned,
+        return {"name": self.name, "url": self.url, "size": self.size, "last_cosigned": cosigned,
                 "dark_since": dark, "error": self.error}
 
     def _run(self) -> None:
@@ -4292,41 +4440,46 @@ class WitnessClient:
                 round_, self._next = cast(CosigningRound, self._next), None
             start = time.monotonic()
             try:
-                line = self._ask(round_)
+                lines = self._ask(round_)
             except LogBehindWitness as error:
                 self._log.tell(Sequencer.halt, str(error))
             except Error as error:
                 self._decline(round_, str(error))
             except Exception:
-                logger.exception("witness %s: internal error", self.key.name)
+                logger.exception("witness %s: internal error", self.name)
                 self._decline(round_, "internal error")
             else:
                 self.latency.add(time.monotonic() - start)
-                self._cosign(round_, line)
+                self._cosign(round_, lines)
 
-    def _cosign(self, round_: CosigningRound, line: str) -> None:
+    def _cosign(self, round_: CosigningRound, lines: dict[VerifierKey, str]) -> None:
         if self.dark_since:
-            logger.info("witness %s answers again", self.key.name)
+            logger.info("witness %s answers again", self.name)
         self.dark_since, self.error = 0.0, ""
         self.cosigned, self.size = int(time.time()), round_.signed.tree.size
-        self._log.tell(Sequencer.cosigned, round_, self.key, line)
+        for key in self.keys:
+            if key in lines:
+                self._log.tell(Sequencer.cosigned, round_, key, lines[key])
+            else:
+                self._log.tell(Sequencer.declined, round_, key, f"does not cosign with its key {key.key_id.hex()}")
 
     def _decline(self, round_: CosigningRound, error: str) -> None:
         self.latency.add(0, 0, 1)
         if error != self.error:
-            logger.warning("witness %s: %s", self.key.name, error)
+            logger.warning("witness %s: %s", self.name, error)
         self.dark_since, self.error = self.dark_since or time.time(), error
-        self._log.tell(Sequencer.declined, round_, self.key, f"since {utc(self.dark_since)} ({error})")
+        for key in self.keys:
+            self._log.tell(Sequencer.declined, round_, key, f"since {utc(self.dark_since)} ({error})")
 
-    def _ask(self, round_: CosigningRound) -> str:
-        """The line of the witness's cosignature; raises Error, or LogBehindWitness if this log must stop."""
+    def _ask(self, round_: CosigningRound) -> dict[VerifierKey, str]:
+        """The lines of the witness's cosignatures; raises Error, or LogBehindWitness if this log must stop."""
         note, tree = round_.signed.note, round_.signed.tree
         old = min(self.size, tree.size)
         for _ in range(3):  # a 409 tells the size to prove from; a witness that goes on with them is faulty
             request = AddCheckpoint(old, tuple(prove_consistency(self._log.tiles(tree), old)), note).encode()
             status, _, answer = self._client.request("POST", "/add-checkpoint", request, {}, MAX_ADD_CHECKPOINT)
             if status == 200:
-                return take_cosignature(split_note(note)[0], answer, self.key)
+                return take_cosignatures(split_note(note)[0], answer, self.keys)
             if status == 422:  # the proof is right for our tree: the witness must have another one
                 raise self._judge(f"refuses the proof from size {old} to {tree.size}")
             if status != 409:
@@ -4344,7 +4497,7 @@ class WitnessClient:
         name = hashlib.sha256(self._log.key.name.encode()).hexdigest()
         status, _, note = self._client.request("GET", f"/{name}/checkpoint", None, {}, MAX_ADD_CHECKPOINT)
         ours = self._log.signed.tree  # read after the answer: meanwhile the log may have grown, and the witness seen it
-        context = f"the witness {self.key.name} {claim}, and this log has size {ours.size}"
+        context = f"the witness {self.name} {claim}, and this log has size {ours.size}"
         try:
             theirs = open_checkpoint(note, simple_policy([self._log.key])).tree if status == 200 else ours
             same = theirs.size <= ours.size and self._log.tiles(ours).hash(0, theirs.size) == theirs.root
@@ -4364,9 +4517,14 @@ class WitnessClient:
 class Log:
     """A log: its store, its sequencer, and the thread that does the sequencer's actions."""
 
-    def __init__(self, store: LogStore, signer: Signer | None, policy: Policy, options: LogOptions) -> None:
-        """Opens a log. Only one process may open it with a `signer`. Raises Corrupt, Unavailable, Malformed."""
-        self.store, self.options, self._signer = store, options, signer
+    def __init__(
+        self, store: LogStore, signer: Signer | None, policy: Policy, options: LogOptions, second: Signer | None = None
+    ) -> None:
+        """Opens a log. Only one process may open it with a `signer`. Raises Corrupt, Unavailable, Malformed.
+
+        The ML-DSA-44 key of a `second` signer signs all checkpoints as well.
+        """
+        self.store, self.options, self._signer, self.second = store, options, signer, second
         if (key := store.key()) is None:
             raise Corrupt(f"{store.folder} is not the store of a log yet")
         if store.setting("stored") is not None and (signer or not store.checkpoint("published")):
@@ -4377,7 +4535,7 @@ class Log:
         with store.database.snapshot():  # another process may write at the same time
             store.check_last_part()
         published: SignedNote | None = self._open("published")
-        witnesses = self._witness_urls() if signer and policy.quorum.threshold else {}
+        witnesses = self._witness_urls() if signer else {}
         if signer and not witnesses and published != signed:  # its policy no longer has witnesses
             store.publish(signed.note, {})
             published = signed
@@ -4389,15 +4547,17 @@ class Log:
         self._thread = threading.Thread(target=self._run, name="sequencer", daemon=True)
         sizes = store.witnessed()
         self.witnesses = [
-            WitnessClient(key, url, min(sizes.get(key, 0), signed.tree.size), options.witness_timeout, self)
-            for key, url in witnesses.items()
+            WitnessClient(keys, url, min(max(sizes.get(key, 0) for key in keys), signed.tree.size),
+                          options.witness_timeout, self)
+            for url in dict.fromkeys(witnesses.values())
+            for keys in [[key for key, place in witnesses.items() if place == url]]
         ]
 
     def _open(self, kind: str) -> SignedNote:
         """The stored "signed" or "published" checkpoint; raises Corrupt unless its signature and tiles match."""
         try:
             note = self.store.checkpoint(kind) or b""
-            tree = open_checkpoint(note, simple_policy([self.key])).tree
+            tree = self.store.open(note, self.key).tree
             if Tiles(tree.size, self.store.tile).hash(0, tree.size) != tree.root:
                 raise Corrupt(f"the tiles do not lead to the root of the tree of size {tree.size}")
         except Error as error:
@@ -4412,9 +4572,12 @@ class Log:
         return True
 
     def _witness_urls(self) -> dict[VerifierKey, str]:
-        """The URLs of the quorum's witnesses that can be asked; raises Malformed if these can't meet the quorum."""
+        """The URLs of the witnesses that can be asked; raises Malformed if these can't meet the quorum.
+
+        Those outside of the quorum are asked, too: nobody waits for them, and their cosignatures are published.
+        """
         urls = dict(self._policy.urls)
-        reached = {key: urls[key] for key in self._policy.quorum.leaves() if key in urls}
+        reached = {key: urls[key] for key in self._policy.witnesses if key in urls}
         if len(reached) > MAX_WITNESSES:
             raise Malformed(f"a checkpoint has no room for the cosignatures of more than {MAX_WITNESSES} witnesses")
         if not self._policy.quorum.met(reached):
@@ -4552,7 +4715,9 @@ class Log:
         def seal(tree: Tree) -> bytes:
             if self._signer is None:
                 raise Unavailable("this log is open for reading only")
-            sealed.append(self._signer.sign(Checkpoint(self.key.name, tree)))
+            checkpoint = Checkpoint(self.key.name, tree)
+            more = self.second.cosign(encode_checkpoint(checkpoint), int(time.time())) if self.second else ""
+            sealed.append(self._signer.sign(checkpoint) + more.encode())
             return sealed[0]
 
         entries = [entry for submission in batch for entry in submission.entries]
@@ -5385,9 +5550,9 @@ class LogHandler(Handler):
             cosigned = [seconds for _, seconds in cosignature_times(log.published.note)]
             ages = [("", {}, max(time.time() - max(cosigned), 0.0))] if cosigned else []
         names = ("logged", "conflict", "refused", "unavailable", "failed")
-        failures: list[Sample] = [("", {"witness": w.key.name}, w.latency.failures) for w in witnesses]
-        dark: list[Sample] = [("", {"witness": w.key.name}, float(bool(w.dark_since))) for w in witnesses]
-        times = itertools.chain(*(w.latency.samples(witness=w.key.name) for w in witnesses))
+        failures: list[Sample] = [("", {"witness": w.name}, w.latency.failures) for w in witnesses]
+        dark: list[Sample] = [("", {"witness": w.name}, float(bool(w.dark_since))) for w in witnesses]
+        times = itertools.chain(*(w.latency.samples(witness=w.name) for w in witnesses))
         return Response("".join([
             metric("btlog_entries_total", "counter", "Entries that clients sent, by result.",
                    [("", {"result": name}, self.app.results[name]) for name in names]),
@@ -5408,7 +5573,7 @@ class LogHandler(Handler):
         folder = self.app.log.store.folder
         files = [path.stat().st_size for path in folder.iterdir() if path.is_file()]
         return Response.json({
-            "origin": self.app.log.key.name,
+            "origin": self.app.log.store.origin,
             "entry_type": "pypi-transparency/v1",
             "storage_dir": str(folder),
             "witness_configured": bool(self.app.log.witnesses),
@@ -5419,6 +5584,7 @@ class LogHandler(Handler):
             "bulk_latency": self.app.bulks.json(),
             "disk": {"bytes": sum(files), "files": len(files)},
             "vkey": encode_vkey(self.app.log.key),
+            "second_vkey": encode_vkey(self.app.log.second.key) if self.app.log.second else None,
             "read_only": self.app.read_only,
             "trouble": self.app.log.trouble,
         }, CORS)
@@ -5489,45 +5655,80 @@ class Cosigning:
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
 
-class Witness:
-    """Cosigns a checkpoint if it extends the one cosigned last, and stores it before it returns the cosignature.
+@dataclass(frozen=True)
+class About:
+    """What a witness says of itself, beside its keys and logs; "" for what it does not."""
+    url: str = ""  # its submission prefix and monitoring prefix, as others reach it
+    operator: str = ""
+    contact: str = ""
+    lists: tuple[str, ...] = ()  # the lists of logs that it reads
+    every: float = 3600  # seconds between two readings of these
 
-    One transaction stores all requests of one turn of the event loop.
+
+class Witness:
+    """Cosigns a checkpoint if it extends the one cosigned last, and stores it before it returns the cosignatures.
+
+    One transaction stores all requests of one turn of the event loop. A `second` signer cosigns the same.
     """
 
-    def __init__(self, store: WitnessStore, signer: Signer, clock: Callable[[], float] = time.time) -> None:
-        self.store, self.signer, self._clock = store, signer, clock
+    def __init__(
+        self, store: WitnessStore, signer: Signer, clock: Callable[[], float] = time.time,
+        second: Signer | None = None, about: About = About(),
+    ) -> None:
+        self.store, self.signer, self._clock, self.about = store, signer, clock, about
+        self.signers = [signer, second] if second else [signer]
         self.trouble = ""
         self.failed = threading.Event()
         self.latency, self.refused = Latency(), Counter[int]()  # by HTTP status
         self._waiting: list[Cosigning] = []
-        store.claim(signer.key)
+        self._budgets = dict[tuple[str, bool], Budget]()
+        for each in self.signers:
+            store.claim(each.key)
         self._read_logs()
 
     def _read_logs(self) -> None:
-        self.logs = self.store.logs()
+        self.logs, self.listed = self.store.logs(), self.store.listed()
         self.origins = {hashlib.sha256(origin.encode()).hexdigest(): origin for origin in self.logs}
 
-    def adopt(self, logs: Collection[tuple[VerifierKey, Tree]]) -> None:
+    def adopt(self, logs: Collection[tuple[str, VerifierKey, Tree]]) -> None:
         """Takes over logs and their last trees from another database of this witness; raises Malformed, BadProof."""
-        self._check_logs([key for key, _ in logs])
+        for origin, key, _ in logs:
+            self._check_log(origin, key)
         self.store.adopt(logs)
         self._read_logs()
 
     def register(self, keys: Collection[VerifierKey]) -> None:
         """Registers logs. Cannot be undone. Raises Malformed if a key is no log's key, or is this witness's own."""
-        self._check_logs(keys)
-        new = [key for key in keys if self.store.register(key)]
+        for key in keys:
+            self._check_log(key.name, key)
+        new = self.store.register(keys)
         self._read_logs()
         for key in new:
             logger.info("registered the log %s", encode_vkey(key))
 
-    def _check_logs(self, keys: Collection[VerifierKey]) -> None:
-        for key in keys:
-            if key.kind != ED25519:
-                raise Malformed(f"{encode_vkey(key)} is not the key of a log: its type is not 0x01")
-            if key.name == self.signer.name or key.key == self.signer.key.key:
-                raise Malformed(f"{encode_vkey(key)} has the name or the key of this witness: it can't be a log's")
+    def discover(self, place: str, data: bytes) -> None:
+        """Registers the logs in the list `data` from `place` that are new. Raises Malformed if it is no list."""
+        logs, faults = parse_log_list(data)
+        good = list[ListedLog]()
+        for log in logs:
+            try:
+                self._check_log(log.origin, log.key)
+                good.append(log)
+            except Malformed as error:
+                faults.append(str(error))
+        new = self.store.discover(good)
+        if new:
+            self._read_logs()
+        for fault in faults:
+            logger.warning("%s: %s", place, fault)
+        for log in new:
+            logger.info("registered the log %s, of %s, from %s", log.origin, encode_vkey(log.key), place)
+
+    def _check_log(self, origin: str, key: VerifierKey) -> None:
+        if key.kind != ED25519:
+            raise Malformed(f"{encode_vkey(key)} is not the key of a log: its type is not 0x01")
+        if self.signer.name in (origin, key.name) or key.key == self.signer.key.key:
+            raise Malformed(f"{encode_vkey(key)} has the name or the key of this witness: it can't be a log's")
 
     async def cosign(self, origin: str, request: AddCheckpoint) -> str:
         """The cosignature line to answer with; raises Unavailable and the errors of witness_step."""
@@ -5582,13 +5783,46 @@ class Witness:
         last = self.store.last(job.origin, lambda sql, *values: db.execute(sql, values).fetchall())
         now = int(self._clock())
         try:
-            new, line = witness_step(last, self.logs[job.origin], job.request, self.signer, now)
+            new, line = witness_step(last, self.logs[job.origin], job.request, self.signers, now)
         except BadProof as error:
             if last:
                 self._accuse(db, job, last, str(error))
             raise
+        self._spend(job.origin, last is None or new.tree != last.tree)
         self.store.update(db, job.origin, last, new)
         return line
+
+    def _spend(self, origin: str, grows: bool) -> None:
+        """Counts a request against what a list allows the log; raises HttpError if that is spent.
+
+        Anybody can send a published checkpoint again. This has a budget of its own, so that it does not keep back a
+        larger tree, which only the log can sign.
+        """
+        if origin in self.listed:
+            (qpd, _), now = self.listed[origin], self._clock()
+            budget = self._budgets.setdefault((origin, grows), Budget(qpd, now))
+            if wait := budget.take(now):
+                message = f"the log {origin} has sent the {qpd} requests that it may send in a day"
+                raise HttpError(429, message, Retry_After=str(math.ceil(wait)))
+
+    def status(self) -> dict[str, Any]:
+        """What this witness is, whom it cosigns for, and how far."""
+        rows = {origin: (size, seconds) for origin, size, seconds in
+                self.store.database.read("SELECT origin, size, seconds FROM log")}
+        logs = []
+        for origin, keys in sorted(self.logs.items()):
+            size, seconds = rows.get(origin, (0, 0))
+            qpd, contact = self.listed.get(origin, (None, None))
+            logs.append({"origin": origin, "vkeys": [encode_vkey(key) for key in keys], "size": size,
+                         "last_cosigned": utc(seconds) if seconds else None, "qpd": qpd, "contact": contact})
+        about = self.about
+        return {
+            "name": self.signer.name,
+            "vkeys": [encode_vkey(as_witness(signer.key)) for signer in self.signers],
+            "url": about.url, "operator": about.operator, "contact": about.contact,
+            "log_lists": list(about.lists), "log_lists_read_every_seconds": about.every if about.lists else None,
+            "logs": logs,
+        }
 
     def _accuse(self, db: sqlite3.Connection, job: Cosigning, last: Witnessed, error: str) -> None:
         """Stores and logs as evidence two checkpoints that a log has signed, and that no proof shows to be consistent.
@@ -5608,6 +5842,69 @@ class Witness:
             logger.log(level, "the log %s: %s; cosigned, and offered: %s", job.origin, reason, notes)
 
 
+ABOUT = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{name}</title>
+<style>
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
+code, pre { font-size: 0.875rem; overflow-wrap: anywhere; white-space: pre-wrap; }
+pre { border: 1px solid; padding: 1rem; }
+table { border-collapse: collapse; width: 100%; }
+th, td { text-align: left; padding: 0.25rem 0.5rem; border-bottom: 1px solid; vertical-align: top; }
+</style>
+<h1>{name}</h1>
+<p>A witness of transparency logs (<a href="https://c2sp.org/tlog-witness">c2sp.org/tlog-witness</a>). It cosigns a
+log's checkpoint only if that extends what it cosigned before. As JSON: <a href="status.json">status.json</a>.</p>
+<h2>To trust it</h2>
+<pre>{vkeys}</pre>
+<p>Submission prefix and monitoring prefix: <code>{url}</code></p>
+<h2>To be cosigned by it</h2>
+<p>{lists}</p>
+<h2>To add it to a list of witnesses</h2>
+<pre>{join}</pre>
+<h2>{count} logs</h2>
+<table><tr><th>origin<th>size<th>last cosigned<th>requests a day</tr>
+{rows}
+</table>
+</html>
+"""
+
+
+def about_page(status: dict[str, Any], host: str) -> str:
+    """The page of a witness with this `status`, which was reached by the name `host`."""
+    url, lists = status["url"] or f"http://{host}", status["log_lists"]
+    seconds = status["log_lists_read_every_seconds"]
+    read = f"new logs are taken from {', '.join(lists)}, which {'is' if len(lists) == 1 else 'are'} read every " \
+        f"{seconds:g} seconds" if lists else "its operator configures each log"
+    contact = status["contact"] or "(contact)"
+    join = "".join(f"{line}\n" for line in (
+        f"Operator: {status['operator'] or '(name)'}",
+        f"Contact: {contact}",
+        f"About page: {url}/",
+        f"Submission prefix: {url} (add-checkpoint: {url}/add-checkpoint)",
+        f"Monitoring prefix: {url}",
+        *(f"Verifier key: {vkey}" for vkey in status["vkeys"]),
+        f"Logs: {read}. What is configured once is never removed or changed by a list.",
+    ))
+    rows = [
+        "".join(f"<td>{html.escape(printable(str(word)))}" for word in (
+            log["origin"], log["size"], log["last_cosigned"] or "never", log["qpd"] or "any number"))
+        for log in status["logs"][:MAX_LISTED]
+    ]
+    left = len(status["logs"]) - len(rows)
+    more = [f"<td colspan=4>and {left} more: see status.json"] if left else []
+    values = {
+        "name": status["name"], "vkeys": "\n".join(status["vkeys"]), "url": url, "join": join,
+        "count": str(len(status["logs"])),
+        "lists": f"{read[0].upper()}{read[1:]}. To add a log, write to: {contact}",
+    }
+    page = {name: html.escape(value) for name, value in values.items()}
+    page["rows"] = "\n".join(f"<tr>{row}</tr>" for row in rows + more)
+    return re.sub(r"\{(\w+)\}", lambda match: page[match[1]], ABOUT)
+
+
 class WitnessHandler(Handler):
     """The routes of the witness."""
 
@@ -5617,10 +5914,19 @@ class WitnessHandler(Handler):
         return ("POST",) if self.path == "/add-checkpoint" else ("GET", "HEAD")
 
     def do_GET(self) -> Response:
-        return {"/healthz": self._health, "/metrics": self._metrics}.get(self.path, self._checkpoint)()
+        routes = {"/healthz": self._health, "/metrics": self._metrics, "/status.json": self._status, "/": self._about}
+        return routes.get(self.path, self._checkpoint)()
 
     def do_POST(self, body: Body) -> Coroutine[Any, Any, Response]:
         return self._measured(body)
+
+    def _status(self) -> Response:
+        return Response.json(self.app.status(), CORS)
+
+    def _about(self) -> Response:
+        page = about_page(self.app.status(), self.headers.get("host", ""))
+        headers = {"Content-Security-Policy": page_policy(ABOUT), "Cache-Control": "no-cache"}
+        return Response(page.encode(), "text/html; charset=utf-8", 200, headers)
 
     async def _measured(self, body: Body) -> Response:
         start = time.monotonic()
@@ -5662,17 +5968,16 @@ class WitnessHandler(Handler):
     def _metrics(self) -> Response:
         witness = self.app
         refused: list[Sample] = [("", {"status": str(n)}, count) for n, count in sorted(witness.refused.items())]
-        lasts = {origin: witness.store.last(origin) for origin in witness.logs}
-        known = {origin: last for origin, last in lasts.items() if last}
+        known = witness.store.database.read("SELECT origin, size, seconds FROM log ORDER BY origin")
         evidence = witness.store.database.read("SELECT origin, count(*) FROM evidence WHERE forked GROUP BY origin")
         return Response("".join([
             metric("btlog_cosign_seconds", "histogram", "Time of cosigned requests.",
                    witness.latency.samples()),
             metric("btlog_refused_total", "counter", "Requests that were not cosigned, by HTTP status.", refused),
             metric("btlog_log_size", "gauge", "The last cosigned size, by log.",
-                   [("", {"log": origin}, last.tree.size) for origin, last in known.items()]),
+                   [("", {"log": origin}, size) for origin, size, _ in known]),
             metric("btlog_log_cosigned_timestamp_seconds", "gauge", "Time of the last cosignature, by log.",
-                   [("", {"log": origin}, last.seconds) for origin, last in known.items()]),
+                   [("", {"log": origin}, seconds) for origin, _, seconds in known]),
             metric("btlog_forks", "gauge", "Pairs of checkpoints of one size with different roots, by log.",
                    [("", {"log": origin}, count) for origin, count in evidence]),
             metric("btlog_trouble", "gauge", "1 while it can't cosign.", [("", {}, float(bool(witness.trouble)))]),
@@ -6255,9 +6560,10 @@ class Monitor:
         self._stalled: ServedTree | None = None  # the tree whose tiles could not be fetched for evidence
         self.conditions: list[Finding] = []
         if (key := store.key()) is None:
-            store.create_log(self._key, None)
-        elif key != self._key:
-            raise Malformed(f"{store.folder} mirrors the log {encode_vkey(key)}, not {encode_vkey(self._key)}")
+            store.create_log(self._key, None, policy.origin)
+        elif (key, store.setting("origin") or "") != (self._key, policy.origin):
+            other = encode_vkey(self._key) if key != self._key else policy.origin or self._key.name
+            raise Malformed(f"{store.folder} mirrors the log {encode_vkey(key)}, not {other}")
         for kind in ("signed", "target"):
             self._check_stored(kind)
         store.check_last_part()
@@ -6266,7 +6572,7 @@ class Monitor:
         """Raises Corrupt if a stored checkpoint is invalid. It was valid when stored, so the log is not to blame."""
         if (note := self.store.checkpoint(kind)) is not None:
             try:
-                tree = open_checkpoint(note, simple_policy([self._key])).tree
+                tree = self.store.open(note, self._key).tree
                 stored = Tiles(self.store.stored().size, self.store.tile)
                 if kind == "signed" and stored.hash(0, tree.size) != tree.root:
                     raise Corrupt("the stored tiles do not lead to its root")
@@ -6342,9 +6648,9 @@ class Monitor:
             checkpoint = open_checkpoint(note, self._policy)
         except Error as error:
             try:
-                open_checkpoint(note, simple_policy([self._key]))
+                self.store.open(note, self._key)
             except Error as unsigned:
-                text = f"the log serves no checkpoint of {self._key.name}: {unsigned}"
+                text = f"the log serves no checkpoint of {self._policy.origin or self._key.name}: {unsigned}"
                 raise Found("bad-signature", text, served) from None
             raise Found("bad-cosignature", str(error), served) from None
         if checkpoint.extensions:
@@ -6618,10 +6924,10 @@ def unused_mark(private: Path) -> Path:
     return private.with_name(f".{private.name}.unused")
 
 
-def make_keys(origin: str, private: Path, public: Path, witness: bool = False) -> Signer:
+def make_keys(origin: str, private: Path, public: Path, witness: bool = False, kind: int = ED25519) -> Signer:
     """Writes a new key pair, and marks it as unused. Raises Malformed if one of the files exists."""
     check_name(origin)
-    signer = Signer(origin, os.urandom(32))
+    signer = Signer(origin, os.urandom(32), kind)
     vkey = encode_vkey(signer.witness_key if witness else signer.key)
     for path in (public, private):
         if path.exists():
@@ -6648,9 +6954,12 @@ def read_policy(args: argparse.Namespace) -> Policy:
     witnesses = [read_vkey(path) for path in args.witness_public_key or ()]
     if bool(args.policy) == bool(args.public_key) or (args.policy and (witnesses or args.quorum is not None)):
         raise Malformed("give --policy F, or --public-key F and perhaps --witness-public-key F and --quorum K")
+    if args.policy and args.origin:
+        raise Malformed("--origin goes with --public-key: in a policy, the name of a log's key is its origin")
     if args.policy:
         return parse_policy(read_file(args.policy))
-    return simple_policy([read_vkey(args.public_key)], witnesses, args.quorum)
+    policy = simple_policy([read_vkey(args.public_key)], witnesses, args.quorum)
+    return dataclasses.replace(policy, origin=check_origin(args.origin)) if args.origin else policy
 
 
 def show_progress(what: str) -> Callable[[int, int], None]:
@@ -6670,7 +6979,8 @@ def show_progress(what: str) -> Callable[[int, int], None]:
 # --- Keys --------------------------------------------------------------------------------------------------
 
 def cmd_keygen(args: argparse.Namespace) -> int:
-    signer = make_keys(args.origin, Path(args.private_key_path), Path(args.public_key_path), args.witness)
+    kind = ML_DSA_44 if args.ml_dsa_44 else ED25519
+    signer = make_keys(args.origin, Path(args.private_key_path), Path(args.public_key_path), args.witness, kind)
     print(encode_vkey(signer.witness_key if args.witness else signer.key))
     logger.info("the private key is in %s, the public key in %s", args.private_key_path, args.public_key_path)
     return 0
@@ -6718,7 +7028,7 @@ def cmd_serve(args: argparse.Namespace) -> int:
         signer = None if args.read_only else open_signer(store, args)
         options = LogOptions(args.allow_replacement, args.add_timeout, args.checkpoint_interval, args.witness_timeout,
                              args.republish_interval)
-        log = Log(store, signer, policy, options)
+        log = Log(store, signer, policy, options, read_second_signer(args, signer) if signer else None)
         routes = LogServer(log, token, args.bulk_append_max_entries, args.read_only)
         routes.bulk_timeout = args.bulk_append_publish_timeout
         server.handler = LogHandler.of(routes)
@@ -6805,6 +7115,8 @@ def read_pair(args: argparse.Namespace, private: Path, public: Path, witness: bo
     vkey_path = args.public_key or (None if args.private_key else str(public))
     if vkey_path and read_vkey(vkey_path) not in keys:
         raise Malformed(f"{vkey_path} is not the public key of {args.private_key or private}")
+    if signer.kind != ED25519:
+        raise Malformed(f"{args.private_key or private} is not an Ed25519 key: see --ml-dsa-44-private-key")
     if args.origin and args.origin != signer.name:
         raise Malformed(f"{args.private_key or private} is the key of {signer.name}, not of {args.origin}")
     return signer
@@ -6832,16 +7144,22 @@ def cmd_witness(args: argparse.Namespace) -> int:
         signer = read_pair(args, private, public, witness=True)
         with contextlib.suppress(OSError):
             unused_mark(Path(args.private_key or private)).unlink(missing_ok=True)
+        second = read_second_signer(args, signer)
         store = stack.enter_context(contextlib.closing(WitnessStore(database)))
-        witness = Witness(store, signer)
+        about = About((args.url or "").rstrip("/"), args.operator or "", args.contact or "", tuple(args.log_list or ()),
+                      args.log_list_frequency)
+        witness = Witness(store, signer, second=second, about=about)
         if args.import_:
             witness.adopt(read_bt_log_witness(Path(args.import_)))
             logger.info("took over the logs and sizes of %s: never run a witness on it again", args.import_)
         witness.register(read_logs(args))
         if new:
             logger.warning("%s is new: go on only if %s has never cosigned before", database, signer.name)
+        discovery = Discovery(witness)
+        stack.callback(discovery.stop)
 
         def register() -> None:
+            discovery.read_now.set()
             try:
                 witness.register(read_logs(args))
             except Error as error:
@@ -6852,7 +7170,7 @@ def cmd_witness(args: argparse.Namespace) -> int:
         return run_server(server, what, witness.failed, hangup=register)
 
 
-def read_bt_log_witness(path: Path) -> list[tuple[VerifierKey, Tree]]:
+def read_bt_log_witness(path: Path) -> list[tuple[str, VerifierKey, Tree]]:
     """The logs in the database of a bt-log witness, each with its last cosigned tree. Raises Malformed."""
     try:
         if is_new(path):
@@ -6863,14 +7181,71 @@ def read_bt_log_witness(path: Path) -> list[tuple[VerifierKey, Tree]]:
         trees = []
         for origin, vkey, size, root in rows:
             key = VerifierKey.parse(str(vkey).strip())
-            if key.name != origin:
-                raise Malformed(f"the key of {origin} has the name {key.name}")
+            check_origin(str(origin))
             tree = Tree(parse_decimal(str(size)), parse_base64(str(root), 32))
             check_consistency(tree, tree, ())  # refuses size 0 without the empty root
-            trees.append((key, tree))
+            trees.append((str(origin), key, tree))
     except (sqlite3.Error, ValueError, BadProof, Malformed) as error:
         raise Malformed(f"{path} is not the database of a bt-log witness: {error}") from None
     return trees
+
+
+def read_second_signer(args: argparse.Namespace, first: Signer) -> Signer | None:
+    """The ML-DSA-44 signer beside the Ed25519 one; None if there is none. Raises Malformed, Unavailable."""
+    if not (path := args.ml_dsa_44_private_key):
+        return None
+    signer = read_signer(path)
+    if signer.kind != ML_DSA_44 or signer.name != first.name:
+        raise Malformed(f"{path} is not an ML-DSA-44 key of {first.name}: make one with "
+                        f"keygen --ml-dsa-44 --origin {first.name}")
+    with contextlib.suppress(OSError):
+        unused_mark(Path(path)).unlink(missing_ok=True)
+    return signer
+
+
+class Discovery:
+    """Reads a witness's lists of logs again and again, in a thread of its own."""
+
+    def __init__(self, witness: Witness) -> None:
+        """Reads all lists once. Raises Malformed for a file that is no list: a server's may be one again later."""
+        self._witness, self._over, self.read_now = witness, False, threading.Event()
+        lists = witness.about.lists
+        for place in lists:
+            if not is_url(place):
+                witness.discover(place, read_file(place, MAX_LOG_LIST))
+        self._thread = threading.Thread(target=self._run, name="lists", daemon=True)
+        if lists:
+            self._thread.start()
+
+    def _run(self) -> None:
+        while not self._over:
+            self.read_now.clear()
+            failed = [place for place in self._witness.about.lists if not self._read(place)]
+            self.read_now.wait(min(self._witness.about.every, 300) if failed else self._witness.about.every)
+
+    def _read(self, place: str) -> bool:
+        """Registers what is new in a list; returns False, and logs why, if that fails."""
+        try:
+            if is_url(place):
+                with contextlib.closing(Client(place)) as client:
+                    status, _, data = client.request("GET", "", None, {"Accept-Encoding": "gzip"}, MAX_LOG_LIST)
+                if status != 200:
+                    raise Unavailable(f"it answers {status}: {error_message(data)}")
+            else:
+                data = read_file(place, MAX_LOG_LIST)
+            self._witness.discover(place, data)
+        except Error as error:
+            logger.error("the list of logs %s is not read; what is known stays: %s", place, error)
+            return False
+        return True
+
+    def stop(self) -> None:
+        self._over = True
+        self.read_now.set()
+
+
+def is_url(place: str) -> bool:
+    return place.startswith(("http://", "https://"))
 
 
 def read_logs(args: argparse.Namespace) -> list[VerifierKey]:
@@ -6900,7 +7275,7 @@ class LogWriter:
     """A client that writes to a log. Holds it to the policy or, without one, to the key that the log itself names."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        policy = read_policy(args) if args.policy or args.public_key or args.witness_public_key else None
+        policy = read_policy(args) if args.policy or args.public_key or args.witness_public_key or args.origin else None
         token = read_token(args.write_token_file) if args.write_token_file else None
         self.client = Client(args.log_url or (policy and log_url(policy)) or "http://127.0.0.1:8080", timeout=300)
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
@@ -8582,7 +8957,7 @@ class StaticTree:
         if not path.exists() or key is None:
             return Tree(0, EMPTY_ROOT)
         try:
-            old = open_checkpoint(read_file(str(path)), simple_policy([key])).tree
+            old = self._store.open(read_file(str(path)), key).tree
             if old.size <= tree.size and Tiles(tree.size, self._store.tile).hash(0, old.size) == old.root:
                 return old
         except Error as error:
@@ -9563,11 +9938,12 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _key_commands(command: Command) -> None:
-    add = command(cmd_keygen, "make an Ed25519 key pair", "--origin log.example.com/pypi")
+    add = command(cmd_keygen, "make a key pair, of Ed25519 by default", "--origin log.example.com/pypi")
     add("--origin", required=True, metavar="NAME", help="the name of the key: for a log, its origin")
     add("--private-key-path", default="private.key", metavar="F", help="where to write the private key")
     add("--public-key-path", default="public.key", metavar="F", help="where to write the public key")
     add("--witness", action="store_true", help="for a witness: the public key says that it cosigns (type 0x04)")
+    add("--ml-dsa-44", action="store_true", help="of ML-DSA-44, as a second key of a log or of a witness (type 0x06)")
 
     example = "--origin log.example.com/pypi --public-key-path key.pem"
     add = command(cmd_vkey, "print the vkey of an Ed25519 public key", example)
@@ -9585,6 +9961,7 @@ def _log_command(command: Command) -> None:
     add("--host", default="127.0.0.1", help="the address to listen on")
     add("--port", default=8080, type=port_number, help="the port to listen on, 0 for any")
     add("--private-key", metavar="F", help="the private key (default: private.key in the folder)")
+    add("--ml-dsa-44-private-key", metavar="F", help="a second key, which signs all checkpoints as well")
     add("--public-key", metavar="F", help="the public key, which must match the private key")
     add("--origin", metavar="NAME", help="the name of a new log (default: from the host name)")
     add("--policy", metavar="F", help="a policy file with witnesses, their URLs and the quorum that publishing needs")
@@ -9618,6 +9995,13 @@ def _witness_command(command: Command) -> None:
     add("--origin", metavar="NAME", help="the name of a new witness (default: from the host name)")
     add("--log-public-key", metavar="F", action="append", help="a log's key, remembered for good; repeatable")
     add("--policy", metavar="F", help="a policy file whose logs the witness cosigns as well")
+    add("--log-list", metavar="URL|F", action="append", help="a list of logs, as witness-network.org has them: its new "
+        "logs are cosigned, each within its requests a day (qpd); what is known is never changed; repeatable")
+    add("--log-list-frequency", type=duration, default=3600.0, metavar="S", help="seconds from one reading to the next")
+    add("--ml-dsa-44-private-key", metavar="F", help="a second key, which cosigns as well")
+    add("--url", metavar="U", help="the URL at which others reach this witness, for its about page")
+    add("--operator", metavar="NAME", help="who runs this witness, for its about page")
+    add("--contact", metavar="TEXT", help="how to reach them, for its about page")
     add("--import", dest="import_", metavar="F", help="take over the logs and sizes of a bt-log witness's database")
     _add_logging(add)
 
@@ -9780,6 +10164,7 @@ def _add_demands(add: Callable[..., Any]) -> None:
 def _add_policy(add: Callable[..., Any]) -> None:
     add("--policy", metavar="F", help="a policy file (c2sp.org/tlog-policy)")
     add("--public-key", metavar="F", help="the log's public key, instead of a policy")
+    add("--origin", metavar="NAME", help="the log's origin, if it is not the name of that key")
     add("--witness-public-key", metavar="F", action="append", help="a witness's key, beside --public-key; repeatable")
     add("--quorum", metavar="K", type=whole_number, help="how many of those witnesses must cosign (default: all)")
 

@@ -26,6 +26,7 @@ import fnmatch
 import functools
 import gzip
 import hashlib
+import html
 import http.client
 import http.server
 import importlib.util
@@ -530,9 +531,14 @@ def test_T38_names_of_at_most_255_bytes() -> None:
     for name in "a" * 255, "é" * 127 + "a":
         assert VerifierKey(name, 1, bytes(32)).name == name
         assert Checkpoint.parse(f"{name}\n0\n{ROOTS[0]}\n").origin == name
-    for name in "a" * 256, "é" * 128, "", "a b", "a+b", "a\tb", "a\u2003b", "a\u0085", "a\x1f", "a\nb":
+    for name in "a" * 256, "é" * 128, "", "a\nb", "a\tb", "a\x1f", "a b", "a+b", "a\u2003b", "a\u0085":
         refuses(Malformed, VerifierKey, name, 1, bytes(32))
+    for name in "a" * 256, "é" * 128, "", "a\nb", "a\tb", "a\x1f", "\udcff", "a\x00":
         refuses(Malformed, Checkpoint.parse, f"{name}\n0\n{ROOTS[0]}\n")
+        refuses(Malformed, btlog.check_origin, name)
+    refuses(Malformed, btlog.check_origin, f"a\n0\n{ROOTS[0]}")
+    for origin in "a" * 255, "go.sum database tree", "a+b", "a\u2003b", "a\u0085", "x\x7f":
+        assert btlog.check_origin(origin) == Checkpoint.parse(f"{origin}\n0\n{ROOTS[0]}\n").origin == origin
 
 
 def test_what_is_no_private_key_is_not_quoted() -> None:
@@ -660,7 +666,7 @@ def test_what_is_no_checkpoint() -> None:
     for text in (
         "", "\n", "a\n", "a\n1\n", f"a\n1\n{root}", f"\n1\n{root}\n", f"a\n01\n{root}\n", f"a\n-1\n{root}\n",
         f"a\n1 \n{root}\n", f"a\n{2**63}\n{root}\n", f"a\n1\n{root[:-1]}\n", f"a\n1\n{b64(bytes(31))}\n",
-        f"a\n1\n{b64(bytes(33))}\n", f"a\n1\n{root}\n\n", f"a\n1\n{root}\n\nx\n", f"a b\n1\n{root}\n", f"a\n\n{root}\n",
+        f"a\n1\n{b64(bytes(33))}\n", f"a\n1\n{root}\n\n", f"a\n1\n{root}\n\nx\n", f"{'a' * 256}\n1\n{root}\n", f"a\n\n{root}\n",
         f"a\n1\n\n{root}\n", f"a\n1\n{root}=\n", f"a\n\n1\n{root}\n",
     ):
         refuses(Malformed, Checkpoint.parse, text)
@@ -3136,10 +3142,218 @@ def test_a_witness_s_key_says_what_it_is_for(tmp_path: Path) -> None:
         with running(*args, cwd=tmp_path) as witness:
             assert f"serves the witness {vkey} of 1 logs" in witness.line
             answer = ask(witness.url, "/add-checkpoint", "POST", btlog.AddCheckpoint(0, (), SIGNED.encode()).encode())[2]
-            assert btlog.take_cosignature(TEXT_70000, answer, VerifierKey.parse(vkey))
+            assert btlog.take_cosignatures(TEXT_70000, answer, [VerifierKey.parse(vkey)])
     with running("witness", "--database-path", "new.db", "--origin", "n.example", cwd=tmp_path) as witness:
         assert VerifierKey.parse((tmp_path / "witness-public.key").read_text().strip()).kind == 4
     exits(2, "", "witness", "--private-key", "w.private", "--public-key", "log.key", "--port", "0", cwd=tmp_path)
+
+
+LISTED = f"""
+#
+# List:      testing
+#
+logs/v0
+
+# 1st list item -- foo's log
+vkey {LOG_VKEY}
+qpd 86400
+contact https://log.example/contact
+
+\t vkey {btlog.encode_vkey(new_key("key.example").key)}\r
+origin go.sum database tree
+qpd 2
+  contact sysadmin (at) example.org
+"""
+
+
+def test_a_list_of_logs() -> None:
+    """As the witness network's description of log-list-format.md has it, and its lists of April 2026 are."""
+    logs, faults = btlog.parse_log_list(LISTED.encode())
+    assert (faults, [log.origin for log in logs]) == ([], [LOG.name, "go.sum database tree"])
+    assert logs[0] == (LOG, LOG.name, 86400, "https://log.example/contact")
+    assert logs[1][1:] == ("go.sum database tree", 2, "sysadmin (at) example.org")
+    assert btlog.parse_log_list(b"logs/v0") == btlog.parse_log_list(b"\n# x\n logs/v0 \n\n") == ([], [])
+    lines = ["logs/v0", f"vkey {LOG_VKEY}", "origin o", "qpd 1", "contact c"]
+    for bad in (
+        [], lines[1:], ["logs/v1", *lines[1:]], lines[:-1], lines[:-2], [*lines, "x y"], [*lines, "vkey"], [*lines, lines[1]],
+        [*lines[:2], "contact c", "qpd 1"], [*lines[:2], "origin o", "origin p", *lines[3:]], [*lines[:3], "qpd", "contact c"],
+        [*lines[:4], "contact"], [lines[0], *lines[2:]], [*lines, *lines],
+    ):  # fmt: skip
+        refuses(Malformed, btlog.parse_log_list, "\n".join(bad).encode())
+    for line, word in (
+        *((3, f"qpd {n}") for n in ("0", "01", "-1", "1.0", str(2**31), "x", "1 2", "١")),
+        *((1, f"vkey {vkey}") for vkey in (WITNESS_VKEY_4, PQ_VKEY, LOG_VKEY[:-1], "x", f"{LOG_VKEY} {LOG_VKEY}")),
+        (2, f"origin {'o' * 256}"), (2, "origin a\x00b"), (2, "origin \ufffd\x1b"),
+    ):  # fmt: skip
+        changed = [*lines[:line], word, *lines[line + 1 :], *lines[1:]]
+        logs, faults = btlog.parse_log_list("\n".join(changed).encode())
+        assert ([log.qpd for log in logs], len(faults), "line 2" in faults[0]) == ([1], 1, True)
+
+
+def test_a_budget_of_requests() -> None:
+    budget, now = btlog.Budget(24, 1000.0), 1000.0
+    assert [budget.take(now) for _ in range(24)] == [0] * 24
+    assert budget.take(now) == 3600
+    assert budget.take(now + 1800) == 1800
+    assert (budget.take(now + 3600), budget.take(now + 3600) > 0) == (0, True)
+    assert [budget.take(now + 10**9) for _ in range(25)][-2:] == [0, 3600]
+
+
+def test_a_list_never_changes_what_a_witness_knows(witness: LocalWitness) -> None:
+    """The first list that names an origin counts, and none where the operator has."""
+    one, two, three = (new_key(f"{name}.example") for name in "abc")
+    shown = "logs/v0\n" + "".join(
+        f"vkey {btlog.encode_vkey(key)}\norigin {origin}\nqpd {qpd}\ncontact c\n"
+        for key, origin, qpd in (
+            (one.key, LOG.name, 1), (one.key, "o", 3), (two.key, "o", 4), (one.key, "p", 5), (LOG, "q", 6), (three.key, "r", 7),
+            (COSIGNER.key, "s", 8), (new_key(COSIGNER.name).key, "t", 8), (new_key("u").key, COSIGNER.name, 8),
+        )
+    )  # fmt: skip
+    for _ in range(2):
+        witness.witness.discover("a list", shown.encode())
+        known = {origin: [key.name for key in keys] for origin, keys in witness.witness.logs.items()}
+        assert known == {LOG.name: [LOG.name], "o": ["a.example"], "r": ["c.example"]}
+        assert witness.witness.listed == {"o": (3, "c"), "r": (7, "c")}
+    refuses(Malformed, witness.witness.discover, "a list", shown.encode()[1:])
+    witness.witness.discover("a list", shown.replace("qpd 3", "qpd 30").encode())
+    witness.witness.discover("a list", b"logs/v0\n")
+    assert witness.store.listed() == {"o": (3, "c"), "r": (7, "c")}
+
+
+def test_a_listed_log_has_its_requests_a_day(witness: LocalWitness) -> None:
+    """Its own origin, a budget for larger trees, another for the same tree again, and none for what is refused."""
+    signer = new_key("key.example")
+    vkey = btlog.encode_vkey(signer.key)
+    witness.witness.discover("x", f"logs/v0\nvkey {vkey}\norigin go.sum database tree\nqpd 2\ncontact c\n".encode())
+
+    def request(old: int, new: int, by: btlog.Signer = signer) -> bytes:
+        tree = Tree(new, root_of(ENTRIES[:new]))
+        proof = subproof(old, ENTRIES[:new], True) if 0 < old <= new else []
+        return btlog.AddCheckpoint(old, tuple(proof), by.sign(Checkpoint("go.sum database tree", tree))).encode()
+
+    assert cosign(witness, request(0, 1))[0] == 200
+    for _ in range(5):
+        assert cosign(witness, request(0, 2))[0] == 409
+        assert cosign(witness, request(1, 2, btlog.Signer(signer.name, bytes(32))))[0] == 403
+        assert cosign(witness, request(2, 1))[0] == 400
+    assert [cosign(witness, request(1, 1))[0] for _ in range(3)] == [200, 200, 429]
+    status, _, line = cosign(witness, request(1, 2))
+    note = request(1, 2).partition(b"\n\n")[2]
+    ours = btlog.as_witness(COSIGNER.key)
+    assert (status, btlog.open_note(note + line, [ours])[1]) == (200, {ours: 1_000_000})
+    status, headers, answer = ask(witness.url, "/add-checkpoint", "POST", request(2, 3))
+    assert (status, headers["retry-after"], b"2 requests" in answer) == (429, "43200", True)
+    witness.now += 43200
+    assert [cosign(witness, request(2, 3))[0], cosign(witness, request(3, 4))[0]] == [200, 429]
+    name = hashlib.sha256(b"go.sum database tree").hexdigest()
+    kept = ask(witness.url, f"/{name}/checkpoint")[2]
+    assert open_checkpoint(kept, Policy((signer.key,), origin="go.sum database tree")).tree.size == 3
+    assert [cosign(witness, request_for(i, i + 1))[0] for i in range(9)] == [200] * 9  # not listed: not counted
+
+
+def test_a_witness_reads_lists(tmp_path: Path) -> None:
+    """From a file and from a server, at the start and on SIGHUP, also gzip; what is no list later changes nothing."""
+    pages: dict[str, HtmlOrJson] = {"/log-list.1": (200, {}, b"x")}
+    with contextlib.closing(Served(lambda path_: pages[path_])) as served:
+        (tmp_path / "list").write_text(LISTED.partition("\t vkey")[0])
+        args = ("witness", "--origin", "w.example", "--log-list", "list", "--log-list", f"{served.url}/log-list.1", "--contact",
+                "a <b>", "--url", "https://w.example/", "--operator", "An {rows} & co")
+        with running(*args, cwd=tmp_path) as witness:
+
+            def logs() -> int:
+                return int(json.loads(ask(witness.url, "/healthz")[2])["logs"])
+
+            assert logs() == 1
+            assert eventually(lambda: len(served.asked) == 1)
+            pages["/log-list.1"] = (200, {"Content-Encoding": "gzip"}, gzip.compress(LISTED.encode()))
+            witness.process.send_signal(signal.SIGHUP)
+            assert eventually(lambda: logs() == 2)
+            (tmp_path / "list").write_text("logs/v1\n")
+            witness.process.send_signal(signal.SIGHUP)
+            assert eventually(lambda: len(served.asked) == 3)
+            status = json.loads(ask(witness.url, "/status.json")[2])
+            vkey = (tmp_path / "witness-public.key").read_text().strip()
+            assert (status["vkeys"], status["url"], status["contact"]) == ([vkey], "https://w.example", "a <b>")
+            assert status["log_lists"] == ["list", f"{served.url}/log-list.1"]
+            assert [(log["origin"], log["qpd"], log["size"]) for log in status["logs"]] == [
+                ("go.sum database tree", 2, 0), (LOG.name, 86400, 0)]
+            code, headers, page = ask(witness.url, "/")
+            text = html.unescape(page.decode())
+            assert (code, headers["content-type"], "a &lt;b>" in text) == (200, "text/html; charset=utf-8", False)
+            for word in vkey, "go.sum database tree", "a <b>", "https://w.example/add-checkpoint", "Operator: An {rows} & co":
+                assert word in text, word
+            assert "<b>" not in page.decode()
+            code, error = witness.stop()
+            assert (code, "is not read; what is known stays" in error) == (0, True)
+        exits(2, "", "witness", "--origin", "w.example", "--log-list", "list", "--port", "0", cwd=tmp_path)
+        exits(2, "", "witness", "--origin", "w.example", "--log-list", "gone", "--port", "0", cwd=tmp_path)
+
+
+def test_a_monitor_and_a_verifier_of_a_log_whose_origin_is_not_its_keys_name(tmp_path: Path) -> None:
+    """go.sum database tree is one; the origin is never taken from what is to be checked."""
+    key, origin = ("--public-key", key_file(tmp_path)), "go.sum database tree"
+    with contextlib.closing(StaticLog(tmp_path / "static")) as static:
+        static.sign = lambda tree: SIGNER.sign(Checkpoint(origin, tree))
+        static.store.database._writer.execute("INSERT INTO setting VALUES ('origin', ?)", (origin,))
+        (tmp_path / "demo-1.0.zip").write_bytes(b"x")
+        static.grow(Entry("demo-1.0.zip", btlog.checksum_of(tmp_path / "demo-1.0.zip")).encode())
+        url, mirror = ("--log-url", static.web.url), ("--storage-dir", str(tmp_path / "mirror"))
+        assert call_btlog("monitor", *url, *key, "--storage-dir", str(tmp_path / "other"))[0] == 1
+        for _ in range(2):
+            assert call_btlog("monitor", *url, *key, *mirror, "--origin", origin)[::2] == (0, "")
+        for wrong in ((), ("--origin", "x")):
+            code, _, error = call_btlog("monitor", *url, *key, *mirror, *wrong)
+            assert (code, "mirrors the log" in error) == (2, True)
+        assert call_btlog("fsck", *mirror)[0] == 0
+        target = ("verify", str(tmp_path / "demo-1.0.zip"), *key, *mirror)
+        assert call_btlog(*target, "--origin", origin)[0] == 0
+        assert (call_btlog(*target)[0], call_btlog(*target, "--origin", "x")[0]) == (1, 1)
+        (tmp_path / "policy").write_text(f"log {LOG_VKEY}\nquorum none\n")
+        assert call_btlog(*target[:2], *mirror, "--policy", str(tmp_path / "policy"), "--origin", origin)[0] == 2
+        with running("serve", *mirror, "--read-only") as log:
+            assert json.loads(ask(log.url, "/status.json")[2])["origin"] == origin
+        assert call_btlog("export", *mirror, str(tmp_path / "out"))[0] == call_btlog("export", *mirror, str(tmp_path / "out"))[0] == 0
+
+
+@pytest.mark.slow
+def test_a_log_and_a_witness_with_two_keys(tmp_path: Path) -> None:
+    """Both sign all, in one answer to one request; each of the two is enough for a policy; needs cryptography."""
+    for name in "log.example", "w.example":
+        run_btlog("keygen", "--origin", name, "--private-key-path", f"{name}.1", "--public-key-path", f"{name}.1.pub",
+                  *["--witness"] * (name[0] == "w"), cwd=tmp_path)
+        made = run_btlog("keygen", "--origin", name, "--ml-dsa-44", "--private-key-path", f"{name}.6", "--public-key-path",
+                         f"{name}.6.pub", cwd=tmp_path)
+        assert (made.returncode, made.stdout) == (0, (tmp_path / f"{name}.6.pub").read_text()), made.stderr
+    vkeys = {path_.name[:-4]: VerifierKey.parse(path_.read_text().strip()) for path_ in tmp_path.glob("*.pub")}
+    assert [vkeys[name].kind for name in sorted(vkeys)] == [1, 6, 4, 6]
+    keys = ("--private-key", "w.example.1", "--ml-dsa-44-private-key", "w.example.6")
+    with running("witness", *keys, "--log-public-key", "log.example.1.pub", cwd=tmp_path) as witness:
+        for wrong in "log.example.6", "w.example.1":
+            exits(2, "", "witness", "--database-path", "x.db", *keys[:3], wrong, "--port", "0", cwd=tmp_path)
+        exits(2, "", "witness", "--database-path", "x.db", "--private-key", "w.example.6", "--port", "0", cwd=tmp_path)
+        ours = [btlog.encode_vkey(vkeys[f"w.example.{kind}"]) for kind in (1, 6)]
+        assert json.loads(ask(witness.url, "/status.json")[2])["vkeys"] == ours
+        lines = "".join(f"witness w{i} {vkey} {witness.url}\n" for i, vkey in enumerate(ours))
+        logs = "".join(f"log {btlog.encode_vkey(vkeys[f'log.example.{kind}'])}\n" for kind in (1, 6))
+        (tmp_path / "policy").write_text(f"{logs}{lines}group g all w0 w1\nquorum g\n")
+        log_keys = ("--private-key", "log.example.1", "--ml-dsa-44-private-key", "log.example.6")
+        with running("serve", *log_keys, "--policy", "policy", cwd=tmp_path) as log:
+            for i in range(3):
+                assert add(log.url, entry(i))[0] == 200
+            note = ask(log.url, "/checkpoint")[2]
+            _, signed = btlog.open_note(note, vkeys.values())
+            assert (len(signed), all(signed[key] for key in signed if key.kind != 1)) == (4, True)
+            for kind in 1, 6:
+                one = btlog.simple_policy([vkeys["log.example.1"]], [vkeys[f"w.example.{kind}"]])
+                assert open_checkpoint(note, one).tree.size == 3
+            assert json.loads(ask(log.url, "/status.json")[2])["second_vkey"] == btlog.encode_vkey(vkeys["log.example.6"])
+            assert samples_of(witness.url)["btlog_cosign_seconds_count", ""] in (4, 5)  # one request for each round
+            held = ask(witness.url, f"/{hashlib.sha256(b'log.example').hexdigest()}/checkpoint")[2]
+            assert len(btlog.open_note(held, vkeys.values())[1]) == 3
+    code = "import sys; sys.modules['cryptography'] = None; sys.path.insert(0, sys.argv.pop(1)); import btlog; exit(btlog.main())"
+    without = [sys.executable, "-c", code, str(HERE), "keygen", "--origin", "x", "--ml-dsa-44"]
+    told_ = subprocess.run(without, capture_output=True, text=True, cwd=tmp_path)
+    assert (told_.returncode, "pip install 'cryptography>=48'" in told_.stderr, told_.stderr.count("\n")) == (3, True, 1)
 
 
 def test_T61_bodies_of_128_KiB_pass(witness: LocalWitness) -> None:
@@ -3159,7 +3373,7 @@ def test_T29_a_race_between_check_and_store(tmp_path: Path) -> None:
     with contextlib.closing(btlog.WitnessStore(tmp_path / "w.db")) as store:
 
         def step(last: btlog.Witnessed | None, old: int, new: int) -> btlog.Witnessed:
-            return btlog.witness_step(last, [LOG], btlog.AddCheckpoint.parse(request_for(old, new)), COSIGNER, 5)[0]
+            return btlog.witness_step(last, [LOG], btlog.AddCheckpoint.parse(request_for(old, new)), [COSIGNER], 5)[0]
 
         for size in 0, 7:
             last = store.last(LOG.name)
@@ -3257,7 +3471,7 @@ def test_other_routes_of_the_witness(witness: LocalWitness) -> None:
     status, headers, _ = ask(witness.url, checkpoint)
     assert (status, headers["cache-control"], headers["access-control-allow-origin"]) == (200, "no-cache", "*")
     for path_ in (
-        "/", f"/{hash_}", f"/{hash_}/", f"{checkpoint}/", f"/{hash_.upper()}/checkpoint",
+        f"/{hash_}", f"/{hash_}/", f"{checkpoint}/", f"/{hash_.upper()}/checkpoint",
         f"/{hash_[:-1]}0/checkpoint", "//checkpoint", f"/{hash_}//checkpoint", "/add-checkpoint/",
     ):
         assert ask(witness.url, path_)[0] == 404
@@ -8559,7 +8773,7 @@ def lines_one_by_one(block: bytes) -> list[bytes | btlog.Refused]:
 
 def one_step(body: bytes) -> None:
     """Nothing but what the log signed is cosigned."""
-    new, line = btlog.witness_step(None, [LOG], btlog.AddCheckpoint.parse(body), COSIGNER, 7)
+    new, line = btlog.witness_step(None, [LOG], btlog.AddCheckpoint.parse(body), [COSIGNER], 7)
     assert open_checkpoint(new.note, POLICY).tree in (new.tree, Tree(9, root_of(ENTRIES[:9])))
     assert line.startswith(f"— {WITNESS.name} ")
 
@@ -8570,7 +8784,7 @@ def judged(proof: bytes) -> None:
 
 def taken(answer: bytes) -> None:
     text = SIGNED.partition("\n\n")[0] + "\n"
-    line = btlog.take_cosignature(text, answer, btlog.as_witness(WITNESS))
+    [line] = btlog.take_cosignatures(text, answer, [btlog.as_witness(WITNESS)]).values()
     assert open_checkpoint(SIGNED.encode() + line.encode(), POLICY).tree.size == 70_000
 
 
@@ -10961,14 +11175,64 @@ def test_L1_all_lies_one_after_the_other(tmp_path: Path, stack: contextlib.ExitS
             trial.add_until_told(log, 2)
 
 
-def test_L1_a_witness_that_no_quorum_counts_is_not_asked(tmp_path: Path, stack: contextlib.ExitStack) -> None:
-    """So that whatever it says is nothing to the log."""
-    trial = Trial(tmp_path, stack, "outside the quorum", WITNESS_LIES["says nothing"])
-    for _ in range(2):
-        with trial.log() as log:
-            for _ in range(3):
-                trial.add(log)
-    assert (trial.liar.told, trial.liar.seen) == (0, [])
+def cosigners(log: LocalLog, policy: Policy) -> list[VerifierKey]:
+    checkpoint = published(log.url, policy)
+    return [key for key, _ in checkpoint.cosigned] if checkpoint else []
+
+
+def test_L1_a_witness_outside_of_the_quorum_lies(tmp_path: Path, stack: contextlib.ExitStack) -> None:
+    """Whatever it says is nothing to the log, which asks it, too, and publishes what it cosigns once it is honest."""
+    trial = Trial(tmp_path, stack, "outside the quorum")
+    with trial.log(witness_timeout=0.1) as log:
+        for trial.liar.lie in WITNESS_LIES.values():
+            trial.add_until_told(log, 1)
+        trial.liar.lie = None
+        trial.add(log)
+        witness = btlog.as_witness(trial.liar.signer.key)
+        assert eventually(lambda: witness in cosigners(log, trial.policy), 5)
+
+
+def test_what_is_cosigned_after_the_quorum_is_published_too(tmp_path: Path) -> None:
+    """Nobody waits for a witness that the quorum can do without; if no more is added, its line comes later."""
+    go = threading.Event()
+    with several_witnesses(tmp_path, 2) as (fast, slow):
+
+        def relay(handler: btlog.Handler, body: btlog.Body) -> Any:
+            async def answer() -> btlog.Response:
+                data = await body.all(10**6)
+                await asyncio.get_running_loop().run_in_executor(None, go.wait, 20)
+                status, headers, text = await asyncio.get_running_loop().run_in_executor(
+                    None, ask, slow.url, handler.path, "POST", data)
+                return btlog.Response(text, headers["content-type"], status)
+
+            return answer()
+
+        keys = [btlog.as_witness(w.witness.signer.key) for w in (fast, slow)]
+        with contextlib.closing(Local(relay)) as gate:
+            policy = Policy((LOG,), tuple(keys), Quorum(1, (keys[0],)), ((keys[0], fast.url), (keys[1], gate.url)))
+            go.set()  # a first round hears all
+            with contextlib.closing(LocalLog(tmp_path / "log", policy=policy)) as log:
+                assert eventually(lambda: cosigners(log, policy) == keys)
+                go.clear()
+                opened = opened_answer(add(log.url, entry(0))[1], policy)
+                assert [key for key, _ in opened.cosigned] == keys[:1]
+                assert cosigners(log, policy) == keys[:1]
+                go.set()
+                assert eventually(lambda: cosigners(log, policy) == keys)
+                assert published(log.url, policy) == opened
+                assert opened_answer(add(log.url, entry(1))[1], policy).tree.size == 2
+
+
+def test_a_policy_without_a_quorum_has_its_witnesses_asked(tmp_path: Path) -> None:
+    with several_witnesses(tmp_path, 1) as [witness_]:
+        key = btlog.as_witness(witness_.witness.signer.key)
+        policy = Policy((LOG,), (key,), Quorum(0, ()), ((key, witness_.url),))
+        with contextlib.closing(LocalLog(tmp_path / "log", policy=policy)) as log:
+            assert add(log.url, entry(0))[0] == 200
+            assert eventually(lambda: cosigners(log, policy) == [key])
+        witness_.close()
+        with contextlib.closing(LocalLog(tmp_path / "log", policy=policy, timeout=1)) as log:
+            assert add(log.url, entry(1))[0] == 200  # and not waited for, once it has been heard or not
 
 
 def test_L1_a_silent_witness_delays_a_start_by_its_time_out(tmp_path: Path, stack: contextlib.ExitStack) -> None:
@@ -11812,7 +12076,7 @@ NO_WITNESS: dict[str, Callable[[Path], Any] | list[tuple[str, str, Any, str]]] =
     "a folder": lambda path_: path_.mkdir(),
     "ours": lambda path_: btlog.WitnessStore(path_).close(),
     "vkey": [(A.name, "garbage", 5, ZEROS)],
-    "origin": [("log.example/b", A_VKEY, 5, ZEROS)],
+    "origin": [("log.example\n/b", A_VKEY, 5, ZEROS)],
     "negative": [(A.name, A_VKEY, -1, ZEROS)],
     "no number": [(A.name, A_VKEY, "x", ZEROS)],
     "short": [(A.name, A_VKEY, 5, b64(bytes(31)))],
