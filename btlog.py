@@ -3817,7 +3817,8 @@ class Client:
         limit: int = MAX_ANSWER,
     ) -> tuple[int, str, bytes]:
         """The status, content type and body of the answer. Does not follow redirects: one would lose a POST's body."""
-        fields = {"User-Agent": f"btlog/{__version__}", **(headers or {})}
+        # tlog-tiles: "Clients SHOULD include `gzip` and `identity` in their `Accept-Encoding` headers."
+        fields = {"User-Agent": f"btlog/{__version__}", "Accept-Encoding": "gzip, identity", **(headers or {})}
         for attempt in (1, 2):
             fresh = self._connection.sock is None
             try:
@@ -3895,16 +3896,21 @@ ResultT = TypeVar("ResultT")
 
 
 class Fetcher:
-    """Fetches paths below `url` from a log or an index, in several threads. Each thread keeps its own connection."""
+    """Fetches paths below `url` from a log or an index, in several threads. Each thread keeps its own connections.
+
+    Of several URLs that have the same, the next one is asked for what one does not give, and becomes the first.
+    """
 
     THREADS, WINDOW = 8, 16
 
     def __init__(
-        self, url: str, attempts: int = 5, timeout: float = 30, give_up: int = 0, patience: float | None = None
+        self, urls: str | Sequence[str], attempts: int = 5, timeout: float = 30, give_up: int = 0,
+        patience: float | None = None,
     ) -> None:
         """Tries each path up to `attempts` times. `timeout` is for one answer, `patience` for all together (seconds).
         With `give_up`, stops asking after that many failures in a row, or after one before any answer."""
-        self.url, self._attempts, self._timeout = Client(url).url, attempts, timeout
+        self._urls = [Client(url).url for url in ([urls] if isinstance(urls, str) else urls)]
+        self.url, self._attempts, self._timeout = self._urls[0], attempts, timeout
         self._give_up, self._until = give_up, math.inf if patience is None else time.monotonic() + patience
         self._failures, self._answered, self._lost = 0, False, ""
         self._local, self._clients = threading.local(), list[Client]()
@@ -3918,25 +3924,11 @@ class Fetcher:
 
         Does not follow redirects: see `redirected`.
         """
-        error = Unavailable(f"{self.url} is not asked")
+        error: Unavailable | None = Unavailable(f"{self.url} is not asked")
         for attempt in range(self._attempts):
-            if self._closed.is_set():
-                raise Stopped("the connections are closed")
-            if self._lost:
-                raise Unreachable(self._lost)
-            try:
-                status, kind, data = self._client().request("GET", path, None, headers, limit)
-            except Unavailable as trouble:
-                error = trouble
-            else:
-                if status in (200, 404, 410, *missing):
-                    self._failures, self._answered = 0, True
-                    return (kind, data) if status == 200 else None
-                who = " (give a name and a password by a netrc file)" if status == 401 else ""
-                error = Unavailable(f"{self.url}{path[:80]} answers {status}{who}: {error_message(data)}")
-                if status != 429 and status < 500:  # the server is up, and trying again won't help
-                    self._failures, self._answered = 0, True
-                    raise error
+            found, error = self._fetch(path, headers, limit, (404, 410, *missing), (self.url, *self._urls))
+            if error is None:
+                return found
             if isinstance(error, (TimedOut, TooLarge)):
                 break
             if attempt + 1 < self._attempts:
@@ -3947,7 +3939,36 @@ class Fetcher:
         if self._give_up and self._failures >= (self._give_up if self._answered else 1):
             self._lost = self._lost or str(error).replace(path[:80], "", 1)
             raise Unreachable(self._lost)
-        raise error
+        raise error or Unavailable(f"{self.url} is not asked")
+
+    def _fetch(
+        self, path: str, headers: dict[str, str] | None, limit: int, missing: Collection[int], urls: Iterable[str]
+    ) -> tuple[tuple[str, bytes] | None, Unavailable | None]:
+        """What `fetch` returns, from the first of `urls` that has it, or why none answered; raises what is final."""
+        errors, lacking = list[Unavailable](), False
+        for url in dict.fromkeys(urls):
+            if self._closed.is_set():
+                raise Stopped("the connections are closed")
+            if self._lost:
+                raise Unreachable(self._lost)
+            try:
+                status, kind, data = self._client(url).request("GET", path, None, headers, limit)
+            except Unavailable as trouble:
+                errors.append(trouble)
+            else:
+                if status == 200 or status in missing:
+                    self._failures, self._answered, lacking = 0, True, True
+                    if status == 200:
+                        self.url = url  # also for what is asked next
+                        return (kind, data), None
+                    continue
+                who = " (give a name and a password by a netrc file)" if status == 401 else ""
+                error = Unavailable(f"{url}{path[:80]} answers {status}{who}: {error_message(data)}")
+                if status != 429 and status < 500 and len(self._urls) == 1:
+                    self._failures, self._answered = 0, True  # the server is up, and trying again won't help
+                    raise error
+                errors.append(error)
+        return None, None if lacking or not errors else errors[-1]
 
     def again(self) -> None:
         """Asks the server again, even if it was given up."""
@@ -3977,12 +3998,13 @@ class Fetcher:
             return ""
         return target.path.removeprefix(base.path) + (f"?{target.query}" if target.query else "")
 
-    def _client(self) -> Client:
-        """This thread's client. Its time-out is cut to what is left of `patience`."""
-        if not hasattr(self._local, "client"):
-            self._local.client = Client(self.url, self._timeout)
-            self._clients.append(self._local.client)
-        client: Client = self._local.client
+    def _client(self, url: str) -> Client:
+        """This thread's client of a URL. Its time-out is cut to what is left of `patience`."""
+        clients: dict[str, Client] = self._local.__dict__.setdefault("clients", {})
+        if url not in clients:
+            clients[url] = Client(url, self._timeout)
+            self._clients.append(clients[url])
+        client = self._local.client = clients[url]
         client.timeout = max(min(self._timeout, self._until - time.monotonic()), 0.001)
         return client
 
@@ -4018,6 +4040,23 @@ class Fetcher:
 
 class LogReader(Fetcher):
     """Reads the tiles and entry bundles of a log. It checks none of them against a root: the caller has to."""
+
+    def checkpoint(self, size: int = 0) -> bytes:
+        """The served checkpoint. Of several URLs, the first one's that is of `size` or more; else the largest.
+
+        A mirror may be behind the log: that is no fault of the log, as long as another URL has what was there before.
+        """
+        notes = list[tuple[int, bytes]]()
+        for url in dict.fromkeys((self.url, *self._urls)) if len(self._urls) > 1 else ():
+            found, _ = self._fetch("/checkpoint", None, MAX_NOTE, (404, 410), [url])
+            if found:
+                try:
+                    notes.append((Checkpoint.parse(split_note(found[1])[0]).tree.size, found[1]))
+                except Malformed:
+                    return found[1]  # whoever verifies it will say what is wrong
+                if notes[-1][0] >= size:
+                    break
+        return max(notes)[1] if notes else self.get("/checkpoint", MAX_NOTE)
 
     def tile(self, level: int | None, index: int, width: int, limit: int = MAX_BUNDLE) -> tuple[bytes, bool]:
         """A tile, or the entry bundle if `level` is None; and True if it is full although `width` asks for a part."""
@@ -6548,8 +6587,13 @@ class Monitor:
     """
 
     BATCH = 1 << 14  # entries per batch: a batch ends at a multiple of it, where few tiles give the root
+    GROWS = 200  # entries: of a log that grows by more in a round, the last bundle is left to a later one, if there is
+    #   a next round, but for at most WAIT seconds
+    WAIT = 300
 
-    def __init__(self, store: MirrorStore, source: LogReader, policy: Policy, watch: WatchList) -> None:
+    def __init__(
+        self, store: MirrorStore, source: LogReader, policy: Policy, watch: WatchList, patient: bool = False
+    ) -> None:
         if len(policy.logs) != 1:
             raise Malformed(f"a monitor follows one log, and the policy names {len(policy.logs)}")
         self.store, self.source, self._policy, self._watch = store, source, policy, watch
@@ -6557,6 +6601,7 @@ class Monitor:
         self._goal: ServedTree | None = None  # the tree that is being stored
         self._last_bundle: tuple[int, list[bytes]] = -1, []  # the number of the last bundle read, and its entries
         self._now = 0.0  # the time of this round, in seconds
+        self._patient, self._whole = patient, -math.inf  # when all of the log was stored
         self._stalled: ServedTree | None = None  # the tree whose tiles could not be fetched for evidence
         self.conditions: list[Finding] = []
         if (key := store.key()) is None:
@@ -6591,7 +6636,8 @@ class Monitor:
         try:
             self.store.search(self._watch.terms, progress)
             tell()
-            self._round(self.source.get("/checkpoint", MAX_NOTE), progress, clock(), tell)
+            note = self.source.checkpoint(self.store.tree("target").size or self.store.tree("signed").size)
+            self._round(note, progress, clock(), tell)
         except Found as found:
             self.conditions.append(found.finding)
             return False
@@ -6608,6 +6654,7 @@ class Monitor:
         if tree == before == stored:
             if note != last:
                 self.store.renew(note)
+            self._whole = now
             return
         if last and tree.size <= before.size and tree != before:
             raise self._gone_back(before, last, tree, note)
@@ -6624,14 +6671,14 @@ class Monitor:
             raise
         if goal.prefix(stored.size) != stored.root:  # `stored` was proved to be a prefix of `before` when it was stored
             raise Corrupt(f"{self.store.folder}: the stored entries do not lead to a signed root")
-        self._goal, size = goal, stored.size
-        numbers = range(size // 256, (tree.size + 255) // 256)
+        self._goal, size, all_ = goal, stored.size, self._end_of_round(stored.size, before.size, tree.size)
+        numbers = range(size // 256, (all_ + 255) // 256)
         ahead = zip(numbers, self.source.each(functools.partial(self._read, goal), numbers), strict=True)
-        while size < tree.size:
+        while size < all_:
             if (free := shutil.disk_usage(self.store.folder).free) < MIN_FREE:
                 raise Unavailable(f"{self.store.folder} has only {free >> 20} MiB free: too little for a monitor")
             served, weight, end = list[ServedBundle](), 0, size
-            while end < tree.size and weight < MAX_STORED_AT_ONCE and (not served or end % self.BATCH):
+            while end < all_ and weight < MAX_STORED_AT_ONCE and (not served or end % self.BATCH):
                 n, bundle = next(ahead)
                 served.append(bundle or self._read_now(goal, n))
                 weight, end = weight + sum(map(len, served[-1].entries)), min(tree.size, 256 * n + 256)
@@ -6640,6 +6687,14 @@ class Monitor:
             tell()
             progress(end, tree.size)
             size = end
+        self._whole = now if size == tree.size else self._whole
+
+    def _end_of_round(self, stored: int, before: int, size: int) -> int:
+        """How many entries of a log of `size` to have after this round, with those `stored` already."""
+        # "A client, such as a Monitor, that “tails” a rapidly (> 200 entries per checkpoint) growing log SHOULD … avoid
+        # fetching partial entry bundles when possible." The hashes of its entries were fetched, and lead to the root.
+        full, patient = size - size % 256, self._patient and 0 <= self._now - self._whole < self.WAIT
+        return full if patient and full > stored and size - before > self.GROWS else size
 
     def _open(self, note: bytes, now: float) -> Checkpoint:
         """The served checkpoint; raises Found unless the policy accepts it. Extensions and high age are conditions."""
@@ -7228,7 +7283,7 @@ class Discovery:
         try:
             if is_url(place):
                 with contextlib.closing(Client(place)) as client:
-                    status, _, data = client.request("GET", "", None, {"Accept-Encoding": "gzip"}, MAX_LOG_LIST)
+                    status, _, data = client.request("GET", "", None, None, MAX_LOG_LIST)
                 if status != 200:
                     raise Unavailable(f"it answers {status}: {error_message(data)}")
             else:
@@ -7326,6 +7381,11 @@ def combined_exit_code(codes: set[int]) -> int:
 
 def log_url(policy: Policy) -> str | None:
     return next((url for key, url in policy.urls if key in policy.logs), None)
+
+
+def log_urls(args: argparse.Namespace, policy: Policy) -> list[str]:
+    """The URLs in --log-url, else the policy's; none if neither has one."""
+    return args.log_url or [url for url in [log_url(policy)] if url]
 
 
 def add_file(writer: LogWriter, path: Path, publisher: Publisher | None = None) -> Proof:
@@ -8090,7 +8150,7 @@ class LoggedProofs(ProofSource):
 
     def _read_all(self) -> tuple[bytes, AuthenticTiles, dict[int, bytes]]:
         """The checkpoint of a static tree, its tiles, and, by index, its entries that may be an artifact's."""
-        note = self._source.get("/checkpoint", MAX_NOTE)
+        note = self._source.checkpoint()
         tree = open_checkpoint(note, self._policy).tree
         tiles, entries = AuthenticTiles(tree, self._source.hashes), dict[int, bytes]()
         names = {name.encode(errors="replace") for artifact in self._artifacts for name in artifact.names}
@@ -8235,7 +8295,7 @@ def cmd_verify(args: argparse.Namespace) -> int:
 
 def project_artifacts(args: argparse.Namespace, policy: Policy, project: str) -> list[Artifact]:
     """The files of a project that a log has, newest first, not checked yet; raises Unavailable."""
-    found, url = list[Entry](), args.log_url or log_url(policy)
+    found, urls = list[Entry](), log_urls(args, policy)
     with contextlib.ExitStack() as stack:
         if args.storage_dir:
             store = stack.enter_context(contextlib.closing(LogStore(Path(args.storage_dir), read_only=True)))
@@ -8243,8 +8303,8 @@ def project_artifacts(args: argparse.Namespace, policy: Policy, project: str) ->
             while end and len(found) < MAX_WAITING:
                 matches, end = store.of_project(normalize(project), end, MAX_OF_PROJECT)
                 found += [Entry.parse(data) for _, data in matches]
-        elif url:
-            source = stack.enter_context(contextlib.closing(LogReader(url, 2, ANSWER_TIMEOUT, 3, args.timeout)))
+        elif urls:
+            source = stack.enter_context(contextlib.closing(LogReader(urls, 2, ANSWER_TIMEOUT, 3, args.timeout)))
             before: int | None = None
             pages = 0
             while before != 0 and len(found) < MAX_WAITING:
@@ -8292,9 +8352,9 @@ def proof_source(
     if args.storage_dir:
         return StoredProofs(stack.enter_context(contextlib.closing(LogStore(Path(args.storage_dir), read_only=True))))
     log_proofs: ProofSource | None = None
-    if url := args.log_url or log_url(policy):
+    if urls := log_urls(args, policy):
         # Gives up early: a person waits for the answer.
-        source = LogReader(url, attempts=2, timeout=ANSWER_TIMEOUT, give_up=3, patience=args.timeout)
+        source = LogReader(urls, attempts=2, timeout=ANSWER_TIMEOUT, give_up=3, patience=args.timeout)
         log_proofs = LoggedProofs(stack.enter_context(contextlib.closing(source)), policy, artifacts)
         if not args.quiet:
             notice = threading.Timer(3, logger.info, ("asking %s …", source.url))
@@ -8446,8 +8506,7 @@ def stored_key(store: LogStore) -> VerifierKey:
 
 def cmd_monitor(args: argparse.Namespace) -> int:
     policy, folder = read_policy(args), Path(args.storage_dir)
-    url = args.log_url or log_url(policy)
-    if not url:
+    if not (urls := log_urls(args, policy)):
         raise Malformed("give --log-url, or a policy with the log's URL")
     if args.max_age is not None and not policy.witnesses:
         raise Malformed("--max-age is about cosignatures, and the policy has no witnesses")
@@ -8463,13 +8522,14 @@ def cmd_monitor(args: argparse.Namespace) -> int:
     make_folder(folder)
     args.follow = args.follow or args.once == "false"
     with contextlib.ExitStack() as stack:
-        source = stack.enter_context(contextlib.closing(LogReader(url)))
+        source = stack.enter_context(contextlib.closing(LogReader(urls)))
         index = Index(args.index_url, give_up=8) if args.index_url else None
         if index:
             stack.enter_context(contextlib.closing(index.source))
         try:
             store = stack.enter_context(contextlib.closing(MirrorStore(folder)))
-            monitor = Monitor(store, source, policy, WatchList(terms, args.max_age))
+            # An index is compared only with the whole of a log.
+            monitor = Monitor(store, source, policy, WatchList(terms, args.max_age), args.follow and not index)
             alarms = Alarms(store, policy.logs[0], args.exec, args.feed)
             report = Reporter(monitor, args.json_logging, owned)
             return follow_log(args, monitor, index, report, alarms)
@@ -9809,8 +9869,8 @@ def cmd_proxy(args: argparse.Namespace) -> int:
         elif args.storage_dir:
             store = LogStore(Path(args.storage_dir), read_only=True)
             other = LiveProofs(stack.enter_context(contextlib.closing(store)))
-        elif url := args.log_url or log_url(policy):
-            source = LogReader(url, attempts=2, timeout=ANSWER_TIMEOUT)
+        elif urls := log_urls(args, policy):
+            source = LogReader(urls, attempts=2, timeout=ANSWER_TIMEOUT)
             other = LoggedProofs(stack.enter_context(contextlib.closing(source)), policy, ())
         proofs = stack.enter_context(contextlib.closing(ProvedFiles(Path(args.database_path), index, other)))
         demands = Demands(policy, args.publisher_issuer, args.publisher_subject, args.max_age)
@@ -10025,7 +10085,8 @@ def _user_commands(command: Command) -> None:
     add("--installed", nargs="?", const=sys.executable, metavar="PYTHON", help="verify what PYTHON has installed")
     add("--timeout", type=duration, metavar="S", help="seconds in all for the log's answers")
     add("--quiet", action="store_true", help="print only what is wrong")
-    add("--log-url", metavar="U", help="ask this log (default: FILE.tlog-proof beside the file, or the policy's URL)")
+    add("--log-url", metavar="U", action="append", help="ask this log (default: FILE.tlog-proof beside the file, or "
+        "the policy's URL); given again, the next URL of the same log, where the one before does not answer")
     add("--proof", metavar="F", help="check against this .tlog-proof, offline")
     add("--proofs", metavar="D", help="check against the .tlog-proof files in this folder, offline")
     add("--save-proofs", metavar="D", help="keep the .tlog-proof files in this folder")
@@ -10041,7 +10102,8 @@ def _gate_command(command: Command) -> None:
     add("--index-url", required=True, metavar="U", help="the index, by the URL that pip takes")
     add("--host", default="127.0.0.1", metavar="H", help="the address to listen on")
     add("--port", type=port_number, default=8082, metavar="N", help="the port, 0 for any that is free")
-    add("--log-url", metavar="U", help="ask this log for proofs (default: the policy's URL)")
+    add("--log-url", metavar="U", action="append", help="ask this log for proofs (default: the policy's URL); given "
+        "again, the next URL of the same log, where the one before does not answer")
     add("--storage-dir", metavar="D", help="take proofs from a log's or a monitor's folder")
     add("--proofs", metavar="D", help="take proofs from the .tlog-proof files in this folder")
     add("--database-path", default="proxy.db", metavar="F", help="where verified proofs are kept")
@@ -10065,7 +10127,8 @@ def _watch_commands(command: Command) -> None:
     what = "follow a log, check all of it, report what is wrong, and keep a mirror"
     example = "--log-url http://127.0.0.1:8080 --public-key public.key --storage-dir mirror"
     add = command(cmd_monitor, what, example)
-    add("--log-url", metavar="U", help="the log, or its static tree (default: the policy's URL)")
+    add("--log-url", metavar="U", action="append", help="the log, or its static tree (default: the policy's URL); "
+        "given again, the next URL of the same log, where the one before does not answer")
     add("--storage-dir", default="btlog-mirror", metavar="D", help="the folder for the mirror, and the evidence")
     add("--once", nargs="?", const="true", choices=["true", "false"], default="true", help="false means --follow")
     add("--max-age", type=duration, metavar="S", help="report a log that no quorum cosigned in the last S seconds")

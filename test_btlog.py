@@ -3289,6 +3289,76 @@ def test_a_witness_reads_lists(tmp_path: Path) -> None:
         exits(2, "", "witness", "--origin", "w.example", "--log-list", "gone", "--port", "0", cwd=tmp_path)
 
 
+def bundles_asked(web: Web) -> list[str]:
+    return sorted(path_.partition("/tile/entries/")[2] for path_ in web.asked if "/tile/entries/" in path_)
+
+
+FAST_LOG = [  # by how many entries it grows in each minute, and which bundles are asked for
+    (10, ["000.p/10"]), (240, ["000.p/250"]),  # no other bundle is full: nothing would be gained
+    (300, ["000", "001"]), (201, ["002.p/239"]),  # 550: 38 entries can wait; 751
+    (256, ["002"]), (256, ["003"]), (256, ["004"]), (256, ["005"]),  # 1,775
+    (256, ["006", "007.p/239"]),  # that was long enough
+    (0, []), (100, ["007", "008.p/83"]),  # not fast
+    (300, ["008"]), (0, ["009.p/127"]),  # and no more comes
+]  # fmt: skip
+
+
+def test_a_monitor_that_follows_leaves_partial_bundles_of_a_fast_log(tmp_path: Path) -> None:
+    """tlog-tiles: it should, where more than 200 entries come at once, and not for too long; its mirror is whole then."""
+    with (
+        contextlib.closing(StaticLog(tmp_path / "static")) as static,
+        contextlib.closing(btlog.MirrorStore(make(tmp_path / "mirror"))) as store,
+        contextlib.closing(btlog.LogReader(static.web.url)) as source,
+    ):
+        patient = btlog.Monitor(store, source, UNWITNESSED, btlog.WatchList(), True)
+        for minute, (grows, bundles) in enumerate(FAST_LOG):
+            static.grow_to(len(static.entries) + grows)
+            static.web.asked.clear()
+            assert patient.round(lambda done, total: None, lambda: 60.0 * minute)  # noqa: B023
+            assert (bundles_asked(static.web), patient.conditions) == (bundles, [])
+            whole = not bundles or ".p/" in bundles[-1]
+            assert whole == (store.tree("signed").size == store.stored().size == len(static.entries))
+        static.grow_to(3000)
+        static.web.asked.clear()
+        assert btlog.Monitor(store, source, UNWITNESSED, btlog.WatchList()).round(lambda done, total: None, time.time)
+        assert bundles_asked(static.web)[-1] == "011.p/184"
+        encodings = {head.get("Accept-Encoding") for _, head in static.web.heads}
+        assert encodings == {"gzip, identity"}
+        assert list(btlog.check_store(store, LOG, lambda done, total: None)) == []
+
+
+def test_a_log_at_several_urls(tmp_path: Path) -> None:
+    """What one lacks, or is too late with, comes from the next; only what all of them show is held against the log."""
+    with contextlib.closing(StaticLog(tmp_path / "static", 300)) as static, contextlib.closing(Web(static.tree)) as dead:
+        dead.close()
+        shutil.copytree(static.tree, tmp_path / "older")
+        with contextlib.closing(Web(tmp_path / "older")) as older:
+            static.grow_to(600)
+            (static.tree / "tile" / "entries" / "001").rename(tmp_path / "001")  # this one lacks a bundle, the other one more
+
+            def follow(*webs: Web) -> Seen:
+                urls = [word for web in webs[1:] for word in ("--log-url", web.url)]
+                return monitor(webs[0].url, tmp_path / "mirror", *urls)
+
+            assert (follow(dead).code, follow(dead, older).code) == (3, 0)
+            assert follow(older, dead, static.web).code == 0  # by what is at the first that answers
+            (tmp_path / "001").rename(static.tree / "tile" / "entries" / "001")
+            assert follow(static.web, dead).code == 0
+            assert btlog.LogStore(tmp_path / "mirror", read_only=True).tree("published").size == 600
+            for webs in (older, static.web), (older, dead, static.web):
+                assert follow(*webs).code == 0
+            seen_ = follow(older, dead)
+            assert (seen_.code, [line["kind"] for line in seen_.lines if "kind" in line]) == (1, ["rollback"])
+            static.spoil("checkpoint", flip(30))
+            assert follow(older, static.web).code == 1
+        name = static.entries[0].split(b"\n")[2].decode()
+        (tmp_path / name).write_bytes(b"")
+        static.repent()
+        found_ = [call_btlog("verify", str(tmp_path / name), "--public-key", key_file(tmp_path), *urls)[:2] for urls in (
+            ("--log-url", dead.url), ("--log-url", dead.url, "--log-url", static.web.url))]
+        assert [code for code, _ in found_] == [3, 1]  # another checksum is logged
+
+
 def test_a_monitor_and_a_verifier_of_a_log_whose_origin_is_not_its_keys_name(tmp_path: Path) -> None:
     """go.sum database tree is one; the origin is never taken from what is to be checked."""
     key, origin = ("--public-key", key_file(tmp_path)), "go.sum database tree"
