@@ -3783,6 +3783,8 @@ class Answered(NamedTuple):
     location: str = ""
     validator: str = ""
     serial: str = ""  # of an index: the number of the last change that the answer has
+    caching: str = ""  # Cache-Control
+    encoding: str = ""  # Content-Encoding
 
     @property
     def redirects(self) -> bool:
@@ -3845,9 +3847,9 @@ class Client:
             raise TooLarge(f"{self.url}{path[:80]}: an answer of more than {limit} bytes")
         if answer.getheader("Content-Encoding") == "gzip":
             data = _unzip(data, limit)
-        names = "Location", "ETag", "Last-Modified", "X-PyPI-Last-Serial"
-        location, etag, changed, serial = (answer.getheader(name, "") for name in names)
-        self.last = Answered(answer.status, location, etag or changed, serial)
+        names = "Location", "ETag", "Last-Modified", "X-PyPI-Last-Serial", "Cache-Control", "Content-Encoding"
+        location, etag, changed, *more = (answer.getheader(name, "") for name in names)
+        self.last = Answered(answer.status, location, etag or changed, *more)
         return answer.status, answer.getheader("Content-Type", ""), data
 
     def get(self, path: str) -> bytes:
@@ -3856,6 +3858,11 @@ class Client:
         if status != 200:
             raise Unavailable(f"{self.url}{path} answers {status}: {error_message(data)}")
         return data
+
+    @property
+    def connected(self) -> bool:
+        """True if the connection is kept for the next request."""
+        return self._connection.sock is not None
 
     def abort(self) -> None:
         """Interrupts a request that another thread waits for."""
@@ -9881,6 +9888,448 @@ def cmd_proxy(args: argparse.Namespace) -> int:
         return run_server(server, what, threading.Event())
 
 
+# --- Conformance: witnesses and logs of anyone, held to the specifications ----------------------------------------
+
+class Check(NamedTuple):
+    """A sentence of a specification that a server has kept or not; None: it can't be told."""
+    name: str
+    sentence: str
+    kept: bool | None
+    seen: str
+    must: bool
+
+    def tap(self, number: int) -> str:
+        """A line of the Test Anything Protocol, version 14, and why; a SHOULD that is not kept is a TODO."""
+        note = " # SKIP" if self.kept is None else "" if self.kept or self.must else " # TODO it is not a MUST"
+        line = f"{'not ' * (self.kept is False)}ok {number} - {self.name}{note}"
+        words = {"sentence": self.sentence, "seen": printable(self.seen)}
+        more = "".join(f"\n  {name}: {json.dumps(word, ensure_ascii=False)}" for name, word in words.items())
+        return f"{line}\n  ---{more}\n  ..." if self.kept is not True else line
+
+
+class EndOfSuite(Error):
+    """A check that all others rest on was not kept."""
+
+
+SENTENCES = {  # of the specifications, by the name of the check
+    "the connection is kept": "Clients SHOULD use, and witnesses SHOULD support, HTTP keep-alive",
+    "signatures of unknown keys are ignored, up to 16 in all":
+        "it MUST ignore signatures from unknown keys … MUST accept at least up to 16 signatures",
+    "a signature of an unknown key with the log's name is ignored":
+        "Verifiers MUST ignore signatures from unknown keys, even if they share a name or ID (but not both) with a "
+        "known key.",
+    "an extension line is cosigned":
+        "Extension lines MAY be included in the checkpoint by the log, and if present MUST be included in the "
+        "cosigned message.",
+    "GET is refused": "The request MUST be an HTTP POST.",
+    "of many requests at once from one size, one is cosigned":
+        "checking the old size against the latest checkpoint and persisting the new checkpoint must be performed "
+        "atomically",
+    "the last checkpoint is served": "A witness SHOULD serve a recent checkpoint for each log it cosigned.",
+    "with its cosignatures and the log's signature":
+        "it MUST include the cosignature(s) from the witness's key(s) that were returned from add-checkpoint and the "
+        "cosignature from the log key(s)",
+    "none is served of an unknown log":
+        "If the witness has never cosigned a checkpoint for that log, it MUST respond with a \"404 Not Found\" HTTP "
+        "status code instead.",
+    "the tiles lead to the root":
+        "Logs MUST serve partial tiles corresponding to tree sizes for which a checkpoint was produced",
+    "a checkpoint is served": "The Signed Tree Head MUST be served as a checkpoint at <prefix>/checkpoint",
+    "its content type": "with `Content-Type: text/plain; charset=utf-8`",
+    "it is not kept in caches": "its headers SHOULD prevent caching beyond a few seconds",
+    "it is signed": "the checkpoint MUST carry at least one Ed25519 signature by the log",
+    "its origin is its key's name": "The log's key name in its signature line SHOULD match the origin line.",
+    "it has no extension lines": "The use of extension lines is NOT RECOMMENDED",
+    "entry bundles and tiles are of the tree":
+        "Each entry in a bundle hashes to the corresponding entry in the corresponding “level 0” Merkle Tree tile. … "
+        "Full tiles MUST be exactly 256 hashes wide",
+    "content type of tiles": "with `Content-Type: application/octet-stream`",
+    "tiles are kept in caches": "This endpoint is immutable, so its caching headers SHOULD be long-lived.",
+    "bundles are compressed": "Entry bundles SHOULD be compressed at the HTTP layer.",
+    "a later checkpoint is consistent":
+        "A log MUST not sign any checkpoint which is inconsistent with any checkpoint it previously signed.",
+    "the same checkpoint is cosigned again":
+        "If all the checks above pass, the witness MUST update its record of the latest cosigned checkpoint and "
+        "respond with a \"200 Success\" HTTP status code.",
+    "a proof from size zero":
+        "If the proof is not empty when the old size is zero … the witness MUST respond with a \"422 Unprocessable "
+        "Entity\" HTTP status code.",
+    "size zero with another root":
+        "A checkpoint of size zero MUST have the root hash of the empty tree … Otherwise, the witness MUST respond "
+        "with a \"422 Unprocessable Entity\" HTTP status code.",
+    "the size in a 409":
+        "The response body MUST consist of the tree size … in decimal, followed by a newline (U+000A). The response "
+        "MUST have a `Content-Type` of `text/x.tlog.size`.",
+    "a level with a leading zero is not served":
+        "MUST be a decimal ASCII integer between 0 and 63, with no additional leading zeroes",
+    "an index that is not padded is not served": "encoded into zero-padded 3-digit path elements",
+    **dict.fromkeys(
+        ("size zero is cosigned", "a larger checkpoint is cosigned", "the same checkpoint is cosigned again",
+         "a checkpoint that is much larger is cosigned", "and the next goes on from there"),
+        "If all the checks above pass, the witness MUST update its record of the latest cosigned checkpoint and "
+        "respond with a \"200 Success\" HTTP status code."),
+    **dict.fromkeys(("an empty tile is not served", "no tile is served beyond the tree", "no bundle beyond the tree"),
+        "Empty tiles MUST NOT be served."),
+}
+
+
+class Suite:
+    """Checks of one server; `tell` gets each one. They send few requests, one after the other, and small ones."""
+
+    def __init__(self, url: str, tell: Callable[[Check], None]) -> None:
+        self.client, self._tell = Client(url, 20), tell
+        self.checks = list[Check]()
+
+    def check(self, name: str, kept: bool | None, seen: str = "", sentence: str = "", must: bool = True) -> bool:
+        sentence = sentence or SENTENCES[name]
+        must = must and not re.search("SHOULD|RECOMMENDED", sentence)
+        self.checks.append(Check(name, sentence, kept, seen, must))
+        self._tell(self.checks[-1])
+        return bool(kept)
+
+    def get(self, path: str, limit: int = MAX_BUNDLE) -> tuple[int, str, bytes]:
+        """The status, content type and body."""
+        return self.client.request("GET", path, None, None, limit)
+
+
+class MadeUpTree:
+    """A tree of `size` entries "0", "1", …: as prove_consistency needs it."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    @staticmethod
+    @functools.lru_cache(1 << 16)
+    def hash(lo: int, hi: int) -> bytes:
+        if hi - lo <= 1:
+            return leaf_hash(str(lo).encode()) if hi > lo else EMPTY_ROOT
+        middle = lo + split(hi - lo)
+        return node_hash(MadeUpTree.hash(lo, middle), MadeUpTree.hash(middle, hi))
+
+
+class Wanted(NamedTuple):
+    """A request to make: of the last size plus `grows`. All else makes it an unusual one, or a bad one."""
+    grows: int = 1
+    old: int = 0  # is added to the old size
+    proof: tuple[bytes, ...] | None = None
+    more_proof: tuple[bytes, ...] = ()
+    root: bytes | None = None
+    name: str = ""  # of the log
+    seed: bytes | None = None
+    spoil: bool = False  # one bit of the signature
+    extension: str = ""
+    more: str = ""  # signature lines
+
+
+GOOD = Wanted()
+REFUSED = (  # what is asked, the status to answer with, and the sentence of tlog-witness that says so
+    ("the checkpoint of an unknown origin", Wanted(name="unknown.example/conformance"), 404,
+     "If the checkpoint origin is unknown, the witness MUST respond with a \"404 Not Found\" HTTP status code."),
+    ("a checkpoint without a signature by a trusted key", Wanted(seed=bytes(32)), 403,
+     "The witness MUST respond with a \"403 Forbidden\" HTTP status code if either no signature from a trusted key for "
+     "the origin is present …"),
+    ("a false signature of a trusted key", Wanted(spoil=True), 403,
+     "… or a signature line's key name and ID match a trusted key but the signature itself fails to verify"),
+    ("an old size above the checkpoint's", Wanted(old=2, proof=()), 400,
+     "The old size MUST be equal to or lower than the checkpoint size. Otherwise, the witness MUST respond with a "
+     "\"400 Bad Request\" HTTP status code."),
+    ("another old size than that of the last checkpoint", Wanted(old=-1), 409,
+     "If it doesn't match, the witness MUST respond with a \"409 Conflict\" HTTP status code."),
+    ("a proof that does not verify", Wanted(proof=(bytes(32),)), 422,
+     "… if a Merkle Consistency Proof doesn't verify, the witness MUST respond with a \"422 Unprocessable Entity\""),
+    ("no proof", Wanted(proof=()), 422,
+     "Otherwise, the consistency proof lines MUST encode a Merkle Consistency Proof from the old size"),
+    ("a proof with a hash too many", Wanted(more_proof=(bytes(32),)), 422,
+     "Otherwise, the consistency proof lines MUST encode a Merkle Consistency Proof from the old size"),
+    ("another root for the same size", Wanted(grows=0, root=bytes(32)), 422,
+     "If the old size matches the checkpoint size, the witness MUST check that the root hashes are also identical."),
+)
+MALFORMED = (  # what is replaced in a good request, and what forbids that; any status from 400 to 499 will do
+    ("an old size with a leading zero", b"old ", b"old 0", 1, "an ASCII decimal with no leading zeroes"),
+    ("an old size with a plus sign", b"old ", b"old +", 1, "encoded as an ASCII decimal"),
+    ("64 lines of proof", b"\n\n", b"\n" + (b"A" * 43 + b"=\n") * 64 + b"\n", 1,
+     "The client MUST NOT send more than 63 consistency proof lines."),
+    ("a hash in base64 without padding", b"=\n", b"\n", 1, "Each consistency proof line MUST encode a single hash"),
+    ("lines that end in CR LF", b"\n", b"\r\n", -1, "Each line MUST terminate in a newline character (U+000A)."),
+    ("a line without the word old", b"old ", b"", 1, "MUST consist of the string `old`, a single space"),
+    ("no signature line", "\n— ".encode(), b"\n- ", 1, "one or more signature lines of this form: em dash"),
+)
+
+
+class WitnessSuite(Suite):
+    """Checks of a witness by tlog-witness, with a log of entries that are made up. `signer` has the log's key."""
+
+    def __init__(
+        self, url: str, keys: Sequence[VerifierKey], signer: Signer, origin: str, tell: Callable[[Check], None]
+    ) -> None:
+        super().__init__(url, tell)
+        self._keys, self._signer, self._origin = keys, signer, origin
+        self._size, self._seconds, self._last = 0, 0, b""  # of the last cosigned checkpoint; its note
+
+    def _body(self, wanted: Wanted = GOOD) -> bytes:
+        size, seed = self._size + wanted.grows, self._signer.seed if wanted.seed is None else wanted.seed
+        tree = Tree(size, MadeUpTree.hash(0, size) if wanted.root is None else wanted.root)
+        proof = wanted.proof
+        if proof is None:
+            good = 0 < self._size <= size
+            proof = tuple(prove_consistency(cast(Tiles, MadeUpTree(size)), self._size)) if good else ()
+        signer = Signer(wanted.name or self._signer.name, seed)
+        extensions = (wanted.extension,) if wanted.extension else ()
+        note = signer.sign(Checkpoint(wanted.name or self._origin, tree, extensions))
+        if wanted.spoil:
+            text, [(_, key_id, value)] = split_note(note)
+            note = f"{text}\n{signature_line(signer.name, key_id, value[:-1] + bytes([value[-1] ^ 1]))}".encode()
+        proof += wanted.more_proof
+        return AddCheckpoint(max(self._size + wanted.old, 0), proof, note + wanted.more.encode()).encode()
+
+    def _post(self, body: bytes, client: Client | None = None) -> tuple[int, str, bytes]:
+        return (client or self.client).request("POST", "/add-checkpoint", body, {}, MAX_ADD_CHECKPOINT)
+
+    def _refuses(
+        self, name: str, body: bytes, statuses: Collection[int], sentence: str = "", must: bool = True
+    ) -> int:
+        """Checks that a request is answered with one of `statuses`, or the first one with 409; returns the status."""
+        got, kind, answer = self._post(body)
+        if got == 409 and not self._size:
+            self._size = parse_decimal(answer.decode(errors="replace").removesuffix("\n"))
+            self.check(name, None, f"the witness has cosigned size {self._size} of this log before")
+            return got
+        if got == 200:  # it may have cosigned that: the next checks go on from there
+            with contextlib.suppress(Error):
+                self._size = Checkpoint.parse(split_note(body.partition(b"\n\n")[2])[0]).tree.size
+        self.check(name, got in statuses, f"status {got}: {answer[:200]!r}", sentence, must)
+        if got == 409 and 409 in statuses:
+            kept = (answer, kind) == (b"%d\n" % self._size, "text/x.tlog.size")
+            self.check("the size in a 409", kept, f"{kind}: {answer[:200]!r}")
+        return got
+
+    def _cosigns(self, name: str, wanted: Wanted = GOOD) -> bool:
+        """Checks that a good request is cosigned by all keys; the next is about what comes after it."""
+        body = self._body(wanted)
+        status, _, answer = self._post(body)
+        note = AddCheckpoint.parse(body).note
+        try:
+            if status != 200:
+                raise Unavailable(f"status {status}: {answer[:200]!r}")
+            text, lines = split_note(note)[0], take_cosignatures(split_note(note)[0], answer, self._keys)
+            times = open_note(text.encode() + b"\n" + answer, self._keys)[1]
+            if missing := [key.key_id.hex() for key in self._keys if key not in lines]:
+                raise BadSignature(f"no cosignature of the key {', '.join(missing)}")
+            if min(times.values()) < self._seconds or abs(min(times.values()) - time.time()) > MAX_SKEW:
+                raise BadSignature(f"the times {sorted(times.values())} go back, or are far from {time.time():.0f}")
+        except Error as error:
+            return self.check(name, False, str(error))
+        self._size += wanted.grows
+        self._seconds, self._last = min(times.values()), note
+        return self.check(name, True)
+
+    def run(self) -> None:
+        self._first_contact()
+        if not self._cosigns("a larger checkpoint is cosigned", Wanted(3)):
+            raise EndOfSuite("it does not cosign a good checkpoint: no more is checked")
+        self.check("the connection is kept", self.client.connected)
+        self._cosigns("the same checkpoint is cosigned again", Wanted(0))
+        self._cosigns("a checkpoint that is much larger is cosigned", Wanted(300))
+        for name, wanted, status, sentence in REFUSED:
+            self._refuses(name, self._body(wanted), [status], sentence)
+        for name, old, new, count, sentence in MALFORMED:
+            self._refuses(name, self._body().replace(old, new, count), range(400, 500), sentence, must=False)
+        others = "".join(signature_line(f"other{i}.example", bytes([i] * 4), bytes(64)) for i in range(15))
+        self._cosigns("signatures of unknown keys are ignored, up to 16 in all", Wanted(more=others))
+        alike = signature_line(self._signer.name, bytes(4), bytes(64))
+        self._cosigns("a signature of an unknown key with the log's name is ignored", Wanted(more=alike))
+        self._cosigns("an extension line is cosigned", Wanted(extension="an extension"))
+        self._race()
+        self._monitoring()
+        status, _, answer = self.get("/add-checkpoint")
+        self.check("GET is refused", status in range(400, 500),
+                   f"status {status}: {answer[:200]!r}")
+
+    def _first_contact(self) -> None:
+        """What can be seen only before the first cosignature; and which size the witness has."""
+        status = self._refuses("a proof from size zero", self._body(Wanted(2, proof=(bytes(32),))), [422])
+        if status in (403, 404):
+            raise Malformed(f"{self.client.url} answers {status}: it has to know the log {self._origin} by the key "
+                            f"{encode_vkey(self._signer.key)}")
+        if self._size == 0:
+            self._refuses("size zero with another root", self._body(Wanted(0, root=bytes(32))), [422])
+            self._cosigns("size zero is cosigned", Wanted(0))
+
+    def _race(self) -> None:
+        """Eight requests at once, to different sizes from one."""
+        bodies = [self._body(Wanted(grows)) for grows in range(1, 9)]
+
+        def post(body: bytes) -> tuple[int, str, bytes]:
+            with contextlib.closing(Client(self.client.url, 20)) as client:
+                return self._post(body, client)
+
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            answers = [status for status, _, _ in pool.map(post, bodies)]
+        kept = answers.count(200) == 1 and set(answers) <= {200, 409, 429, 503}
+        self.check("of many requests at once from one size, one is cosigned", kept, f"statuses {answers}")
+        if answers.count(200) == 1:
+            self._size += answers.index(200) + 1
+            self._cosigns("and the next goes on from there")
+
+    def _monitoring(self) -> None:
+        path = f"/{hashlib.sha256(self._origin.encode()).hexdigest()}/checkpoint"
+        status, _, note = self.get(path)
+        if self.check("the last checkpoint is served", status == 200, f"GET {path}: status {status}"):
+            try:
+                text, signed = open_note(note, [*self._keys, self._signer.key])
+                missing = [key.name for key in (*self._keys, self._signer.key) if key not in signed]
+                late = text != split_note(self._last)[0]
+                seen = f"without a signature of {missing}" if missing else "an older one, which it may be for an hour"
+                kept = False if missing else None if late else True
+            except Error as error:
+                seen, kept = str(error), False
+            self.check("with its cosignatures and the log's signature", kept, seen)
+        status, _, _ = self.get(f"/{'0' * 64}/checkpoint")
+        self.check("none is served of an unknown log", status == 404, f"status {status}")
+
+
+class LogSuite(Suite):
+    """Checks of what a log serves by tlog-tiles. Reads some tiles and bundles of each kind: a monitor reads all."""
+
+    def __init__(self, url: str, policy: Policy, tell: Callable[[Check], None]) -> None:
+        super().__init__(url, tell)
+        self._policy = policy
+        self._kinds, self._caching, self._zipped = Counter[str](), Counter[str](), Counter[str]()
+
+    def run(self) -> None:
+        tree = self._checkpoint()
+        try:
+            tiles = AuthenticTiles(tree, self._tile)
+            self.check("the tiles lead to the root", True)
+        except (BadProof, Unavailable) as error:
+            self.check("the tiles lead to the root", False, str(error))
+            raise EndOfSuite("its tiles do not lead to its root: no more is checked") from None
+        self._samples(tree, tiles)
+        self._absent(tree)
+        self._later(tree)
+
+    def _checkpoint(self) -> Tree:
+        status, kind, note = self.get("/checkpoint", MAX_NOTE)
+        self.check("a checkpoint is served", status == 200, f"status {status}")
+        self.check("its content type", kind.replace(" ", "").lower() == "text/plain;charset=utf-8", kind)
+        caching = self.client.last.caching
+        self.check("it is not kept in caches", is_kept_for(caching) <= 10, caching)
+        try:
+            checkpoint = open_checkpoint(note, dataclasses.replace(self._policy, quorum=Quorum(0, ())))
+            self.check("it is signed", True)
+        except Error as error:
+            self.check("it is signed", False, str(error))
+            raise EndOfSuite("its checkpoint is not signed by the key: no more is checked") from None
+        named = checkpoint.origin in {key.name for key in self._policy.logs}
+        self.check("its origin is its key's name", named, checkpoint.origin)
+        self.check("it has no extension lines", not checkpoint.extensions, " | ".join(checkpoint.extensions))
+        return checkpoint.tree
+
+    def _tile(self, level: int | None, index: int, width: int) -> bytes:
+        path = tile_path(level, index, width)
+        status, kind, data = self.get(f"/{path}")
+        if status != 200:
+            raise Unavailable(f"{path}: status {status}")
+        self._kinds[kind] += 1
+        self._caching[self.client.last.caching] += 1
+        if level is None:
+            self._zipped[self.client.last.encoding] += 1
+        return data
+
+    def _samples(self, tree: Tree, tiles: Tiles) -> None:
+        """The first and the last bundles, and some between; the tiles above them are read for that."""
+        last = (tree.size - 1) // 256
+        some = sorted({0, 1, last - 1, last, *(last * i // 5 for i in range(6))} & set(range(last + 1)))
+        wrong = list[str]()
+        for n in some if tree.size else ():
+            path = tile_path(None, n, width := min(256, tree.size - 256 * n))
+            try:
+                entries = split_bundle(self._tile(None, n, width))
+                if leaf_hashes(entries) != tiles.expanded(0, n)[0]:
+                    wrong.append(f"{path} has other entries than the tree, or another number of them")
+            except Error as error:
+                wrong.append(f"{path}: {error}")
+        skip, read = None if not tree.size else True, f"{sum(self._kinds.values())} files"
+        self.check("entry bundles and tiles are of the tree", skip and not wrong, "; ".join(wrong) or read)
+        others = {kind for kind in self._kinds if kind.partition(";")[0].strip() != "application/octet-stream"}
+        self.check("content type of tiles", skip and not others, ", ".join(others))
+        brief = {caching or "no Cache-Control" for caching in self._caching if is_kept_for(caching) < 3600}
+        self.check("tiles are kept in caches", skip and not brief, ", ".join(brief))
+        self.check("bundles are compressed", skip and "" not in self._zipped, "no Content-Encoding, with gzip accepted")
+
+    def _absent(self, tree: Tree) -> None:
+        index = tree.size // 256
+        for name, path in (
+            ("an empty tile is not served", f"{tile_path(0, index)}.p/0"),
+            ("no tile is served beyond the tree", tile_path(0, index + 1000)),
+            ("no bundle beyond the tree", tile_path(None, index + 1000)),
+            ("a level with a leading zero is not served", f"tile/00/{tile_path(0, 0)[7:]}"),
+            ("an index that is not padded is not served", "tile/0/0"),
+        ):
+            status, _, _ = self.get(f"/{path}")
+            self.check(name, status != 200, f"{path}: status {status}")
+
+    def _later(self, tree: Tree) -> None:
+        """A checkpoint that is served now extends the first one."""
+        try:
+            policy = dataclasses.replace(self._policy, quorum=Quorum(0, ()))
+            later = open_checkpoint(self.get("/checkpoint", MAX_NOTE)[2], policy).tree
+            grown = later.size > tree.size
+            proof = prove_consistency(AuthenticTiles(later, self._tile), tree.size) if grown else []
+            check_consistency(tree, later, proof)
+            seen, kept = f"sizes {tree.size} and {later.size}", True
+        except Error as error:
+            seen, kept = str(error), False
+        self.check("a later checkpoint is consistent", kept, seen)
+
+
+def is_kept_for(caching: str) -> float:
+    """The seconds that a Cache-Control header lets a cache keep an answer; 0 if it does not say."""
+    words = dict(word.strip().lower().partition("=")[::2] for word in caching.split(","))
+    if "no-cache" in words or "no-store" in words:
+        return 0
+    ages = [float(words[name]) for name in ("max-age", "s-maxage") if re.fullmatch("[0-9]{1,10}", words.get(name, ""))]
+    return max(ages, default=0)
+
+
+def cmd_conformance(args: argparse.Namespace) -> int:
+    if bool(args.witness) == bool(args.log):
+        raise Malformed("give --witness U or --log U")
+
+    def tell(check: Check) -> None:
+        if not args.json:
+            print(check.tap(len(suite.checks)), flush=True)
+
+    if args.witness:
+        if not args.private_key or not args.witness_public_key:
+            raise Malformed("a witness is asked with --private-key F, the key of a log made up for this, whose public "
+                            "key it knows, and held to --witness-public-key F")
+        signer = read_signer(args.private_key)
+        if signer.kind != ED25519:
+            raise Malformed(f"{args.private_key} is not an Ed25519 key")
+        keys = [as_witness(read_vkey(path)) for path in args.witness_public_key]
+        suite: WitnessSuite | LogSuite = WitnessSuite(args.witness, keys, signer, args.origin or signer.name, tell)
+    else:
+        suite = LogSuite(args.log, read_policy(args), tell)
+    if not args.json:
+        print("TAP version 14", flush=True)
+    try:
+        with contextlib.closing(suite.client):
+            suite.run()
+    except EndOfSuite as error:
+        logger.error("%s", error)
+    broken = [check for check in suite.checks if check.kept is False]
+    musts = [check for check in broken if check.must]
+    kept, skipped = (sum(check.kept is value for check in suite.checks) for value in (True, None))
+    if args.json:
+        print(json.dumps({"url": args.witness or args.log, "kept": kept, "broken": len(musts), "skipped": skipped,
+                          "checks": [check._asdict() for check in suite.checks]}, ensure_ascii=False, indent=1))
+    else:
+        others = len(broken) - len(musts)
+        print(f"1..{len(suite.checks)}\n# {kept} kept; {len(musts)} not; {others} not, but no MUST; {skipped} skipped")
+    return 1 if musts else 0
+
+
 # --- A demonstration ------------------------------------------------------------------------------------------
 
 def cmd_demo(args: argparse.Namespace) -> int:
@@ -10116,6 +10565,14 @@ def _care_commands(command: Command) -> None:
     add = command(cmd_fsck, "recompute and check all that a log's folder holds", "--storage-dir btlog-data")
     add("--storage-dir", default="btlog-data", metavar="D", help="the folder of the log, or of a monitor")
     add("--repair", action="store_true", help="rebuild tiles and look-up keys, if the entries match the signed root")
+
+    example = "--witness http://127.0.0.1:8081 --witness-public-key witness-public.key --private-key test-log.key"
+    add = command(cmd_conformance, "hold a witness or a log of anyone to the specifications, from outside", example)
+    add("--witness", metavar="U", help="the submission prefix of a witness (c2sp.org/tlog-witness)")
+    add("--private-key", metavar="F", help="the key of a log made up for this, whose public key the witness knows")
+    add("--log", metavar="U", help="a log's URL (c2sp.org/tlog-tiles), with --policy or --public-key")
+    add("--json", action="store_true", help="print JSON, in the place of the Test Anything Protocol")
+    _add_policy(add)
 
     command(cmd_demo, "show, in a temporary folder, what a log does and what it refuses", "")
 

@@ -2914,12 +2914,13 @@ def test_health_as_a_command(log: LocalLog) -> None:
 
 COMMANDS = [
     "keygen", "vkey", "core", "serve", "witness", "add", "verify", "proxy", "fsck", "health", "monitor", "export", "ingest", "demo",
+    "conformance",
 ]
 
 
 def test_help_reads_well() -> None:
     top = exits(0, "", "--help", lines=0)
-    assert all(re.search(rf"^    {name} ", top, re.MULTILINE) for name in COMMANDS)
+    assert all(re.search(rf"^    {name}(?: |$)", top, re.MULTILINE) for name in COMMANDS)
     assert exits(2, "") == top
     for name in COMMANDS:
         text = exits(0, "", name, "--help")
@@ -3357,6 +3358,108 @@ def test_a_log_at_several_urls(tmp_path: Path) -> None:
         found_ = [call_btlog("verify", str(tmp_path / name), "--public-key", key_file(tmp_path), *urls)[:2] for urls in (
             ("--log-url", dead.url), ("--log-url", dead.url, "--log-url", static.web.url))]
         assert [code for code, _ in found_] == [3, 1]  # another checksum is logged
+
+
+# --- Conformance ---------------------------------------------------------------------------------------------------------
+
+def held(*args: str, cwd: Path) -> tuple[int, dict[str, bool | None]]:
+    """The exit code of `conformance`, and each check by its name; the TAP says the same as the JSON."""
+    told_ = run_btlog("conformance", *args, "--json", cwd=cwd)
+    return told_.returncode, {check["name"]: check["kept"] for check in json.loads(told_.stdout)["checks"]}
+
+
+@pytest.fixture(scope="module")
+def test_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("conformance")
+    run_btlog("keygen", "--origin", "test.example/log", "--private-key-path", "t.key", "--public-key-path", "t.pub", cwd=folder)
+    return folder
+
+
+def test_conformance_of_a_witness(test_log: Path) -> None:
+    """This one keeps all, at first and again; each sentence is from the specification that is named."""
+    keys = ("--witness-public-key", "witness-public.key", "--private-key", "t.key")
+    with running("witness", "--origin", "w.example", "--log-public-key", "t.pub", cwd=test_log) as witness:
+        seen_ = run_btlog("conformance", "--witness", witness.url, *keys, cwd=test_log)
+        lines = seen_.stdout.splitlines()
+        assert (seen_.returncode, lines[0], lines[-2:]) == (
+            0, "TAP version 14", ["1..33", "# 33 kept; 0 not; 0 not, but no MUST; 0 skipped"]), seen_.stdout
+        assert [line.split(" - ")[0] for line in lines[1:-2]] == [f"ok {i + 1}" for i in range(33)]
+        code, checks = held("--witness", witness.url, *keys, cwd=test_log)
+        assert (code, list(checks.values())) == (0, [None] + [True] * 30)
+        exits(2, "", "conformance", "--witness", witness.url, cwd=test_log)
+        exits(2, "", "conformance", cwd=test_log)
+        (test_log / "o.key").write_text(LOG_SKEY)
+        told_ = run_btlog("conformance", "--witness", witness.url, *keys[:3], "o.key", cwd=test_log)
+        assert (told_.returncode, "it has to know the log" in told_.stderr) == (2, True)
+        told_ = run_btlog("conformance", "--witness", witness.url, *keys[:1], "t.pub", *keys[2:], cwd=test_log)
+        assert (told_.returncode, "it does not cosign a good checkpoint" in told_.stderr) == (1, True)
+    exits(3, "", "conformance", "--witness", witness.url, *keys, cwd=test_log)
+
+
+WRONG_ANSWERS: dict[str, Callable[[int, str, bytes], tuple[int, str, bytes]]] = {
+    "the checkpoint of an unknown origin": lambda status, kind, data: (500 if status == 404 else status, kind, data),
+    "a checkpoint without a signature by a trusted key": lambda status, kind, data: (401 if status == 403 else status, kind, data),
+    "an old size above the checkpoint's": lambda status, kind, data: (422 if b"above" in data else status, kind, data),
+    "no proof": lambda status, kind, data: (400 if status == 422 else status, kind, data),
+    "the size in a 409": lambda status, kind, data: (status, "text/plain" if status == 409 else kind, data),
+    "a larger checkpoint is cosigned": lambda status, kind, data: (status, kind, b"" if status == 200 else data),
+    "with its cosignatures and the log's signature": lambda status, kind, data: (
+        status, kind, re.sub("— w.example .*\n".encode(), b"", data) if data.startswith(b"test.example") else data),
+    "an old size with a leading zero": lambda status, kind, data: (500 if status == 400 else status, kind, data),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRONG_ANSWERS)
+def test_conformance_of_a_witness_that_answers_wrongly(test_log: Path, tmp_path: Path, name: str) -> None:
+    shutil.copytree(test_log, tmp_path / "x")
+
+    def relay(handler: btlog.Handler, body: btlog.Body) -> Any:
+        async def answer() -> btlog.Response:
+            data = await body.all(10**6)
+            what = (real.url, handler.path, handler.command, data or None)
+            status, headers, text = await asyncio.get_running_loop().run_in_executor(None, ask, *what)
+            status, kind, text = WRONG_ANSWERS[name](status, headers["content-type"], text)
+            return btlog.Response(text, kind, status)
+
+        return answer()
+
+    with (
+        running("witness", "--database-path", "new.db", "--private-key", "witness-private.key", "--log-public-key", "t.pub",
+                cwd=tmp_path / "x") as real,
+        contextlib.closing(Local(relay)) as gate,
+    ):  # fmt: skip
+        keys = ("--witness-public-key", "witness-public.key", "--private-key", "t.key")
+        code, checks = held("--witness", gate.url, *keys, cwd=tmp_path / "x")
+        assert (code, checks[name]) == (1, False)
+
+
+def test_conformance_of_a_log(test_log: Path, tmp_path: Path, log: LocalLog) -> None:
+    key = ("--public-key", key_file(tmp_path))
+    assert bulk(log.url, many_lines(0, 700))[0] == 200
+    code, checks = held("--log", log.url, *key, cwd=tmp_path)
+    assert (code, checks) == (0, dict.fromkeys(checks, True))
+    assert len(checks) == 17
+    with contextlib.closing(StaticLog(tmp_path / "static", 600)) as static:
+        code, checks = held("--log", static.web.url, *key, cwd=tmp_path)
+        assert [name for name, kept in checks.items() if not kept] == [
+            "its content type", "tiles are kept in caches", "bundles are compressed"]
+        for path_, name in (
+            ("checkpoint", "it is signed"), ("tile/0/002.p/88", "the tiles lead to the root"),
+            ("tile/0/001", "entry bundles and tiles are of the tree"),
+            ("tile/entries/000", "entry bundles and tiles are of the tree"),
+            ("tile/entries/002.p/88", "entry bundles and tiles are of the tree"),
+        ):  # fmt: skip
+            static.spoil(path_, flip(77))
+            code, checks = held("--log", static.web.url, *key, cwd=tmp_path)
+            assert (code, checks[name]) == (1, False), path_
+            static.repent()
+        note = [static.notes[600]]
+        static.grow_to(601)
+        note.append(SIGNER.sign(Checkpoint(LOG.name, Tree(601, bytes(32)))))
+        static.web.instead = lambda path_: (200, "text/plain", note[len(static.web.asked) > 1]) if path_ == "/checkpoint" else None
+        static.web.asked.clear()
+        code, checks = held("--log", static.web.url, *key, cwd=tmp_path)
+        assert (code, checks["a later checkpoint is consistent"]) == (1, False)
 
 
 def test_a_monitor_and_a_verifier_of_a_log_whose_origin_is_not_its_keys_name(tmp_path: Path) -> None:
@@ -4205,7 +4308,7 @@ def test_the_example_of_the_readme(tmp_path: Path) -> None:
 
 def test_the_readme_names_what_there_is() -> None:
     foreign = r"pip install --report|docker compose .*|useradd .*|(?:un)?mount .*|--(?:hash|find-links|only-binary|require-hashes|extra-index-url)"
-    flags = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", re.sub(foreign, "", README)))
+    flags = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", re.sub(foreign, "", README)))
     actions: list[Any] = list(btlog.parser()._actions)
     subparsers: dict[str, Any] = next(dict(a.choices) for a in actions if isinstance(a.choices, dict))
     assert len(flags) > 12
