@@ -3252,6 +3252,17 @@ def test_a_listed_log_has_its_requests_a_day(witness: LocalWitness) -> None:
     assert [cosign(witness, request_for(i, i + 1))[0] for i in range(9)] == [200] * 9  # not listed: not counted
 
 
+def test_a_witness_s_database_of_an_older_version(tmp_path: Path) -> None:
+    """It had no table for what lists say of logs; it goes on with what it knows."""
+    older = re.sub("CREATE TABLE listed .*", "", btlog.WITNESS_SCHEMA)
+    btlog.Database.create(tmp_path / "w.db", btlog.WITNESS_ID, older)
+    for size in 3, 5:
+        with contextlib.closing(LocalWitness(tmp_path / "w.db")) as server:
+            assert cosign(server, request_for(size - 3 if size == 3 else 3, size))[0] == 200
+            server.witness.discover("x", LISTED.encode())
+            assert list(server.witness.listed) == ["go.sum database tree"]
+
+
 def test_a_witness_reads_lists(tmp_path: Path) -> None:
     """From a file and from a server, at the start and on SIGHUP, also gzip; what is no list later changes nothing."""
     pages: dict[str, HtmlOrJson] = {"/log-list.1": (200, {}, b"x")}
