@@ -4484,19 +4484,23 @@ class WitnessClient:
             with self._wake:
                 self._wake.wait_for(lambda: self._next)
                 round_, self._next = cast(CosigningRound, self._next), None
-            start = time.monotonic()
-            try:
-                lines = self._ask(round_)
-            except LogBehindWitness as error:
-                self._log.tell(Sequencer.halt, str(error))
-            except Error as error:
-                self._decline(round_, str(error))
-            except Exception:
-                logger.exception("witness %s: internal error", self.name)
-                self._decline(round_, "internal error")
-            else:
-                self.latency.add(time.monotonic() - start)
-                self._cosign(round_, lines)
+            self._attend(round_)
+
+    def _attend(self, round_: CosigningRound) -> None:
+        """Asks for a cosignature now, and tells the log what came of it."""
+        start = time.monotonic()
+        try:
+            lines = self._ask(round_)
+        except LogBehindWitness as error:
+            self._log.tell(Sequencer.halt, str(error))
+        except Error as error:
+            self._decline(round_, str(error))
+        except Exception:
+            logger.exception("witness %s: internal error", self.name)
+            self._decline(round_, "internal error")
+        else:
+            self.latency.add(time.monotonic() - start)
+            self._cosign(round_, lines)
 
     def _cosign(self, round_: CosigningRound, lines: dict[VerifierKey, str]) -> None:
         if self.dark_since:
@@ -4698,18 +4702,22 @@ class Log:
 
     def _run(self) -> None:
         while action := self._next():
-            try:
-                signed = self._do(action)
-            except (Corrupt, CommitFailed, BadProof) as error:
-                self._not_done(action, f"stopped: {error}", lost=True)
-            except Unavailable as error:
-                self._not_done(action, str(error), lost=False)
-            except Exception:
-                logger.exception("internal error")
-                self._not_done(action, "stopped by an internal error", lost=True)
-            else:
-                if isinstance(action, (Commit, Publish, Probe)):
-                    self.tell(Sequencer.done, time.monotonic(), signed)
+            self._perform(action)
+
+    def _perform(self, action: Action) -> None:
+        """Does an action, and tells the sequencer what came of it."""
+        try:
+            signed = self._do(action)
+        except (Corrupt, CommitFailed, BadProof) as error:
+            self._not_done(action, f"stopped: {error}", lost=True)
+        except Unavailable as error:
+            self._not_done(action, str(error), lost=False)
+        except Exception:
+            logger.exception("internal error")
+            self._not_done(action, "stopped by an internal error", lost=True)
+        else:
+            if isinstance(action, (Commit, Publish, Probe)):
+                self.tell(Sequencer.done, time.monotonic(), signed)
 
     def _next(self) -> Action | None:
         """Waits for the sequencer's next action; None at the end."""

@@ -55,10 +55,10 @@ import time
 import tracemalloc
 import urllib.parse
 import zipfile
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from xml.etree import ElementTree
 
 import nacl.signing
@@ -3356,7 +3356,8 @@ def test_a_log_at_several_urls(tmp_path: Path) -> None:
             assert follow(older, dead, static.web).code == 0  # by what is at the first that answers
             (tmp_path / "001").rename(static.tree / "tile" / "entries" / "001")
             assert follow(static.web, dead).code == 0
-            assert btlog.LogStore(tmp_path / "mirror", read_only=True).tree("published").size == 600
+            with contextlib.closing(btlog.LogStore(tmp_path / "mirror", read_only=True)) as store:
+                assert store.tree("published").size == 600
             for webs in (older, static.web), (older, dead, static.web):
                 assert follow(*webs).code == 0
             seen_ = follow(older, dead)
@@ -14310,6 +14311,851 @@ def test_every_lesson_has_a_test() -> None:
     assert borne.keys() <= set(range(1, 69)) - {23, 48}  # nor is there one that nobody can look up
 
 
+# --- A world in a seed: logs, witnesses, a monitor and a thief in one thread, by the program's own code -------------------------
+# Below them: a clock, disks, a network and processes that chance decides of. One seed is one history, and replays exactly.
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+class Wrong(BaseException):
+    """What must never be; no Exception, so that the program's own code can't take it for one of its errors."""
+
+
+def must(condition: object, otherwise: str) -> None:
+    if not condition:
+        raise Wrong(otherwise)
+
+
+@dataclass
+class FakeSigned:
+    signature: bytes
+
+
+class FakeKey:
+    """Signatures that only cost a hash: nobody forges one here but by holding the signer."""
+
+    def __init__(self, key: bytes) -> None:
+        self._key = key
+
+    def sign(self, message: bytes) -> Any:
+        return FakeSigned(fake_signature(self._key, message))
+
+
+def fake_signature(key: bytes, message: bytes) -> bytes:
+    return hashlib.sha512(key + message).digest()
+
+
+class FakeSigner(btlog.Signer):
+    @functools.cached_property
+    def _key(self) -> Any:
+        return FakeKey(self.key.key)
+
+    @functools.cached_property
+    def key(self) -> VerifierKey:
+        return VerifierKey(self.name, 1, hashlib.sha256(self.seed).digest())
+
+
+LOG_SIGNER = FakeSigner("log.example", b"log" * 10 + b"xx")
+WITNESS_SIGNERS = [FakeSigner(f"w{i}.example", b"witness%d" % i * 4) for i in range(5)]
+WORLD_KEYS = [signer.witness_key for signer in WITNESS_SIGNERS]
+WORLD_ENTRIES = [Entry(f"x-{i}.zip", "sha256:" + hashlib.sha256(b"%d" % i).hexdigest()).encode() for i in range(200)]
+WORLD_LEAVES = {entry: leaf_hash(entry) for entry in WORLD_ENTRIES}
+
+
+TROUBLES = ["nothing", "nothing", "disks", "disks", "backup", "lost writes", "copy", "thief", "conspiracy"]
+
+
+class History:
+    """One history. `tainted` says that a log's disk went back, or a key got out."""
+
+    def __init__(self, seed_: int) -> None:
+        self.r, self.now, self.calm = random.Random(seed_), 1000.0, False
+        n = self.r.choice([1, 3, 3, 4, 5])
+        k = n // 2 + 1
+        self.bad = self.r.choice(TROUBLES)
+        # Fewer than any two quorums share, or enough for two histories.
+        self.liars = k if self.bad == "conspiracy" else self.r.randrange(min(2 * k - n, n - k + 1)) if n > 1 else 0
+        keys = WORLD_KEYS[:n]
+        urls = tuple((key, f"http://w{i}.example") for i, key in enumerate(keys))
+        self.policy = Policy((LOG_SIGNER.key,), tuple(keys), Quorum(k, tuple(keys)), urls)
+        self.tainted = self.bad not in ("nothing", "disks")
+        self.trees: dict[bytes, tuple[bytes, ...]] = {btlog.EMPTY_ROOT: ()}  # the entries of each tree that was signed
+        self.quorums: dict[int, bytes] = {}  # the roots of all trees that met the quorum, by size
+        self.acked: dict[bytes, int] = {}
+        self.later: list[tuple[float, int, Callable[[], None]]] = []
+        self.events = 0
+        self.trace = hashlib.sha256()
+        self.witnesses: list[WitnessNode] = [
+            (LiarNode if i < self.liars else WitnessNode)(self, signer) for i, signer in enumerate(WITNESS_SIGNERS[:n])
+        ]
+        self.by_url = {f"http://w{i}.example": witness for i, witness in enumerate(self.witnesses)}
+        self.logs = [LogNode(self, Shelf())]
+        self.thief = Shelf()
+        self.watcher = Watcher(self)
+        self.pending: list[Pending] = []
+        self.backup: Shelf | None = None
+        self.next_entry = 0
+
+    def chance(self, probability: float) -> bool:
+        return not self.calm and self.r.random() < probability
+
+    def at(self, delay: float, do: Callable[[], None]) -> None:
+        self.events += 1
+        bisect.insort(self.later, (self.now + delay, self.events, do), key=lambda item: item[:2])
+
+    def note_tree(self, tree: Tree, entries: Sequence[bytes]) -> None:
+        self.trees[tree.root] = tuple(entries)
+
+    def met(self, note: bytes) -> Checkpoint:
+        """A checkpoint that met the quorum: no other may contradict it."""
+        try:
+            checkpoint = open_checkpoint(note, self.policy)
+        except btlog.Error as error:
+            raise Wrong(f"a checkpoint that the policy does not accept: {error}") from None
+        tree = checkpoint.tree
+        self.trace.update(tree.root)
+        if self.quorums.get(tree.size) != tree.root:
+            must(self.bad == "conspiracy" or self.continues(self.trees[tree.root]), "two cosigned trees contradict each other")
+            self.quorums[tree.size] = tree.root
+        return checkpoint
+
+    def continues(self, entries: Sequence[bytes]) -> bool:
+        """If entries contradict nothing that has met the quorum."""
+        return all(self.trees[root][: len(entries)] == tuple(entries[:size]) for size, root in self.quorums.items())
+
+    def included(self, tree: Tree) -> None:
+        """What is acknowledged is in a checkpoint that is published now."""
+        entries = self.trees[tree.root]
+        for entry, index in self.acked.items():
+            must(entries[index : index + 1] == (entry,), f"acknowledged at {index}, and not in the tree of {tree.size}")
+
+    def commit(self, apply: Callable[[], None]) -> None:
+        """What a disk does with a commit."""
+        if not self.chance(0.15 if self.bad == "disks" else 0.03):
+            apply()
+            return
+        what = self.r.randrange(6)
+        if what in (1, 3, 4):
+            apply()
+        if what < 2:
+            raise Killed
+        if what < 4:
+            raise btlog.CommitFailed("the commit failed")
+        if what == 5:
+            raise btlog.Unavailable("database or disk is full")
+
+    def step(self) -> None:
+        self.now += self.r.choice([0, 0.001, 0.05, 0.4, 3])
+        while self.later and self.later[0][0] <= self.now:
+            self.later.pop(0)[2]()
+        what = self.r.random()
+        node = self.r.choice(self.logs)
+        if what < (0.2 if self.calm else 0.45):
+            self.submit(node)
+        elif what < 0.5 and self.pending:
+            self.r.choice(self.pending).give_up()
+        elif self.chance(0.05):
+            node.kill()
+        elif self.chance(0.05):
+            self.r.choice(self.witnesses).kill()
+        elif what > 0.93:
+            self.disaster()
+        elif what > 0.85:
+            self.watcher.look(node)
+        for node in self.logs:
+            node.run()
+            if node.log and not self.tainted and node.log.sequencer.published:
+                self.included(node.log.sequencer.published.tree)
+        for waiting in self.pending:
+            if waiting.log and waiting.node.log is waiting.log:
+                machine = waiting.log.sequencer
+                kept = [*machine.queue, *machine.unpublished, *(s for a in machine._todo if isinstance(a, btlog.Answer) for s in a.submissions)]
+                must(waiting.submission in kept, "a client waits for what is forgotten")
+
+    def disaster(self) -> None:
+        """What the operator, or somebody else, does."""
+        if self.calm:
+            return
+        if self.bad == "backup" and (self.backup is None or self.r.random() < 0.5):
+            self.backup = self.logs[0].shelf.copy()
+        elif self.bad == "backup":
+            self.logs[0].kill()
+            self.logs[0].shelf = cast(Shelf, self.backup).copy()
+        elif self.bad == "copy" and len(self.logs) < 2:
+            self.logs.append(LogNode(self, self.logs[0].shelf.copy()))
+        elif self.bad == "lost writes" and len(self.logs[0].shelf.older) > 1:
+            self.logs[0].kill()
+            self.logs[0].shelf = self.r.choice(self.logs[0].shelf.older[-3:]).copy()
+        elif self.bad in ("thief", "conspiracy"):
+            self.steal()
+
+    def steal(self) -> None:
+        """The thief signs a history of its own, that begins with some part of the log's, and has it cosigned."""
+        ours = self.logs[0].shelf.entries
+        if self.r.random() < 0.4:
+            self.thief.entries = ours[: self.r.randrange(len(ours) + 1)]
+        self.thief.entries.append(self.r.choice(WORLD_ENTRIES[150:]))
+        self.thief.entries = list(dict.fromkeys(self.thief.entries))
+        tree = tree_over(self.thief.entries)
+        self.note_tree(tree, self.thief.entries)
+        note = LOG_SIGNER.sign(Checkpoint(LOG_SIGNER.name, tree))
+        lines = []
+        for witness in self.witnesses:
+            old = min(witness.kept.tree.size if witness.kept else 0, tree.size)
+            proof = tuple(btlog.prove_consistency(tiles_over(self.thief.entries), old))
+            status, _, answer = witness.answer("POST", "/add-checkpoint", btlog.AddCheckpoint(old, proof, note).encode())
+            lines += [answer] if status == 200 else []
+        whole = note + b"".join(lines)
+        with contextlib.suppress(btlog.Error):
+            open_checkpoint(whole, self.policy)
+            self.met(whole)
+            self.watcher.notes.append(whole)
+
+    def submit(self, node: LogNode) -> None:
+        entry = WORLD_ENTRIES[self.next_entry % 120] if self.r.random() < 0.8 else self.r.choice(WORLD_ENTRIES[:120])
+        self.next_entry += 1
+        Pending(self, node, entry)
+
+    def end(self) -> None:
+        """Faults end, and those who lied still do. The log lives again, or it has said why it never will."""
+        self.calm = True
+        for node in self.logs:
+            node.restart_at = min(node.restart_at, self.now + 1)
+        for _ in range(24):
+            self.step()
+            self.now += 3
+        for node in self.logs:
+            halted = not node.log or (node.log.sequencer._halt_reason != "")
+            must(self.tainted or not halted, f"a log whose disk is good has ended: {node.log and node.log.trouble}")
+            if node.log and not halted and self.bad != "conspiracy":
+                must(not node.log.trouble, f"it lives not again: {node.log.trouble}")
+        self.watcher.end()
+
+
+class Pending:
+    """A client that waits for an answer, and gives up at some time."""
+
+    def __init__(self, world: History, node: LogNode, entry: bytes) -> None:
+        self.world, self.node, self.log, self.entry, self.begun, self.gone = world, node, node.log, entry, world.now, False
+        self.submission = btlog.Submission([entry], False)
+        self.submission.waiter = cast(Any, self)
+        if self.log is None:
+            return
+        try:
+            self.log.tell(btlog.Sequencer.submit, self.submission)
+        except btlog.Unavailable:
+            return
+        world.pending.append(self)
+        world.at(30, self.give_up)
+
+    def give_up(self) -> None:
+        if not self.gone and self.log and self.node.log is self.log:
+            self.log.tell(btlog.Sequencer.give_up, self.submission)
+        self.leave()
+
+    def leave(self) -> None:
+        self.gone = True
+        if self in self.world.pending:
+            self.world.pending.remove(self)
+
+    # As a future, and as its loop
+
+    def get_loop(self) -> Pending:
+        return self
+
+    def done(self) -> bool:
+        return self.gone
+
+    def call_soon_threadsafe(self, do: Callable[..., None], waiters: Any) -> None:
+        do([self])
+
+    def set_result(self, nothing: None) -> None:
+        world, submission = self.world, self.submission
+        must(not self.gone, "answered twice")
+        self.leave()
+        if submission.error:
+            return
+        tree = world.met(submission.published.note).tree
+        [index] = submission.outcomes
+        must(isinstance(index, int), "a conflict where there is none")
+        index = cast(int, index)
+        must(world.trees[tree.root][index : index + 1] == (self.entry,), "acknowledged with a tree that lacks it")
+        if not world.tainted:
+            must(world.acked.setdefault(self.entry, index) == index, "another index for the same entry")
+            world.included(tree)
+
+
+class Shelf:
+    """What a log has on its disk."""
+
+    def __init__(self) -> None:
+        self.entries, self.notes, self.sizes = list[bytes](), dict[str, bytes](), dict[VerifierKey, int]()
+        self.older: list[Shelf] = []
+
+    def copy(self) -> Shelf:
+        other = Shelf()
+        other.entries, other.notes, other.sizes = list(self.entries), dict(self.notes), dict(self.sizes)
+        return other
+
+
+def tree_over(entries: Sequence[bytes]) -> Tree:
+    return Tree(len(entries), tiles_over(entries).hash(0, len(entries)))
+
+
+def tiles_over(entries: Sequence[bytes]) -> btlog.Tiles:
+    return btlog.Tiles(len(entries), lambda level, index, width: b"".join(WORLD_LEAVES[e] for e in entries[:width]))
+
+
+class WorldStore:
+    """As LogStore, on a disk of the world."""
+
+    folder, recovered = Path("log"), 0
+
+    def __init__(self, world: History, shelf: Shelf) -> None:
+        self.world, self.shelf, self.database = world, shelf, self
+        if not shelf.notes:
+            note = LOG_SIGNER.sign(Checkpoint(LOG_SIGNER.name, Tree(0, btlog.EMPTY_ROOT)))
+            shelf.notes = {"signed": note, "published": note}
+
+    def key(self) -> VerifierKey:
+        return LOG_SIGNER.key
+
+    def setting(self, name: str) -> None:
+        return None
+
+    def open(self, note: bytes | None, key: VerifierKey) -> Checkpoint:
+        return open_checkpoint(note or b"", Policy((key,)))
+
+    def checkpoint(self, kind: str) -> bytes | None:
+        return self.shelf.notes.get(kind)
+
+    def check_last_part(self) -> None: ...
+
+    def tidy(self) -> None: ...
+
+    def snapshot(self) -> Any:
+        return contextlib.nullcontext()
+
+    def probe(self) -> None:
+        self.world.commit(lambda: None)
+
+    def witnessed(self) -> dict[VerifierKey, int]:
+        return dict(self.shelf.sizes)
+
+    def tile(self, level: int, index: int, width: int) -> bytes:
+        return b"".join(WORLD_LEAVES[entry] for entry in self.shelf.entries[:width])
+
+    def append(self, entries: list[bytes], seal_: Callable[[Tree], bytes], publish: bool, **more: Any) -> list[btlog.Outcome]:
+        draft, outcomes = self.shelf.copy(), list[btlog.Outcome]()
+        for entry in entries:
+            if entry not in draft.entries:
+                draft.entries.append(entry)
+            outcomes.append(draft.entries.index(entry))
+        if len(draft.entries) > len(self.shelf.entries):
+            tree = tree_over(draft.entries)
+            self.world.note_tree(tree, draft.entries)
+            if self.world.bad in ("backup", "lost writes"):  # what it has forgotten, its witnesses know
+                must(self.world.continues(draft.entries), "it signs a second history")
+            draft.notes["signed"] = seal_(tree)
+            if publish:
+                draft.notes["published"] = draft.notes["signed"]
+            self._commit(draft)
+        return outcomes
+
+    def publish(self, note: bytes, sizes: dict[VerifierKey, int]) -> None:
+        draft = self.shelf.copy()
+        draft.notes["published"] = note
+        draft.sizes |= sizes
+        self._commit(draft)
+
+    def _commit(self, draft: Shelf) -> None:
+        def apply() -> None:
+            if self.world.bad == "lost writes":
+                self.shelf.older.append(self.shelf.copy())
+            self.shelf.entries, self.shelf.notes, self.shelf.sizes = draft.entries, draft.notes, draft.sizes
+
+        self.world.commit(apply)
+
+
+class LogNode:
+    """A log's process, and its disk."""
+
+    def __init__(self, world: History, shelf: Shelf) -> None:
+        self.world, self.shelf = world, shelf
+        self.log: btlog.Log | None = None
+        self.restart_at, self.shown = 0.0, 0  # the size of the last published tree
+
+    def kill(self) -> None:
+        self.log, self.restart_at = None, self.world.now + self.world.r.choice([0, 0.1, 5])
+
+    def run(self) -> None:
+        """Does what the sequencer wants now."""
+        try:
+            if self.log is None:
+                if self.world.now < self.restart_at:
+                    return
+                store: Any = WorldStore(self.world, self.shelf)
+                options = btlog.LogOptions(witness_timeout=2, republish_interval=60)
+                self.log = btlog.Log(store, LOG_SIGNER, self.world.policy, options)
+                for caller in self.log.witnesses:
+                    cast(Caller, caller).node = self
+                there = self.log.sequencer.published
+                must(self.world.tainted or (there.tree.size if there else 0) >= self.shown, "what was published is gone")
+            while action := self.log.sequencer.next(self.world.now):
+                if self.world.chance(0.01):
+                    raise Killed
+                if isinstance(action, btlog.Publish):
+                    self._publishes(action)
+                self.log._perform(action)
+                if isinstance(action, btlog.Publish) and not self.log.trouble:
+                    self.shown = action.checkpoint.tree.size
+                if self.log.failed.is_set():  # it ends with exit code 3, and is started again
+                    raise Killed
+        except Killed:
+            self.kill()
+
+    def _publishes(self, action: btlog.Publish) -> None:
+        checkpoint = self.world.met(action.checkpoint.note)
+        before = self.log.sequencer.published if self.log else None
+        must(not before or checkpoint.tree.size >= before.tree.size, "a smaller tree is published")
+        if not self.world.tainted:
+            self.world.included(checkpoint.tree)
+
+
+class Caller(btlog.WitnessClient):
+    """As WitnessClient, without its thread: what it asks is answered at one time, and the log hears of it at another."""
+
+    node: LogNode
+
+    def __init__(self, keys: Sequence[VerifierKey], url: str, size: int, timeout: float, log: Any) -> None:
+        self.keys, self.url, self.size, self.name = keys, url, size, keys[0].name
+        self.dark_since, self.error, self.cosigned, self.latency = 0.0, "", 0, btlog.Latency()
+        self.world: History = log.store.world
+        self._real, self._log = log, cast(Any, self)
+        self._client: Any = self
+
+    def ask(self, round_: btlog.CosigningRound) -> None:
+        self.world.at(self.world.r.choice([0, 0.01, 1]) if not self.world.calm else 0, lambda: self._attend(round_))
+
+    def tell(self, event: Callable[..., None], *args: Any) -> None:
+        """An answer reaches the log later, or never, or twice."""
+        def hear() -> None:
+            if self.node.log is self._real:
+                cast(btlog.Log, self._real).tell(event, *args)
+
+        for _ in range(2 if self.world.chance(0.05) else 1):
+            if not self.world.chance(0.05):
+                self.world.at(self.world.r.choice([0, 0.01, 1, 4]) if not self.world.calm else 0, hear)
+
+    # What WitnessClient wants of its log
+
+    @property
+    def signed(self) -> btlog.SignedNote:
+        return cast(btlog.SignedNote, self._real.signed)
+
+    @property
+    def key(self) -> VerifierKey:
+        return LOG_SIGNER.key
+
+    def tiles(self, tree: Tree) -> btlog.Tiles:
+        return cast(btlog.Tiles, self._real.tiles(tree))
+
+    def request(self, method: str, path_: str, body: bytes | None, *more: Any) -> tuple[int, str, bytes]:
+        """The network loses requests and answers, and brings requests again, later."""
+        world, witness = self.world, self.world.by_url[self.url]
+        if world.chance(0.05):
+            raise btlog.Unavailable("not reached")
+        if world.chance(0.05):
+            world.at(world.r.choice([0.1, 1, 10]), lambda: witness.answer(method, path_, body or b"") and None)
+        answer = witness.answer(method, path_, body or b"")
+        if answer[0] == 0 or world.chance(0.05):
+            raise btlog.TimedOut("timed out")
+        return answer
+
+
+class WitnessNode:
+    """A witness's process, and its disk: the last checkpoint that it cosigned, which only the program's code changes."""
+
+    def __init__(self, world: History, signer: btlog.Signer) -> None:
+        self.world, self.signer, self.restart_at = world, signer, 0.0
+        self.kept: btlog.Witnessed | None = None
+        self.witness: btlog.Witness | None = None
+        self.skew = world.r.choice([0, 0, -100, 250]) if world.bad != "nothing" else 0
+        self.latest = 0  # the time of its last cosignature
+
+    def kill(self) -> None:
+        self.witness, self.restart_at = None, self.world.now + self.world.r.choice([0, 1, 5])
+        self.skew += self.world.r.choice([0, 0, -50, 50])
+
+    def clock(self) -> float:
+        return self.world.now + self.skew
+
+    def answer(self, method: str, path_: str, body: bytes) -> tuple[int, str, bytes]:
+        """Status 0: there is no answer."""
+        try:
+            if self.witness is None:
+                if self.world.now < self.restart_at and not self.world.calm:
+                    return 0, "", b""
+                self.witness = btlog.Witness(cast(Any, WorldWitnessStore(self)), self.signer, self.clock)
+            return self._post(body) if method == "POST" else self._get()
+        except Killed:
+            self.kill()
+            return 0, "", b""
+
+    def _get(self) -> tuple[int, str, bytes]:
+        return (200, "", self.kept.note) if self.kept else (404, "", b"")
+
+    def _post(self, body: bytes) -> tuple[int, str, bytes]:
+        witness = cast(btlog.Witness, self.witness)
+        job = Job(LOG_SIGNER.name, btlog.AddCheckpoint.parse(body))
+        if witness.failed.is_set():
+            self.kill()
+            return 503, "", b"{}"
+        witness._waiting = [cast(Any, job)]
+        witness._process()
+        if isinstance(job.error, btlog.Stale):
+            return 409, "text/x.tlog.size", b"%d\n" % job.error.size
+        if job.error:
+            return job.error.status, "", str(job.error).encode()
+        seconds = max(at for _, at in btlog.cosignature_times(b"x\n\n" + job.line.encode()))
+        must(seconds >= self.latest, "its times go back")
+        self.latest = seconds
+        tree = Checkpoint.parse(btlog.split_note(job.request.note)[0]).tree
+        must(self.kept and tree == self.kept.tree, "it cosigns what it has not stored")
+        return 200, "", job.line.encode()
+
+
+class Job:
+    """As Cosigning, without an event loop."""
+
+    def __init__(self, origin: str, request: btlog.AddCheckpoint) -> None:
+        self.origin, self.request, self.line, self.done = origin, request, "", Done()
+
+    @property
+    def error(self) -> btlog.Error | None:
+        return self.done.error
+
+
+class Done:
+    """As a future that is not done."""
+
+    error: btlog.Error | None = None
+
+    def done(self) -> bool:
+        return False
+
+    def set_exception(self, error: btlog.Error) -> None:
+        self.error = error
+
+    def set_result(self, nothing: None) -> None: ...
+
+
+class WorldWitnessStore:
+    """As WitnessStore, on a disk of the world."""
+
+    def __init__(self, node: WitnessNode) -> None:
+        self.node, self.database, self._draft = node, self, cast("btlog.Witnessed | None", None)
+
+    def claim(self, key: VerifierKey) -> None: ...
+
+    def tidy(self) -> None: ...
+
+    def logs(self) -> dict[str, list[VerifierKey]]:
+        return {LOG_SIGNER.name: [LOG_SIGNER.key]}
+
+    def listed(self) -> dict[str, tuple[int, str]]:
+        return {}
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[Any]:
+        self._draft = None
+        yield self
+        if self._draft is not None:
+            self.node.world.commit(self._apply)
+
+    def _apply(self) -> None:
+        old, new = self.node.kept, cast(btlog.Witnessed, self._draft)
+        if old:
+            trees = self.node.world.trees
+            must(new.tree.size >= old.tree.size, "its size falls")
+            must(trees[new.tree.root][: old.tree.size] == trees[old.tree.root], "it cosigns what contradicts its last tree")
+        self.node.kept = new
+
+    def last(self, origin: str, query: Any) -> btlog.Witnessed | None:
+        return self.node.kept
+
+    def update(self, db: Any, origin: str, old: btlog.Witnessed | None, new: btlog.Witnessed) -> None:
+        must(old is self.node.kept, "it compares with something else than is stored")
+        self._draft = new
+
+    def accuse(self, *what: Any) -> bool:
+        return True
+
+
+class LiarNode(WitnessNode):
+    """It cosigns whatever it is shown, refuses, claims, or says nothing."""
+
+    def answer(self, method: str, path_: str, body: bytes) -> tuple[int, str, bytes]:
+        r = self.world.r
+        if method != "POST":
+            note = self.world.logs[0].shelf.notes.get(r.choice(["signed", "published"]))
+            return r.choice([(404, "", b""), (200, "", note or b"x"), (200, "", b"garbage")])
+        request = btlog.AddCheckpoint.parse(body)
+        text = btlog.split_note(request.note)[0]
+        line = self.signer.cosign(text, r.choice([1, int(self.world.now), 2**40]))
+        return r.choice([
+            (200, "", line.encode()), (200, "", line.encode()), (200, "", b"garbage\n"), (422, "", b""), (503, "", b""), (0, "", b""),
+            (409, "text/x.tlog.size", b"%d\n" % r.randrange(200)), (200, "", WITNESS_SIGNERS[4].cosign(text, 7).encode()),
+        ])  # fmt: skip
+
+
+class Watcher:
+    """A monitor, as far as it is no store: it sees published checkpoints, and holds each to the last one."""
+
+    def __init__(self, world: History) -> None:
+        self.world, self.last, self.findings = world, b"", list[btlog.Finding]()
+        self.notes: list[bytes] = []  # what it can be shown beside what the logs publish
+        self.seen: set[tuple[int, bytes]] = set()
+
+    def look(self, node: LogNode) -> None:
+        published_ = node.log.sequencer.published if node.log else None
+        if self.notes and self.world.r.random() < 0.5:
+            self.see(self.world.r.choice(self.notes))
+        elif published_:
+            self.see(published_.note)
+
+    def see(self, note: bytes) -> None:
+        world = self.world
+        tree = open_checkpoint(note, world.policy).tree
+        entries = world.trees[tree.root]
+        try:
+            if self.last:
+                before = Checkpoint.parse(btlog.split_note(self.last)[0]).tree
+                if tree.size <= before.size and tree != before:
+                    whole = tiles_over(world.trees[before.root]).hash(0, tree.size) == tree.root
+                    raise btlog.rollback_or_fork(before, tree, whole, {})
+                btlog.monitor_step([self.last], note, tree, lambda size: tiles_over(entries).hash(0, size))
+            self.last = note
+        except btlog.Found as found:
+            self.findings.append(found.finding)
+        self.seen.add((tree.size, tree.root))
+
+    def end(self) -> None:
+        """What it has seen contradicts itself if and only if it has found that."""
+        world = self.world
+        roots = sorted(self.seen)
+        forked = any(world.trees[b][:n] != world.trees[a] for (n, a), (_, b) in itertools.pairwise(roots))
+        must(forked == any(finding.kind == "fork" for finding in self.findings), "a fork was seen, and not found")
+        must(not forked or world.bad == "conspiracy", "two cosigned histories")
+        must(world.tainted or self.findings == [], "a finding where there is nothing")
+
+
+class FakeTime:
+    """The module time, by a world's clock."""
+
+    strftime, gmtime = staticmethod(time.strftime), staticmethod(time.gmtime)
+
+    def __init__(self) -> None:
+        self.world: History | None = None
+
+    def monotonic(self) -> float:
+        return self.world.now if self.world else 0.0
+
+    time = monotonic
+
+
+@contextlib.contextmanager
+def simulated() -> Iterator[Callable[[int], str]]:
+    """A function that plays the history of a seed, and returns what tells it from others; AssertionError if it is bad."""
+    clock = FakeTime()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(btlog, "time", clock)
+        patch.setattr(btlog, "WitnessClient", Caller)
+        patch.setattr(btlog, "split_note", functools.lru_cache(1000)(btlog.split_note))  # only to be quick
+        patch.setattr(btlog, "VERIFIERS", dict.fromkeys((1, 4), lambda key, message, value: value == fake_signature(key, message)))
+        patch.setattr(btlog.logger, "disabled", True)
+
+        def play(seed_: int) -> str:
+            world = clock.world = History(seed_)
+            try:
+                for _ in range(40):
+                    world.step()
+                world.end()
+            except Wrong as error:
+                raise AssertionError(f"seed {seed_} ({world.bad}, {len(world.witnesses)} witnesses): {error}") from error
+            return world.trace.hexdigest()
+
+        yield play
+
+
+# Defects of the program. Each one is found.
+
+
+def careless_witness(patch: pytest.MonkeyPatch) -> None:
+    process = btlog.Witness._process
+
+    def careless(self: Any) -> None:
+        jobs = list(self._waiting)
+        process(self)
+        if self.failed.is_set():
+            self.failed.clear()
+            for job in jobs:
+                job.done.error = None
+
+    patch.setattr(btlog.Witness, "_process", careless)
+
+
+def forgetful_witness(patch: pytest.MonkeyPatch) -> None:
+    begin = btlog.Witness.__init__
+
+    def forgetful(self: Any, store: Any, *more: Any) -> None:
+        store.node.kept = None
+        begin(self, store, *more)
+
+    patch.setattr(btlog.Witness, "__init__", forgetful)
+
+
+def below_the_quorum(patch: pytest.MonkeyPatch) -> None:
+    begin = btlog.Sequencer.__init__
+
+    def eager(self: Any, signed: Any, published_: Any, policy: Policy, *more: Any) -> None:
+        keys = policy.witnesses
+        begin(self, signed, published_, dataclasses.replace(policy, quorum=Quorum(min(1, len(keys)), keys)), *more)
+
+    patch.setattr(btlog.Sequencer, "__init__", eager)
+
+
+def too_sure_at_a_start(patch: pytest.MonkeyPatch) -> None:
+    begin = btlog.Sequencer.__init__
+
+    def sure(self: Any, *more: Any) -> None:
+        begin(self, *more)
+        self.agreed = True
+
+    patch.setattr(btlog.Sequencer, "__init__", sure)
+
+
+def answers_before_publishing(patch: pytest.MonkeyPatch) -> None:
+    done = btlog.Sequencer.done
+
+    def early(self: Any, now: float, signed: Any = None) -> None:
+        action = self._doing
+        done(self, now, signed)
+        if isinstance(action, btlog.Commit) and self.unpublished and self.published:
+            self._todo.append(btlog.Answer(self.unpublished))
+            self.unpublished = []
+
+    patch.setattr(btlog.Sequencer, "done", early)
+
+
+def forgets_what_the_disk_refused(patch: pytest.MonkeyPatch) -> None:
+    refused_ = btlog.Sequencer.refused
+
+    def forget(self: Any, now: float, error: str) -> None:
+        if isinstance(self._doing, btlog.Commit):
+            self._doing.batch.clear()
+        refused_(self, now, error)
+
+    patch.setattr(btlog.Sequencer, "refused", forget)
+
+
+def publishes_in_memory(patch: pytest.MonkeyPatch) -> None:
+    do = btlog.Log._do
+    patch.setattr(btlog.Log, "_do", lambda self, action: None if isinstance(action, btlog.Publish) else do(self, action))
+
+
+def takes_unknown_for_refused(patch: pytest.MonkeyPatch) -> None:
+    do = btlog.Log._do
+
+    def hopeful(self: Any, action: Any) -> Any:
+        try:
+            return do(self, action)
+        except btlog.CommitFailed as error:
+            raise btlog.Unavailable(str(error)) from None
+
+    patch.setattr(btlog.Log, "_do", hopeful)
+
+
+def trusts_its_clock(patch: pytest.MonkeyPatch) -> None:
+    step = btlog.witness_step
+
+    def trusting(last: Any, *more: Any) -> Any:
+        return step(last and dataclasses.replace(last, seconds=1), *more)
+
+    patch.setattr(btlog, "witness_step", trusting)
+
+
+PLANTED: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
+    "a witness answers although its commit failed": careless_witness,
+    "a witness forgets a size when it ends": forgetful_witness,
+    "a witness trusts its clock": trusts_its_clock,
+    "a witness asks for no proof": lambda patch: patch.setattr(btlog, "check_consistency", lambda old, new, proof: None),
+    "a log publishes below the quorum": below_the_quorum,
+    "a log signs before its witnesses are heard": too_sure_at_a_start,
+    "a log answers before it publishes": answers_before_publishing,
+    "a log forgets what the disk refused": forgets_what_the_disk_refused,
+    "a log publishes before that is on disk": publishes_in_memory,
+    "a log takes an unknown outcome for a refusal": takes_unknown_for_refused,
+    "a log goes on although a witness shows more": lambda patch: patch.setattr(
+        btlog.WitnessClient, "_judge", lambda self, claim: btlog.UnprovenClaim(claim)
+    ),
+    "a monitor compares nothing": lambda patch: patch.setattr(btlog, "monitor_step", lambda *what: None),
+}
+
+
+def first_bad(plant: Callable[[pytest.MonkeyPatch], None], seeds: Iterable[int]) -> tuple[int, str]:
+    """The first seed whose history is bad, with this defect planted, and why; -1 if there is none."""
+    with pytest.MonkeyPatch.context() as patch, simulated() as play:
+        plant(patch)
+        for seed_ in seeds:
+            try:
+                play(seed_)
+            except AssertionError as error:
+                return seed_, str(error)
+    return -1, ""
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_a_planted_defect_is_found(name: str) -> None:
+    found_at, why = first_bad(PLANTED[name], range(10_000))
+    print(f"{name}: seed {found_at}: {why}")
+    assert found_at >= 0
+
+
+def test_five_hundred_histories() -> None:
+    with simulated() as play:
+        traces = [play(seed_) for seed_ in range(500)]
+        assert [play(seed_) for seed_ in range(20)] == traces[:20]
+        assert len(set(traces)) > 300
+
+
+def play_all(seeds: range) -> int:
+    with simulated() as play:
+        for seed_ in seeds:
+            play(seed_)
+    return len(seeds)
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_histories() -> None:
+    parts = [range(first, first + 1000) for first in range(1000, 101_000, 1000)]
+    with concurrent.futures.ProcessPoolExecutor() as pool:
+        assert sum(pool.map(play_all, parts)) == 100_000
+
+
+def simulate(seconds: float, first: int | None = None) -> None:
+    """Plays histories for so long; ends with the first bad one, whose seed is printed."""
+    until, seed_ = time.monotonic() + seconds, random.SystemRandom().randrange(1 << 32) if first is None else first
+    begun = seed_
+    with simulated() as play:
+        while time.monotonic() < until:
+            play(seed_)
+            seed_ += 1
+    print(f"{seed_ - begun} histories are as they should be, from seed {begun} on")
+
+
 # --- How fast, and how large: `python test_btlog.py bench [MILLIONS]` -------------------------------------------------------
 
 
@@ -14333,5 +15179,7 @@ def bench(millions: int = 10) -> None:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["bench"]:
         bench(*map(int, sys.argv[2:3]))
+    elif sys.argv[1:2] == ["simulate"]:
+        simulate(float(sys.argv[2]), *map(int, sys.argv[3:4]))
     else:
         sys.exit(subprocess.call([sys.executable, "-m", "pytest", *sys.argv[1:]], cwd=HERE))
