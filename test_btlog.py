@@ -58,7 +58,7 @@ import zipfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 from xml.etree import ElementTree
 
 import nacl.signing
@@ -463,6 +463,162 @@ def test_growing_in_steps_is_growing_at_once(first: int, steps: list[int]) -> No
         size += count
     assert tiles == tiles_of(ENTRIES[:size])
     assert btlog.Tiles(size, edge).hash(0, size) == mth(ENTRIES[:size])
+
+
+# --- The checkers, with terms in the place of hashes: what they accept, of all that can be said ----------------------------------
+
+
+class Term:
+    """A leaf, a node over two terms, or a variable. Comparing one with another binds variables, if it can be made equal."""
+
+    made: ClassVar[dict[tuple[Any, ...], Term]] = {}
+    bound: ClassVar[dict[Any, Term]] = {}
+
+    def __init__(self, *parts: Any) -> None:
+        self.parts = parts
+
+    @classmethod
+    def of(cls, *parts: Any) -> Term:
+        """The term with these parts, of which there is one."""
+        return cls.made.setdefault(tuple(map(id, parts)) if len(parts) == 2 else parts, cls(*parts))
+
+    def __len__(self) -> int:
+        return 32
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def __eq__(self, other: object) -> bool:
+        if self is other or not isinstance(other, Term):
+            return self is other
+        for a, b in (self, other), (other, self):
+            if len(a.parts) == 3:  # "variable", what, which
+                return self.bound.setdefault(a.parts[1:], b) is b
+        return len(self.parts) == len(other.parts) == 2 and self.parts[0] == other.parts[0] and self.parts[1] == other.parts[1]
+
+
+def term_root(first: int, size: int, odd: int = -1) -> Term:
+    """MTH of RFC 6962 over leaves; that at `odd` is another one."""
+    if size == 1:
+        return Term.of(f"leaf {first}" + "'" * (first == odd))
+    k = k_of(size)
+    return Term.of(term_root(first, k, odd), term_root(first + k, size - k, odd))
+
+
+def term_path(m: int, first: int, size: int) -> list[Term]:
+    """PATH of RFC 6962."""
+    if size == 1:
+        return []
+    k = k_of(size)
+    if m < k:
+        return [*term_path(m, first, k), term_root(first + k, size - k)]
+    return [*term_path(m - k, first + k, size - k), term_root(first, k)]
+
+
+def term_subproof(m: int, first: int, size: int, whole: bool) -> list[Term]:
+    """SUBPROOF of RFC 6962."""
+    if m == size:
+        return [] if whole else [term_root(first, size)]
+    k = k_of(size)
+    if m <= k:
+        return [*term_subproof(m, first, k, whole), term_root(first + k, size - k)]
+    return [*term_subproof(m - k, first + k, size - k, False), term_root(first, k)]
+
+
+def solved(check: Callable[..., None], *what: Any) -> dict[Any, Term] | None:
+    """What the variables have to be for a checker to accept; None if it never does."""
+    Term.bound = {}
+    try:
+        check(*what)
+    except BadProof:
+        return None
+    return Term.bound
+
+
+@pytest.fixture
+def terms(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(btlog, "node_hash", Term.of)
+    Term.made = {}
+    yield
+    Term.made = {}
+
+
+def variables(count: int) -> list[Term]:
+    return [Term.of("variable", "proof", i) for i in range(count)]
+
+
+@pytest.mark.parametrize("most", [64, pytest.param(128, marks=pytest.mark.slow)])
+def test_check_inclusion_accepts_the_proofs_of_the_definition_and_no_others(terms: None, most: int) -> None:
+    """Of all sequences of all terms: each hash of a proof, and the leaf, is a variable, and there is one solution."""
+    leaf = Term.of("variable", "leaf", 0)
+    for size in range(1, most + 1):
+        tree = Tree(size, cast(Any, term_root(0, size)))
+        for index in range(size):
+            right = term_path(index, 0, size)
+            for length in range(size.bit_length() + 3):
+                found_ = solved(btlog.check_inclusion, leaf, index, tree, variables(length))
+                if length == len(right):
+                    assert found_ == {("leaf", 0): Term.of(f"leaf {index}"), **{("proof", i): t for i, t in enumerate(right)}}
+                else:
+                    assert found_ is None
+
+
+@pytest.mark.parametrize("most", [40, pytest.param(128, marks=pytest.mark.slow)])
+def test_check_consistency_accepts_the_proofs_of_the_definition_and_no_others(terms: None, most: int) -> None:
+    """And none at all from a tree that the new one does not begin with."""
+    for new in range(2, most + 1):
+        tree = Tree(new, cast(Any, term_root(0, new)))
+        for old in range(1, new):
+            before, right = Tree(old, cast(Any, term_root(0, old))), term_subproof(old, 0, new, True)
+            others = [Tree(old, cast(Any, term_root(0, old, odd))) for odd in {0, old // 2, old - 1}]
+            for length in range(new.bit_length() + 3):
+                found_ = solved(btlog.check_consistency, before, tree, variables(length))
+                assert found_ == ({("proof", i): t for i, t in enumerate(right)} if length == len(right) else None)
+                for other in others:
+                    assert solved(btlog.check_consistency, other, tree, variables(length)) is None
+
+
+def collision(checks: Iterable[Callable[[], None]], patch: pytest.MonkeyPatch) -> tuple[bytes, bytes]:
+    """Two inputs with one hash, from two proofs that are accepted for one place and root, and for different leaves."""
+    real, inputs = btlog.node_hash, dict[bytes, bytes]()
+    found_: list[tuple[bytes, bytes]] = []
+
+    def node(left: bytes, right: bytes) -> bytes:
+        out = real(left, right)
+        if inputs.setdefault(out, left + right) != left + right:
+            found_.append((inputs[out], left + right))
+        return out
+
+    patch.setattr(btlog, "node_hash", node)
+    for check in checks:
+        check()
+    return found_[0]
+
+
+def test_two_leaves_for_one_place_are_a_collision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reduction: whoever has two accepted proofs has a collision of the hash. With a weak hash, it can be seen."""
+
+    def weak(data: bytes) -> bytes:
+        return hashlib.sha256(data).digest()[:1] * 32
+
+    monkeypatch.setattr(btlog, "node_hash", lambda left, right: weak(left + right))
+    found_ = 0
+    for size in range(2, 20):
+        for index in range(size):
+            proof = [bytes([7 * i % 256]) * 32 for i in range(len(path(index, [b""] * size)))]
+            by_root: dict[bytes, tuple[bytes, list[bytes]]] = {}
+            for n in range(256):
+                leaf, proof = bytes([n]) * 32, [bytes([n * 31 % 251]) * 32, *proof[1:]]
+                root = btlog._climb(index, size - 1, leaf, proof)[1]
+                if root in by_root:
+                    both = [functools.partial(btlog.check_inclusion, a, index, Tree(size, root), b) for a, b in (by_root[root], (leaf, proof))]
+                    with monkeypatch.context() as patch:
+                        one, other = collision(both, patch)
+                    assert (one != other, weak(one)) == (True, weak(other))
+                    found_ += 1
+                    break
+                by_root[root] = leaf, proof
+    assert found_ == sum(range(2, 20))
 
 
 # --- Keys and notes ----------------------------------------------------------------------------------------------------
