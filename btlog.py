@@ -5476,7 +5476,7 @@ class LogHandler(Handler):
             return Response(store.tile(level, index, width), OCTETS, headers=headers)
         data, headers["Vary"] = store.bundle(index, width), "Accept-Encoding"
         if zipped and len(data) < MAX_ZIPPED:
-            data, headers["Content-Encoding"] = gzip.compress(data, 6, mtime=0), "gzip"
+            data, headers["Content-Encoding"] = gzip.compress(data, 1, mtime=0), "gzip"
         return Response(data, OCTETS, headers=headers)
 
     async def _add(self, body: Body) -> Response:

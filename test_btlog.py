@@ -9018,15 +9018,45 @@ def a_place_for_mutants(folder: Path) -> Path:
     return folder
 
 
-def run_core(folder: Path, names: list[str]) -> int:
-    """pytest's exit code: 0 all pass, 1 some fail, 2 or 4 they can't even be imported; or 1 where they take too long."""
-    command = [sys.executable, "-B", "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--assert=plain", *names]
-    try:
-        done = subprocess.run(command, cwd=folder, capture_output=True, timeout=60, check=False)
-    except subprocess.TimeoutExpired:
-        return 1
-    assert done.returncode in (0, 1, 2, 4), done.stdout.decode() + done.stderr.decode()
-    return done.returncode
+CORE_FORKER = """
+import asyncio, concurrent.futures, http.server, json, os, signal, sqlite3, sys, tarfile, tomllib, tracemalloc, xml.etree.ElementTree
+import _pytest.pytester, hypothesis.strategies, nacl.signing, pytest
+sys.dont_write_bytecode = True
+names = json.loads(sys.stdin.readline())
+for line in sys.stdin:
+    if not (child := os.fork()):
+        for number, how in (0, os.O_RDONLY), (1, os.O_WRONLY), (2, os.O_WRONLY):
+            os.dup2(os.open(os.devnull, how), number)
+        signal.alarm(60)
+        sys.exit(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "--assert=plain", *names]))
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+class CoreTests:
+    """Runs the tests of the core against what stands in a folder, in a process that has imported all but that."""
+
+    def __init__(self, folder: Path, names: list[str]) -> None:
+        self.folder, pipe = folder, subprocess.PIPE
+        self._process = subprocess.Popen([sys.executable, "-c", CORE_FORKER], cwd=folder, stdin=pipe, stdout=pipe, text=True)
+        self._say(json.dumps(names))
+
+    def _say(self, line: str) -> None:
+        assert self._process.stdin
+        self._process.stdin.write(f"{line}\n")
+        self._process.stdin.flush()
+
+    def run(self) -> int:
+        """pytest's exit code: 0 all pass, 1 some fail, 2 or 4 they can't even be imported; -14 where they take too long."""
+        self._say("")
+        assert self._process.stdout
+        code = int(self._process.stdout.readline())
+        assert code in (0, 1, 2, 4, -signal.SIGALRM), code
+        return code
+
+    def close(self) -> None:
+        self._process.communicate()
+        assert self._process.returncode == 0
 
 
 @pytest.mark.slow
@@ -9034,18 +9064,19 @@ def test_every_guard_of_part_one_is_needed(tmp_path: Path) -> None:
     """Each `raise` made `pass`, and each comparison True and False: some test of the core fails, or none can."""
     long = "exhaustively", "ed25519", "every_byte", "ml_dsa"  # these come last: one failure is enough
     names = sorted(core_tests(DEAR), key=lambda name: any(word in name for word in long))
-    places = [a_place_for_mutants(tmp_path / f"{i}") for i in range(2)]
-    assert [run_core(place, names) for place in places] == [0, 0]
+    places = [CoreTests(a_place_for_mutants(tmp_path / f"{i}"), names) for i in range(2)]
+    assert [place.run() for place in places] == [0, 0]
     todo = list(mutants())
     assert sum(there == "pass" for _, there, _ in todo) > 25
     assert len(todo) > 120
 
-    def survivors(place: Path, share: list[tuple[str, str, str]]) -> list[tuple[str, str]]:
+    def survivors(place: CoreTests, share: list[tuple[str, str, str]]) -> list[tuple[str, str]]:
         alive = []
-        for was, there, text in share:
-            (place / "btlog.py").write_text(text)
-            if run_core(place, names) == 0:
-                alive.append((was, there))
+        with contextlib.closing(place):
+            for was, there, text in share:
+                (place.folder / "btlog.py").write_text(text)
+                if place.run() == 0:
+                    alive.append((was, there))
         return alive
 
     with concurrent.futures.ThreadPoolExecutor() as pool:
