@@ -2876,10 +2876,11 @@ def _bounded(findings: list[Finding]) -> list[Finding]:
 # --- The witness's store -----------------------------------------------------------------------------------
 
 WITNESS_ID = 0x62746C77  # "btlw"
-WITNESS_SCHEMA = """
+WITNESS_LISTED = "CREATE TABLE listed (origin TEXT PRIMARY KEY, qpd INTEGER NOT NULL, contact TEXT NOT NULL)"
+WITNESS_SCHEMA = f"""
     CREATE TABLE setting (name TEXT PRIMARY KEY, value NOT NULL);
     CREATE TABLE key (vkey TEXT PRIMARY KEY, origin TEXT NOT NULL);
-    CREATE TABLE listed (origin TEXT PRIMARY KEY, qpd INTEGER NOT NULL, contact TEXT NOT NULL);
+    {WITNESS_LISTED};
     CREATE TABLE log (
         origin TEXT PRIMARY KEY, size INTEGER NOT NULL, root BLOB NOT NULL, seconds INTEGER NOT NULL, note BLOB NOT NULL
     );
@@ -2914,9 +2915,12 @@ class WitnessStore:
         if is_new(path):
             Database.create(path, WITNESS_ID, WITNESS_SCHEMA)
         self.path, self.database = path, Database(path, WITNESS_ID)
-        if not self.database.read("SELECT 1 FROM sqlite_schema WHERE name = 'listed'"):  # made by an older version
-            with self.database.transaction() as db:
-                db.execute("CREATE TABLE listed (origin TEXT PRIMARY KEY, qpd INTEGER NOT NULL, contact TEXT NOT NULL)")
+        with contextlib.ExitStack() as opened:
+            opened.callback(self.close)
+            if not self.database.read("SELECT 1 FROM sqlite_schema WHERE name = 'listed'"):  # made by an older version
+                with self.database.transaction() as db:
+                    db.execute(WITNESS_LISTED)
+            opened.pop_all()
 
     def claim(self, key: VerifierKey) -> None:
         """Binds the database to the witness `key`. Cannot be undone. Raises Malformed if it is bound to another."""
