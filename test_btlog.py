@@ -3604,6 +3604,22 @@ def test_conformance_of_a_witness_that_answers_wrongly(test_log: Path, tmp_path:
         assert (code, checks[name]) == (1, False)
 
 
+@pytest.mark.parametrize("size", [b"x\n", b"-1\n", b"", b"9000000000000000000\n", b"1\n" * 99])
+def test_conformance_of_what_is_no_witness(test_log: Path, size: bytes) -> None:
+    """It ends, without a traceback, whatever a server says."""
+    def answer(handler: btlog.Handler, body: btlog.Body) -> Any:
+        async def later() -> btlog.Response:
+            await body.all(10**6)
+            return btlog.Response(size, "text/x.tlog.size", 409)
+
+        return later()
+
+    with contextlib.closing(Local(answer)) as server:
+        (test_log / "w.pub").write_text(f"{WITNESS_VKEY_4}\n")
+        code, checks = held("--witness", server.url, "--witness-public-key", "w.pub", "--private-key", "t.key", cwd=test_log)
+        assert (code, checks) == (1, {"the size in a 409": False})
+
+
 def test_conformance_of_a_log(test_log: Path, tmp_path: Path, log: LocalLog) -> None:
     key = ("--public-key", key_file(tmp_path))
     assert bulk(log.url, many_lines(0, 700))[0] == 200
