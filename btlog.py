@@ -848,6 +848,7 @@ MAX_SKEW = 300  # seconds that the clock of a witness may be ahead of ours
 MAX_ADD_CHECKPOINT = 1 << 17  # the body of a request to a witness, and of its answer
 MAX_LOG_LIST = 1 << 25  # a list of logs for witnesses: room for 100,000 of them
 MAX_LISTED = 1000  # logs on a witness's page
+MAX_TOLD = 20  # lines about one list of logs
 MAX_WITNESSES = 64  # of a log: a note with more than MAX_SIGNATURES signatures could not be read
 MAX_EVIDENCE = 1000  # pairs of checkpoints that a witness keeps against a log
 MAX_FINDINGS = 100  # of one kind in 16,384 entries: a monitor only counts the others
@@ -5747,6 +5748,7 @@ class Witness:
     def _read_logs(self) -> None:
         self.logs, self.listed = self.store.logs(), self.store.listed()
         self.origins = {hashlib.sha256(origin.encode()).hexdigest(): origin for origin in self.logs}
+        self._vkeys = {origin: [encode_vkey(key) for key in keys] for origin, keys in sorted(self.logs.items())}
 
     def adopt(self, logs: Collection[tuple[str, VerifierKey, Tree]]) -> None:
         """Takes over logs and their last trees from another database of this witness; raises Malformed, BadProof."""
@@ -5777,10 +5779,12 @@ class Witness:
         new = self.store.discover(good)
         if new:
             self._read_logs()
-        for fault in faults:
+        for fault in faults[:MAX_TOLD]:
             logger.warning("%s: %s", place, fault)
-        for log in new:
+        for log in new[:MAX_TOLD]:
             logger.info("registered the log %s, of %s, from %s", log.origin, encode_vkey(log.key), place)
+        if len(new) > MAX_TOLD:
+            logger.info("registered %d more logs from %s", len(new) - MAX_TOLD, place)
 
     def _check_log(self, origin: str, key: VerifierKey) -> None:
         if key.kind != ED25519:
@@ -5868,10 +5872,10 @@ class Witness:
         rows = {origin: (size, seconds) for origin, size, seconds in
                 self.store.database.read("SELECT origin, size, seconds FROM log")}
         logs = []
-        for origin, keys in sorted(self.logs.items()):
+        for origin, vkeys in self._vkeys.items():
             size, seconds = rows.get(origin, (0, 0))
             qpd, contact = self.listed.get(origin, (None, None))
-            logs.append({"origin": origin, "vkeys": [encode_vkey(key) for key in keys], "size": size,
+            logs.append({"origin": origin, "vkeys": vkeys, "size": size,
                          "last_cosigned": utc(seconds) if seconds else None, "qpd": qpd, "contact": contact})
         about = self.about
         return {
