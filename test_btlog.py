@@ -99,9 +99,6 @@ if os.path.isdir("/dev/shm") and shutil.disk_usage("/dev/shm").free > 4 << 30:
 
 HERE = Path(__file__).resolve().parent
 SOURCE = HERE / "btlog.py"
-COMPILED = tempfile.TemporaryDirectory(prefix="btlog-tests-")  # servers start in half the time from there
-PROGRAM = py_compile.compile(str(SOURCE), str(Path(COMPILED.name, "btlog.pyc")), doraise=True) or ""
-atexit.register(COMPILED.cleanup)
 settings.register_profile("here", deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 settings.load_profile("here")
 
@@ -283,6 +280,13 @@ def survives(parse: Callable[[bytes], Any], encode: Callable[[Any], bytes], case
         else:
             assert encode(value) == case
     return refused
+
+
+def flip(at: int = 0) -> Callable[[bytes], bytes]:
+    return lambda data: data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :] if at >= 0 else flip(len(data) + at)(data)
+
+
+SUM_OF_A = hashlib.sha256(b"a").hexdigest()
 
 
 # --- Strict scalars ---------------------------------------------------------------------------------------------------
@@ -1927,11 +1931,19 @@ def run_btlog(*args: str, cwd: Path | None = None, **more: Any) -> subprocess.Co
     )
 
 
+@functools.cache
+def compiled_program() -> str:
+    """The path of the compiled btlog.py: servers start in half the time from there."""
+    folder = tempfile.TemporaryDirectory(prefix="btlog-tests-")
+    atexit.register(folder.cleanup)
+    return py_compile.compile(str(SOURCE), str(Path(folder.name, "btlog.pyc")), doraise=True) or ""
+
+
 class Running:
     """btlog.py as a process that serves."""
 
     def __init__(self, *args: str, cwd: Path | None = None, port: str = "0") -> None:
-        command = [sys.executable, PROGRAM, *args, "--port", port]
+        command = [sys.executable, compiled_program(), *args, "--port", port]
         self.process = subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         assert self.process.stdout
         self.line = self.process.stdout.readline()
@@ -5718,10 +5730,6 @@ def test_a_monitor_sees_lies_from_the_first_run_on(tmp_path: Path, static: Stati
     guilty(seen)
 
 
-def flip(at: int = 0) -> Callable[[bytes], bytes]:
-    return lambda data: data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :] if at >= 0 else flip(len(data) + at)(data)
-
-
 def bundled(change: Callable[[list[bytes]], list[bytes]]) -> Callable[[bytes], bytes]:
     return lambda data: btlog.encode_bundle(change(btlog.split_bundle(data)))
 
@@ -5887,7 +5895,6 @@ def named_entry(filename: str, text: str = "", publisher: Publisher | None = Non
 
 
 ANOTHER = Publisher("https://issuer.example", "https://example.com/other")
-SUM_OF_A = hashlib.sha256(b"a").hexdigest()
 
 
 BAD_ENTRIES = [
@@ -7011,7 +7018,7 @@ class Process:
     def __init__(self, *args: str) -> None:
         self.lines: list[str] = []
         self.process = subprocess.Popen(
-            [sys.executable, PROGRAM, *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            [sys.executable, compiled_program(), *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
@@ -8477,7 +8484,7 @@ class Target:
 
     def start_in_vain(self, name: str, seconds: float) -> None:
         """It is killed before it answers."""
-        command = [sys.executable, PROGRAM, *self._args[name], "--port", self._ports[name]]
+        command = [sys.executable, compiled_program(), *self._args[name], "--port", self._ports[name]]
         with subprocess.Popen(command, cwd=self._folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as start:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 start.wait(seconds)
@@ -8995,16 +9002,21 @@ EQUIVALENT = {
 }
 
 
-def core_tests(but: set[str]) -> list[str]:
-    """The tests of the sections in CORE, as pytest names them."""
+def core_sections() -> list[str]:
+    """The beginning of this file, and the sections in CORE."""
     text = Path(__file__).read_text()
-    headings = [(text[: m.start()].count("\n") + 1, m[1]) for m in re.finditer(r"^# --- (.*?) -*$", text, re.MULTILINE)]
-    names = []
-    for node in ast.parse(text).body:
-        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_") and node.name not in but:
-            section = [title for line, title in headings if line < node.lineno][-1:]
-            if section and section[0].startswith(CORE):
-                names.append(f"test_btlog.py::{node.name}")
+    parts = re.split(r"^(?=# --- )", text, flags=re.MULTILINE)
+    titles = [re.match(r"# --- (.*?) -*\n", part) for part in parts]
+    first = next(i for i, title in enumerate(titles) if title and title[1].startswith(CORE))
+    return parts[:first] + [p for p, title in zip(parts, titles, strict=True) if title and title[1].startswith(CORE)]
+
+
+def core_tests(but: set[str]) -> list[str]:
+    """The tests of these sections, as pytest names them."""
+    names = [
+        f"test_btlog.py::{node.name}" for node in ast.parse("".join(core_sections())).body
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_") and node.name not in but
+    ]  # fmt: skip
     assert len(names) > 50
     return names
 
@@ -9024,10 +9036,10 @@ def mutants() -> Iterator[tuple[str, str, str]]:
 
 
 def a_place_for_mutants(folder: Path) -> Path:
-    """A copy of the tests, to be run against what is put beside them as btlog.py."""
+    """The tests of the core, to be run against what is put beside them as btlog.py."""
     folder.mkdir()
-    for name in "test_btlog.py", "README.md", ".pytest.ini":
-        shutil.copy(HERE / name, folder / name)
+    shutil.copy(HERE / ".pytest.ini", folder)
+    (folder / "test_btlog.py").write_text("".join(core_sections()))
     shutil.copytree(HERE / ".ci" / "vectors", folder / ".ci" / "vectors")
     (folder / "btlog.py").write_text(TEXT)
     py_compile.compile(str(folder / "test_btlog.py"), doraise=True)
