@@ -4263,6 +4263,7 @@ class Sequencer:
     ) -> None:
         self.signed, self.published = signed, published
         self._policy, self._witnesses, self._options = policy, witnesses, options
+        self._counted = set(policy.quorum.leaves()) & set(witnesses)
         self.queue, self.weight = deque[Submission](), 0  # submissions, and the sum of their entries
         self.unpublished: list[Submission] = []  # committed, but not published yet
         self.round: CosigningRound | None = None
@@ -4412,9 +4413,9 @@ class Sequencer:
         self._todo.append(Ask(self.round))
 
     def _close_round(self, round_: CosigningRound, now: float) -> None:
-        """Publishes once the quorum is met. A first round waits for all witnesses: any may know a newer checkpoint."""
+        """Publishes once the quorum is met. A first round waits for all that count: any may know a newer checkpoint."""
         met = self._policy.quorum.met(round_.lines)
-        heard = len(round_.lines.keys() | round_.errors.keys()) == len(self._witnesses)
+        heard = self._counted <= round_.lines.keys() | round_.errors.keys()
         if not (heard or now >= round_.deadline or self.stopping or (met and self.agreed)):
             return
         self.round, self.agreed = None, self.agreed or met
@@ -7244,7 +7245,8 @@ def cmd_witness(args: argparse.Namespace) -> int:
                 logger.error("SIGHUP: %s", error)
 
         server.handler = WitnessHandler.of(witness)
-        what = f"serves the witness {encode_vkey(signer.witness_key)} of {len(witness.logs)} logs"
+        vkeys = " and ".join(encode_vkey(each.witness_key) for each in witness.signers)
+        what = f"serves the witness {vkeys} of {len(witness.logs)} logs"
         return run_server(server, what, witness.failed, hangup=register)
 
 

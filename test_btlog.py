@@ -3555,13 +3555,15 @@ def held(*args: str, cwd: Path) -> tuple[int, dict[str, bool | None]]:
 def test_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("conformance")
     run_btlog("keygen", "--origin", "test.example/log", "--private-key-path", "t.key", "--public-key-path", "t.pub", cwd=folder)
+    run_btlog("keygen", "--witness", "--origin", "w.example", "--private-key-path", "witness-private.key", "--public-key-path",
+              "witness-public.key", cwd=folder)
     return folder
 
 
 def test_conformance_of_a_witness(test_log: Path) -> None:
     """This one keeps all, at first and again; each sentence is from the specification that is named."""
     keys = ("--witness-public-key", "witness-public.key", "--private-key", "t.key")
-    with running("witness", "--origin", "w.example", "--log-public-key", "t.pub", cwd=test_log) as witness:
+    with running("witness", "--log-public-key", "t.pub", cwd=test_log) as witness:
         seen_ = run_btlog("conformance", "--witness", witness.url, *keys, cwd=test_log)
         lines = seen_.stdout.splitlines()
         assert (seen_.returncode, lines[0], lines[-2:]) == (
@@ -14595,9 +14597,9 @@ class History:
         self.bad = self.r.choice(TROUBLES)
         # Fewer than any two quorums share, or enough for two histories.
         self.liars = k if self.bad == "conspiracy" else self.r.randrange(min(2 * k - n, n - k + 1)) if n > 1 else 0
-        keys = WORLD_KEYS[:n]
+        keys = WORLD_KEYS[: n + self.r.choice([0, 0, 1])]  # one may be outside of the quorum
         urls = tuple((key, f"http://w{i}.example") for i, key in enumerate(keys))
-        self.policy = Policy((LOG_SIGNER.key,), tuple(keys), Quorum(k, tuple(keys)), urls)
+        self.policy = Policy((LOG_SIGNER.key,), tuple(keys), Quorum(k, tuple(keys[:n])), urls)
         self.tainted = self.bad not in ("nothing", "disks")
         self.trees: dict[bytes, tuple[bytes, ...]] = {btlog.EMPTY_ROOT: ()}  # the entries of each tree that was signed
         self.quorums: dict[int, bytes] = {}  # the roots of all trees that met the quorum, by size
@@ -14605,8 +14607,10 @@ class History:
         self.later: list[tuple[float, int, Callable[[], None]]] = []
         self.events = 0
         self.trace = hashlib.sha256()
+        outside = self.r.choice([LiarNode, WitnessNode])
         self.witnesses: list[WitnessNode] = [
-            (LiarNode if i < self.liars else WitnessNode)(self, signer) for i, signer in enumerate(WITNESS_SIGNERS[:n])
+            (outside if i >= n else LiarNode if i < self.liars else WitnessNode)(self, signer)
+            for i, signer in enumerate(WITNESS_SIGNERS[: len(keys)])
         ]
         self.by_url = {f"http://w{i}.example": witness for i, witness in enumerate(self.witnesses)}
         self.logs = [LogNode(self, Shelf())]
