@@ -4471,6 +4471,7 @@ class WitnessClient:
         self.latency = Latency()
         self._wake = threading.Condition()
         self._next: CosigningRound | None = None
+        self._over = False
         self._client = Client(url, timeout)
         threading.Thread(target=self._run, name=f"witness {self.name}", daemon=True).start()
 
@@ -4488,9 +4489,18 @@ class WitnessClient:
     def _run(self) -> None:
         while True:
             with self._wake:
-                self._wake.wait_for(lambda: self._next)
-                round_, self._next = cast(CosigningRound, self._next), None
+                self._wake.wait_for(lambda: self._next or self._over)
+                if self._over or self._next is None:
+                    break
+                round_, self._next = self._next, None
             self._attend(round_)
+        self._client.close()
+
+    def stop(self) -> None:
+        """Ends its thread, after the answer to the last request."""
+        with self._wake:
+            self._over = True
+            self._wake.notify()
 
     def _attend(self, round_: CosigningRound) -> None:
         """Asks for a cosignature now, and tells the log what came of it."""
@@ -4698,8 +4708,10 @@ class Log:
         self._thread.start()
 
     def quit(self) -> None:
-        """Ends the sequencer, once its action is done. Does not wait for that."""
+        """Ends the sequencer, once its action is done, and its witnesses' clients. Does not wait for that."""
         self.tell(Sequencer.stop)
+        for witness in self.witnesses:
+            witness.stop()
 
     def stop(self) -> None:
         self.quit()
