@@ -1373,14 +1373,14 @@ def parse_log_list(data: bytes) -> tuple[list[ListedLog], list[str]]:
 
 
 class Budget:
-    """How many requests a day are allowed, of which none, some or all may come at once. Times in seconds."""
+    """How many requests a day are allowed, all of which may come at once. Times in seconds; a clock may be set back."""
 
     def __init__(self, per_day: int, now: float) -> None:
         self._per_day, self._left, self._at = per_day, float(per_day), now
 
     def take(self, now: float) -> float:
         """Takes one of them, and returns 0; or, if none is left, returns the seconds to wait for one."""
-        self._left = min(self._left + (now - self._at) * self._per_day / 86400, self._per_day)
+        self._left = min(self._left + max(now - self._at, 0) * self._per_day / 86400, self._per_day)
         self._at = now
         if self._left < 1:
             return (1 - self._left) * 86400 / self._per_day
@@ -2877,7 +2877,9 @@ def _bounded(findings: list[Finding]) -> list[Finding]:
 # --- The witness's store -----------------------------------------------------------------------------------
 
 WITNESS_ID = 0x62746C77  # "btlw"
-WITNESS_LISTED = "CREATE TABLE listed (origin TEXT PRIMARY KEY, qpd INTEGER NOT NULL, contact TEXT NOT NULL)"
+WITNESS_LISTED = """CREATE TABLE listed (
+        origin TEXT PRIMARY KEY, vkey TEXT NOT NULL, qpd INTEGER NOT NULL, contact TEXT NOT NULL
+    )"""
 WITNESS_SCHEMA = f"""
     CREATE TABLE setting (name TEXT PRIMARY KEY, value NOT NULL);
     CREATE TABLE key (vkey TEXT PRIMARY KEY, origin TEXT NOT NULL);
@@ -2938,19 +2940,17 @@ class WitnessStore:
             return [key for key in keys if _add_key(db, key, key.name)]
 
     def discover(self, logs: Iterable[ListedLog]) -> list[ListedLog]:
-        """Adds those of a list's logs whose origins and keys are new; returns these.
+        """Adds those of a list's logs whose origins are new; returns these.
 
-        No list changes what is known: a log's keys are not the list's to say, nor is what it was once allowed.
+        No list changes what is known: a log's keys are not the list's to say, nor is what it was once allowed. And none
+        keeps the operator from configuring a key, whatever origin it gave to that.
         """
         with self.database.transaction() as db:
-            known = {origin for (origin,) in db.execute("SELECT origin FROM key")}
-            new = list[ListedLog]()
-            for log in logs:
-                if log.origin not in known and _add_key(db, log.key, log.origin):
-                    db.execute("INSERT OR IGNORE INTO listed VALUES (?, ?, ?)", (log.origin, log.qpd, log.contact))
-                    new.append(log)
-                known.add(log.origin)
-            return new
+            known = {origin for (origin,) in db.execute("SELECT origin FROM key UNION SELECT origin FROM listed")}
+            new = {log.origin: log for log in reversed([*logs]) if log.origin not in known}  # of two, the first counts
+            rows = [(log.origin, encode_vkey(log.key), log.qpd, log.contact) for log in new.values()]
+            db.executemany("INSERT INTO listed VALUES (?, ?, ?, ?)", rows)
+        return list(reversed(new.values()))
 
     def listed(self) -> dict[str, tuple[int, str]]:
         """The requests a day and the contact of each log that a list told of, by origin."""
@@ -2960,7 +2960,7 @@ class WitnessStore:
     def logs(self) -> dict[str, list[VerifierKey]]:
         """The keys of all logs, by origin."""
         logs: dict[str, list[VerifierKey]] = {}
-        for vkey, origin in self.database.read("SELECT vkey, origin FROM key"):
+        for vkey, origin in self.database.read("SELECT vkey, origin FROM key UNION SELECT vkey, origin FROM listed"):
             logs.setdefault(origin, []).append(VerifierKey.parse(vkey))
         return logs
 
@@ -6623,9 +6623,7 @@ class Monitor:
     """
 
     BATCH = 1 << 14  # entries per batch: a batch ends at a multiple of it, where few tiles give the root
-    GROWS = 200  # entries: of a log that grows by more in a round, the last bundle is left to a later one, if there is
-    #   a next round, but for at most WAIT seconds
-    WAIT = 300
+    GROWS, WAIT = 200, 300  # of a log that grows by more entries in a round, a partial bundle can wait; seconds
 
     def __init__(
         self, store: MirrorStore, source: LogReader, policy: Policy, watch: WatchList, patient: bool = False

@@ -3369,6 +3369,8 @@ def test_a_budget_of_requests() -> None:
     assert budget.take(now + 1800) == 1800
     assert (budget.take(now + 3600), budget.take(now + 3600) > 0) == (0, True)
     assert [budget.take(now + 10**9) for _ in range(25)][-2:] == [0, 3600]
+    assert budget.take(now) == 3600  # a clock that was set back takes nothing away
+    assert budget.take(now + 3600) == 0
 
 
 def test_a_list_never_changes_what_a_witness_knows(witness: LocalWitness) -> None:
@@ -3384,12 +3386,17 @@ def test_a_list_never_changes_what_a_witness_knows(witness: LocalWitness) -> Non
     for _ in range(2):
         witness.witness.discover("a list", shown.encode())
         known = {origin: [key.name for key in keys] for origin, keys in witness.witness.logs.items()}
-        assert known == {LOG.name: [LOG.name], "o": ["a.example"], "r": ["c.example"]}
-        assert witness.witness.listed == {"o": (3, "c"), "r": (7, "c")}
+        one_each = {"o": ["a.example"], "p": ["a.example"], "q": [LOG.name], "r": ["c.example"]}
+        assert known == {LOG.name: [LOG.name], **one_each}
+        assert witness.witness.listed == {"o": (3, "c"), "p": (5, "c"), "q": (6, "c"), "r": (7, "c")}
     refuses(Malformed, witness.witness.discover, "a list", shown.encode()[1:])
     witness.witness.discover("a list", shown.replace("qpd 3", "qpd 30").encode())
     witness.witness.discover("a list", b"logs/v0\n")
-    assert witness.store.listed() == {"o": (3, "c"), "r": (7, "c")}
+    assert witness.store.listed()["o"] == (3, "c")
+    witness.witness.register([one.key])  # which the list gave to other origins
+    assert witness.witness.logs["a.example"] == witness.witness.logs["o"] == [one.key]
+    witness.witness.register([new_key("o").key])  # a further key of a listed log
+    assert len(witness.witness.logs["o"]) == 2
 
 
 def test_a_listed_log_has_its_requests_a_day(witness: LocalWitness) -> None:
@@ -3425,7 +3432,8 @@ def test_a_listed_log_has_its_requests_a_day(witness: LocalWitness) -> None:
 
 def test_a_witness_s_database_of_an_older_version(tmp_path: Path) -> None:
     """It had no table for what lists say of logs; it goes on with what it knows."""
-    older = re.sub("CREATE TABLE listed .*", "", btlog.WITNESS_SCHEMA)
+    older = btlog.WITNESS_SCHEMA.replace(f"{btlog.WITNESS_LISTED};", "")
+    assert older != btlog.WITNESS_SCHEMA
     btlog.Database.create(tmp_path / "w.db", btlog.WITNESS_ID, older)
     for size in 3, 5:
         with contextlib.closing(LocalWitness(tmp_path / "w.db")) as server:
@@ -3552,7 +3560,7 @@ def held(*args: str, cwd: Path) -> tuple[int, dict[str, bool | None]]:
 
 
 @pytest.fixture(scope="module")
-def test_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made_up_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("conformance")
     run_btlog("keygen", "--origin", "test.example/log", "--private-key-path", "t.key", "--public-key-path", "t.pub", cwd=folder)
     run_btlog("keygen", "--witness", "--origin", "w.example", "--private-key-path", "witness-private.key", "--public-key-path",
@@ -3560,25 +3568,25 @@ def test_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_conformance_of_a_witness(test_log: Path) -> None:
+def test_conformance_of_a_witness(made_up_log: Path) -> None:
     """This one keeps all, at first and again; each sentence is from the specification that is named."""
     keys = ("--witness-public-key", "witness-public.key", "--private-key", "t.key")
-    with running("witness", "--log-public-key", "t.pub", cwd=test_log) as witness:
-        seen_ = run_btlog("conformance", "--witness", witness.url, *keys, cwd=test_log)
+    with running("witness", "--log-public-key", "t.pub", cwd=made_up_log) as witness:
+        seen_ = run_btlog("conformance", "--witness", witness.url, *keys, cwd=made_up_log)
         lines = seen_.stdout.splitlines()
         assert (seen_.returncode, lines[0], lines[-2:]) == (
             0, "TAP version 14", ["1..33", "# 33 kept; 0 not; 0 not, but no MUST; 0 skipped"]), seen_.stdout
         assert [line.split(" - ")[0] for line in lines[1:-2]] == [f"ok {i + 1}" for i in range(33)]
-        code, checks = held("--witness", witness.url, *keys, cwd=test_log)
+        code, checks = held("--witness", witness.url, *keys, cwd=made_up_log)
         assert (code, list(checks.values())) == (0, [None] + [True] * 30)
-        exits(2, "", "conformance", "--witness", witness.url, cwd=test_log)
-        exits(2, "", "conformance", cwd=test_log)
-        (test_log / "o.key").write_text(LOG_SKEY)
-        told_ = run_btlog("conformance", "--witness", witness.url, *keys[:3], "o.key", cwd=test_log)
+        exits(2, "", "conformance", "--witness", witness.url, cwd=made_up_log)
+        exits(2, "", "conformance", cwd=made_up_log)
+        (made_up_log / "o.key").write_text(LOG_SKEY)
+        told_ = run_btlog("conformance", "--witness", witness.url, *keys[:3], "o.key", cwd=made_up_log)
         assert (told_.returncode, "it has to know the log" in told_.stderr) == (2, True)
-        told_ = run_btlog("conformance", "--witness", witness.url, *keys[:1], "t.pub", *keys[2:], cwd=test_log)
+        told_ = run_btlog("conformance", "--witness", witness.url, *keys[:1], "t.pub", *keys[2:], cwd=made_up_log)
         assert (told_.returncode, "it does not cosign a good checkpoint" in told_.stderr) == (1, True)
-    exits(3, "", "conformance", "--witness", witness.url, *keys, cwd=test_log)
+    exits(3, "", "conformance", "--witness", witness.url, *keys, cwd=made_up_log)
 
 
 WRONG_ANSWERS: dict[str, Callable[[int, str, bytes], tuple[int, str, bytes]]] = {
@@ -3595,8 +3603,8 @@ WRONG_ANSWERS: dict[str, Callable[[int, str, bytes], tuple[int, str, bytes]]] = 
 
 
 @pytest.mark.parametrize("name", WRONG_ANSWERS)
-def test_conformance_of_a_witness_that_answers_wrongly(test_log: Path, tmp_path: Path, name: str) -> None:
-    shutil.copytree(test_log, tmp_path / "x")
+def test_conformance_of_a_witness_that_answers_wrongly(made_up_log: Path, tmp_path: Path, name: str) -> None:
+    shutil.copytree(made_up_log, tmp_path / "x")
 
     def relay(handler: btlog.Handler, body: btlog.Body) -> Any:
         async def answer() -> btlog.Response:
@@ -3619,7 +3627,7 @@ def test_conformance_of_a_witness_that_answers_wrongly(test_log: Path, tmp_path:
 
 
 @pytest.mark.parametrize("size", [b"x\n", b"-1\n", b"", b"9000000000000000000\n", b"1\n" * 99])
-def test_conformance_of_what_is_no_witness(test_log: Path, size: bytes) -> None:
+def test_conformance_of_what_is_no_witness(made_up_log: Path, size: bytes) -> None:
     """It ends, without a traceback, whatever a server says."""
     def answer(handler: btlog.Handler, body: btlog.Body) -> Any:
         async def later() -> btlog.Response:
@@ -3629,12 +3637,12 @@ def test_conformance_of_what_is_no_witness(test_log: Path, size: bytes) -> None:
         return later()
 
     with contextlib.closing(Local(answer)) as server:
-        (test_log / "w.pub").write_text(f"{WITNESS_VKEY_4}\n")
-        code, checks = held("--witness", server.url, "--witness-public-key", "w.pub", "--private-key", "t.key", cwd=test_log)
+        (made_up_log / "w.pub").write_text(f"{WITNESS_VKEY_4}\n")
+        code, checks = held("--witness", server.url, "--witness-public-key", "w.pub", "--private-key", "t.key", cwd=made_up_log)
         assert (code, checks) == (1, {"the size in a 409": False})
 
 
-def test_conformance_of_a_log(test_log: Path, tmp_path: Path, log: LocalLog) -> None:
+def test_conformance_of_a_log(made_up_log: Path, tmp_path: Path, log: LocalLog) -> None:
     key = ("--public-key", key_file(tmp_path))
     assert bulk(log.url, many_lines(0, 700))[0] == 200
     code, checks = held("--log", log.url, *key, cwd=tmp_path)
