@@ -6216,6 +6216,13 @@ class IndexProject(NamedTuple):
     serial: str = ""
 
 
+def joined(base: str, url: str) -> str:
+    """A URL that stands in the page at `base`, made absolute; raises ValueError."""
+    if re.fullmatch(r"https?://[A-Za-z0-9.:-]+/[A-Za-z0-9._~/%+-]*(#[A-Za-z0-9=]+)?", url):
+        return url  # as nearly all are, on pages that list thousands
+    return urllib.parse.urljoin(base, url)
+
+
 class _Links(html.parser.HTMLParser):
     """Collects the URLs of a PEP 503 page: the href of each <a>, even if no </a> follows."""
 
@@ -6226,11 +6233,11 @@ class _Links(html.parser.HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         href = dict(attrs).get("href")
         if tag == "base" and href and not self._base:
-            self._base = href
+            self._base = urllib.parse.urljoin(self._url, href)
         if tag == "a" and href is not None:
             if len(self.links) >= 3 * MAX_FILES:
                 raise ValueError(f"more than {3 * MAX_FILES} links")
-            link = urllib.parse.urljoin(urllib.parse.urljoin(self._url, self._base), href)
+            link = joined(self._base or self._url, href)
             self._room -= len(link)
             if self._room < 0:
                 raise ValueError("its links are too long")
@@ -9533,9 +9540,11 @@ class _Anchors(_Links):
             self.more.append({name: said[name] for name in (*REPEATED, "core-metadata") if name in said})
 
 
-def _plain_url(url: str) -> str:
-    """The URL without its fragment, and with all that is not printable ASCII quoted."""
-    return urllib.parse.quote(urllib.parse.urldefrag(url).url, safe="!$%&'()*+,/:;=?@[]~")
+def _plain_url(base: str, url: str) -> str:
+    """The URL, perhaps relative to `base`, without its fragment, and with all that is not printable ASCII quoted."""
+    if re.fullmatch(r"https?://[A-Za-z0-9.:-]+/[A-Za-z0-9._~/%+-]*", url := joined(base, url).partition("#")[0]):
+        return url
+    return urllib.parse.quote(url, safe="!$%&'()*+,/:;=?@[]~")
 
 
 def gate_files(kind: str, data: bytes, url: str) -> list[GateFile]:
@@ -9555,7 +9564,7 @@ def gate_files(kind: str, data: bytes, url: str) -> list[GateFile]:
             more = tuple((key, file[key]) for key in REPEATED if isinstance(file.get(key), (str, bool, int)))
             if file.get("yanked") and "yanked" not in dict(more):
                 more += (("yanked", True),)
-            target = _plain_url(urllib.parse.urljoin(url, file["url"]))
+            target = _plain_url(url, file["url"])
             apart = file.get("core-metadata", file.get("dist-info-metadata"))
             metadata = _checksum(apart.get("sha256")) if isinstance(apart, dict) else ""
             files.append(GateFile(name, _checksum(hashes.get("sha256")), target, str(proof), more, metadata))
@@ -9565,7 +9574,7 @@ def gate_files(kind: str, data: bytes, url: str) -> list[GateFile]:
         file = index_file("", link, "")
         if file.name.endswith(DISTRIBUTIONS) or file.checksum:
             metadata = _checksum(said.pop("core-metadata", "").removeprefix("sha256="))
-            files.append(GateFile(file.name, file.checksum, _plain_url(link), "", tuple(said.items()), metadata))
+            files.append(GateFile(file.name, file.checksum, _plain_url(url, link), "", tuple(said.items()), metadata))
     return files
 
 
@@ -9608,7 +9617,7 @@ class Downloads:
                 return answer
             if not (300 <= answer.status < 400 and (location := answer.getheader("Location"))):
                 raise ValueError(f"it answers {answer.status}")
-            url = _plain_url(urllib.parse.urljoin(url, location))
+            url = _plain_url(url, location)
         raise ValueError(f"more than {MAX_REDIRECTS} redirects")
 
     def close(self) -> None:
