@@ -4828,7 +4828,7 @@ class Log:
             entries, seal, not self.witnesses, replace=self.options.replace, cache=self._cache
         ))
         for submission in batch:
-            submission.outcomes = [next(outcomes) for _ in submission.entries]
+            submission.outcomes = list(itertools.islice(outcomes, len(submission.entries)))
         return SignedNote.of(sealed[0]) if sealed else None
 
     def _answer(self, submissions: list[Submission], error: str) -> None:
@@ -5551,8 +5551,8 @@ class LogHandler(Handler):
             raise HttpError(415, f"Content-Type must be {NDJSON}")
         start = time.monotonic()
         parsed = await self._read_bulk(body)
-        entries = [entry for entry in parsed if isinstance(entry, bytes)]
-        outcomes = iter(list[Outcome]())
+        entries = [line for line in parsed if isinstance(line, bytes)]
+        outcomes = list[Outcome | Error]()
         if not entries:
             published = self.app.log.published
         else:
@@ -5562,19 +5562,20 @@ class LogHandler(Handler):
                 self.app.bulks.add(0, 0, len(entries))
                 self.app.count(error, len(entries))
                 raise
-            published, outcomes = submission.published, iter(submission.outcomes)
-        results: list[tuple[bytes, Outcome] | Refused] = (
-            list(zip(entries, outcomes, strict=True)) if len(entries) == len(parsed)
-            else [(entry, next(outcomes)) if isinstance(entry, bytes) else entry for entry in parsed]
-        )
-        logged = sum(isinstance(result[1], int) for result in results)
-        self.app.bulks.add(time.monotonic() - start, logged, len(results) - logged)
+            published, outcomes = submission.published, [*submission.outcomes]
+        lines = list[bytes | str](entries)
+        if len(entries) < len(parsed):
+            found = iter(outcomes)
+            outcomes = [next(found) if isinstance(line, bytes) else line.error for line in parsed]
+            lines = [line if isinstance(line, bytes) else line.filename for line in parsed]
+        logged = sum(isinstance(outcome, int) for outcome in outcomes)
+        self.app.bulks.add(time.monotonic() - start, logged, len(outcomes) - logged)
         self.app.results["logged"] += logged
-        if logged < len(results):
-            for result in results:
-                if not isinstance(result[1], int):
-                    self.app.count(result[1])
-        return Response(self._bulk_answer(published, results), NDJSON)
+        if logged < len(outcomes):
+            for outcome in outcomes:
+                if not isinstance(outcome, int):
+                    self.app.count(outcome)
+        return Response(self._bulk_answer(published, lines, outcomes), NDJSON)
 
     async def _read_bulk(self, body: Body) -> list[bytes | Refused]:
         """The entry of each line of the body, or Refused. Parses lines as they arrive. Raises HttpError."""
@@ -5599,18 +5600,15 @@ class LogHandler(Handler):
         return parsed
 
     def _bulk_answer(
-        self, published: SignedNote, results: list[tuple[bytes, Outcome] | Refused]
+        self, published: SignedNote, lines: list[bytes | str], outcomes: list[Outcome | Error]
     ) -> Iterator[list[bytes]]:
         head = b'{"type":"checkpoint","checkpoint":%b,"tree_size":%d}\n'
         yield [head % (published.json, published.tree.size)]
-        for at in range(0, len(results), 256):
-            part = results[at : at + 256]
-            proofs = self.app.log.proofs(published, [result[1] for result in part if isinstance(result[1], int)])
-            if published.tree.size > 1 and {type(outcome) for _, outcome in part} == {int}:
-                yield _bulk_results(cast(list[tuple[bytes, int]], part), proofs)
-            else:
-                yield [_bulk_result(entry, outcome, proofs) for entry, outcome in part]
-        yield [b'{"type":"complete","count":%d}\n' % len(results)]
+        for at in range(0, len(lines), 256):
+            part = outcomes[at : at + 256]
+            proofs = self.app.log.proofs(published, [outcome for outcome in part if isinstance(outcome, int)])
+            yield _bulk_results(lines[at : at + 256], part, proofs)
+        yield [b'{"type":"complete","count":%d}\n' % len(lines)]
 
     def _entries(self) -> Response:
         query, size = self.query(), self.app.log.published.tree.size
@@ -5744,12 +5742,17 @@ def _publisher_field(outcome: int) -> bytes:
 _LOGGED = b'{"type":"result","result":{"filename":"%b","index":%d,"status":"logged","inclusionProof":["%b"]%b}}\n'
 
 
-def _bulk_results(part: list[tuple[bytes, int]], proofs: dict[int, bytes]) -> list[bytes]:
-    """The answers to lines that are logged as they are, in a tree of more than one entry: _bulk_result, but faster."""
+def _bulk_results(
+    lines: list[bytes | str], outcomes: list[Outcome | Error], proofs: dict[int, bytes]
+) -> list[bytes]:
+    """The answers to lines of a bulk, as _bulk_result gives each: faster if all are logged, and none is alone."""
+    if set(map(type, outcomes)) != {int} or b"" in proofs.values():
+        return [_bulk_result(line, outcome, proofs) for line, outcome in zip(lines, outcomes, strict=True)]
     # No filename has a newline or a backslash: joined by newlines, all of them become one JSON string.
-    names = b"\n".join([entry[93:].partition(b"\n")[0] for entry, _ in part])
+    names = b"\n".join([entry[93:].partition(b"\n")[0] for entry in cast(list[bytes], lines)])
     quoted = json_string(names.decode())[1:-1].encode().split(b"\\n")
-    return [_LOGGED % (name, index, proofs[index], b"") for name, (_, index) in zip(quoted, part, strict=True)]
+    indices = cast(list[int], outcomes)
+    return [_LOGGED % (name, index, proofs[index], b"") for name, index in zip(quoted, indices, strict=True)]
 
 
 def _bulk_result(entry: bytes | str, outcome: int | Error, proofs: dict[int, bytes]) -> bytes:
