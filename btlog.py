@@ -2057,16 +2057,16 @@ class LogRows:
                 entries = self.bundled(n, min(256, size - 256 * n))  # once for all that are in it
                 yield from ((index, entries[index % 256]) for index in group)
 
-    def first_entries(self, keys: Iterable[int], names: set[bytes], size: int) -> Iterator[tuple[int, bytes]]:
+    def first_entries(self, keys: Iterable[int], names: dict[bytes, int], size: int) -> Iterator[tuple[int, bytes]]:
         """Of the first `size` entries the first one with each of these names, and perhaps some more.
 
-        `keys` are the first look-up keys of the names in each part. A name that is logged very often costs no more than
+        `names` have their hashes, and `keys` are their first look-up keys in each part. A name that is logged very often costs no more than
         one that is logged twice.
         """
         below, collided, seen = (1 << PART) - 1, list[int](), set[bytes]()
-        shared = {hash_ for hash_, n in Counter(field_hashes(FILENAME, names)).items() if n > 1}
         firsts = [key for key, in self.query(LOOK_UP_FIRST, below, str(sorted(keys))) if key is not None]
         places = sorted((key_index(key), key & ~below) for key in firsts if key_index(key) < size)
+        shared = {hash_ for hash_, n in Counter(names.values()).items() if n > 1} if places else set()
         for n, group in itertools.groupby(places, lambda place: place[0] // 256):
             entries = self.bundled(n, min(256, size - 256 * n))
             for index, key in group:
@@ -2256,7 +2256,8 @@ class LogStore(LogRows):
             old = rows.stored()
             names = [entry[93:].partition(b"\n")[0] for entry in entries]  # field_of, without a call for each
             hashes = field_hashes(FILENAME, names)
-            known = self._known(rows, self._where(rows, old.size, len(entries), list(set(hashes))), names, old.size)
+            where = self._where(rows, old.size, len(entries), list(set(hashes)))
+            known = self._known(rows, where, names, hashes, old.size) if where else []
             outcomes, fresh = choose(db, old.size, entries, names, known)
             del known  # of many entries, some MiB
             if fresh:
@@ -2284,7 +2285,9 @@ class LogStore(LogRows):
                 cache.put(place, nodes)
         return outcomes
 
-    def _known(self, rows: LogRows, keys: list[int], names: list[bytes], size: int) -> list[tuple[int, bytes]]:
+    def _known(
+        self, rows: LogRows, keys: list[int], names: list[bytes], hashes: list[int], size: int
+    ) -> list[tuple[int, bytes]]:
         """All stored entries with one of these names, and perhaps some more."""
         return list(rows.entries(keys, size))
 
@@ -2658,9 +2661,11 @@ class MirrorStore(LogStore):
         """The note of the newest accepted checkpoint. Some of its entries may not be stored yet."""
         return self.checkpoint("target") or self.checkpoint("signed")
 
-    def _known(self, rows: LogRows, keys: list[int], names: list[bytes], size: int) -> list[tuple[int, bytes]]:
+    def _known(
+        self, rows: LogRows, keys: list[int], names: list[bytes], hashes: list[int], size: int
+    ) -> list[tuple[int, bytes]]:
         """The first stored entry with each of these names, without its publisher; and perhaps some more."""
-        found = rows.first_entries(keys, set(names), size)
+        found = rows.first_entries(keys, dict(zip(names, hashes, strict=True)), size)
         return [(index, data[: 93 + MAX_FILENAME].partition(b"\npublisher ")[0]) for index, data in found]
 
     def follow(
@@ -6679,7 +6684,7 @@ class Monitor:
     `conditions` are the findings of the last round that are not about entries.
     """
 
-    BATCH = 1 << 14  # entries per batch: a batch ends at a multiple of it, where few tiles give the root
+    BATCH = 1 << 15  # entries per batch: a batch ends at a multiple of it, where few tiles give the root
     GROWS, WAIT = 200, 300  # of a log that grows by more entries in a round, a partial bundle can wait; seconds
 
     def __init__(
