@@ -2060,8 +2060,8 @@ class LogRows:
     def first_entries(self, keys: Iterable[int], names: dict[bytes, int], size: int) -> Iterator[tuple[int, bytes]]:
         """Of the first `size` entries the first one with each of these names, and perhaps some more.
 
-        `names` have their hashes, and `keys` are their first look-up keys in each part. A name that is logged very often costs no more than
-        one that is logged twice.
+        `names` have their hashes, and `keys` are their first look-up keys in each part. A name that is logged very often
+        costs no more than one that is logged twice.
         """
         below, collided, seen = (1 << PART) - 1, list[int](), set[bytes]()
         firsts = [key for key, in self.query(LOOK_UP_FIRST, below, str(sorted(keys))) if key is not None]

@@ -6041,7 +6041,7 @@ def test_a_monitor_compares_with_an_index(
 
 def test_a_log_of_garbage_takes_no_time_to_follow(mirror: Path, static: StaticLog) -> None:
     """Entries without a name have the same one, and each is compared with none of them more than once."""
-    append_anyway(static.store, [b"garbage %d" % i for i in range(20_000)])
+    append_anyway(static.store, [b"garbage %d" % i for i in range(40_000)])
     static.export()
     begun = time.process_time()
     seen = monitor(static.web.url, mirror)
