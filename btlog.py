@@ -1709,7 +1709,7 @@ class Database:
     """A SQLite file. One connection writes, unless `read_only`; another reads, for all threads."""
 
     def __init__(self, path: Path, application_id: int, read_only: bool = False) -> None:
-        self.path, self.read_only = path, read_only
+        self.path, self._journal, self.read_only = path, f"{path}-wal", read_only
         self._lock, self._writing, self._untidy = threading.Lock(), threading.Lock(), 0
         with self._guarded(), contextlib.ExitStack() as opened:  # closed if the rest fails
             self._reader = opened.enter_context(contextlib.closing(self._connect("ro" if read_only else "rw")))
@@ -1814,8 +1814,10 @@ class Database:
         """
         with self._writing, self._guarded():
             self._untidy += 1
-            journal = Path(f"{self.path}-wal")
-            large = journal.exists() and journal.stat().st_size > MAX_WAL
+            try:
+                large = os.stat(self._journal).st_size > MAX_WAL
+            except OSError:  # there is none
+                large = False
             if large or self._untidy > 64:
                 self._untidy = 0
                 self._writer.execute("PRAGMA busy_timeout = 0")  # pages that a reader still needs stay in the WAL
@@ -2060,8 +2062,8 @@ class LogRows:
     def first_entries(self, keys: Iterable[int], names: dict[bytes, int], size: int) -> Iterator[tuple[int, bytes]]:
         """Of the first `size` entries the first one with each of these names, and perhaps some more.
 
-        `names` have their hashes, and `keys` are their first look-up keys in each part. A name that is logged very often
-        costs no more than one that is logged twice.
+        `names` have their hashes, and `keys` are their first look-up keys in each part. A name that is logged very
+        often costs no more than one that is logged twice.
         """
         below, collided, seen = (1 << PART) - 1, list[int](), set[bytes]()
         firsts = [key for key, in self.query(LOOK_UP_FIRST, below, str(sorted(keys))) if key is not None]
@@ -5795,8 +5797,10 @@ class About:
 class Witness:
     """Cosigns a checkpoint if it extends the one cosigned last, and stores it before it returns the cosignatures.
 
-    One transaction stores all requests of one turn of the event loop. A `second` signer cosigns the same.
+    One transaction stores all requests of some turns of the event loop. A `second` signer cosigns the same.
     """
+
+    TURNS = 3  # a commit takes much longer than they do, and the requests that came meanwhile can share the next one
 
     def __init__(
         self, store: WitnessStore, signer: Signer, clock: Callable[[], float] = time.time,
@@ -5867,9 +5871,17 @@ class Witness:
         job = Cosigning(origin, request)
         self._waiting.append(job)
         if len(self._waiting) == 1:
-            asyncio.get_running_loop().call_soon(self._process)
+            self._soon(self.TURNS)
         await job.done
         return job.line
+
+    def _soon(self, turns: int) -> None:
+        loop = asyncio.get_running_loop()
+        if turns:
+            loop.call_soon(self._soon, turns - 1)
+        else:
+            self._process()
+            loop.call_soon(self._tidy)  # once the answers, whose turn comes first, are sent
 
     def check(self) -> None:
         """Raises Unavailable while the database can't be written, or the clock is behind the last cosignature."""
@@ -5906,8 +5918,14 @@ class Witness:
                     job.done.set_exception(failure)
                 else:
                     job.done.set_result(None)
+
+    def _tidy(self) -> None:
         if not self.trouble:
-            self.store.database.tidy()
+            try:
+                self.store.database.tidy()
+            except Error as error:
+                self.trouble = str(error)
+                logger.critical("%s", error)
 
     def _cosign(self, db: sqlite3.Connection, job: Cosigning) -> str:
         last = self.store.last(job.origin, lambda sql, *values: db.execute(sql, values).fetchall())

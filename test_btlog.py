@@ -12725,16 +12725,17 @@ def test_the_journal_of_a_mirror_stays_small(tmp_path: Path, monkeypatch: pytest
 def test_M1_findings_are_told_as_they_are_stored(tmp_path: Path) -> None:
     """After each batch, in a round without end; the exit code of a run that is ended says if there was something."""
     common = [named_entry(f"same{i}-1.0-py3-none-any.whl") for i in range(256)]
-    log_ = SyntheticLog(200, lambda n: [b"no entry %d" % n, *common[1:]] if n in (3, 100) else common)
+    batch = btlog.Monitor.BATCH // 256  # bundles
+    log_ = SyntheticLog(3 * batch, lambda n: [b"no entry %d" % n, *common[1:]] if n in (3, batch + 5) else common)
     args = monitor_args(log_.url, tmp_path / "mirror")
     with contextlib.closing(log_):
-        log_.held = lambda n: n >= 64  # the first batch can be had, and no more
+        log_.held = lambda n: n >= batch  # the first batch can be had, and no more
         with process(*args) as run:
             assert "no entry 3" in run.printed("bad-entry")
             assert run.stop() == (1, ""), run.lines
-        log_.held = lambda n: n >= 128
+        log_.held = lambda n: n >= 2 * batch
         with process(*args, "--follow") as run:  # it goes on where it was, and tells nothing twice
-            assert "no entry 100" in run.printed("bad-entry")
+            assert f"no entry {batch + 5}" in run.printed("bad-entry")
             assert run.stop(signal.SIGINT)[0] == 1
             assert len(told(run.lines)) == 1
 
