@@ -12726,14 +12726,14 @@ def test_M1_findings_are_told_as_they_are_stored(tmp_path: Path) -> None:
     """After each batch, in a round without end; the exit code of a run that is ended says if there was something."""
     common = [named_entry(f"same{i}-1.0-py3-none-any.whl") for i in range(256)]
     batch = btlog.Monitor.BATCH // 256  # bundles
-    log_ = SyntheticLog(3 * batch, lambda n: [b"no entry %d" % n, *common[1:]] if n in (3, batch + 5) else common)
+    log_ = SyntheticLog(2 * batch, lambda n: [b"no entry %d" % n, *common[1:]] if n in (3, batch + 5) else common)
     args = monitor_args(log_.url, tmp_path / "mirror")
     with contextlib.closing(log_):
         log_.held = lambda n: n >= batch  # the first batch can be had, and no more
         with process(*args) as run:
             assert "no entry 3" in run.printed("bad-entry")
             assert run.stop() == (1, ""), run.lines
-        log_.held = lambda n: n >= 2 * batch
+        log_.held = lambda n: False
         with process(*args, "--follow") as run:  # it goes on where it was, and tells nothing twice
             assert f"no entry {batch + 5}" in run.printed("bad-entry")
             assert run.stop(signal.SIGINT)[0] == 1
