@@ -12633,7 +12633,7 @@ def fold(hashes: list[bytes]) -> bytes:
 
 
 class SyntheticLog(Served):
-    """A log of `count` bundles, at most 256, which `bundle` makes when they are asked for; zipped ones are all alike.
+    """A log of `count` bundles, at most 255, which `bundle` makes when they are asked for; zipped ones are all alike.
 
     What `held` says of a bundle's number is answered only when the server ends.
     """
@@ -12726,7 +12726,7 @@ def test_M1_findings_are_told_as_they_are_stored(tmp_path: Path) -> None:
     """After each batch, in a round without end; the exit code of a run that is ended says if there was something."""
     common = [named_entry(f"same{i}-1.0-py3-none-any.whl") for i in range(256)]
     batch = btlog.Monitor.BATCH // 256  # bundles
-    log_ = SyntheticLog(2 * batch, lambda n: [b"no entry %d" % n, *common[1:]] if n in (3, batch + 5) else common)
+    log_ = SyntheticLog(2 * batch - 1, lambda n: [b"no entry %d" % n, *common[1:]] if n in (3, batch + 5) else common)
     args = monitor_args(log_.url, tmp_path / "mirror")
     with contextlib.closing(log_):
         log_.held = lambda n: n >= batch  # the first batch can be had, and no more
