@@ -17,6 +17,7 @@ import atexit
 import base64
 import bisect
 import codecs
+import collections
 import concurrent.futures
 import contextlib
 import dataclasses
@@ -30,6 +31,7 @@ import html
 import http.client
 import http.server
 import importlib.util
+import inspect
 import io
 import itertools
 import json
@@ -1943,8 +1945,9 @@ def compiled_program() -> str:
 class Running:
     """btlog.py as a process that serves."""
 
-    def __init__(self, *args: str, cwd: Path | None = None, port: str = "0") -> None:
-        command = [sys.executable, compiled_program(), *args, "--port", port]
+    def __init__(self, *args: str, cwd: Path | None = None, port: str = "0", trace: Path | None = None) -> None:
+        program = ["-c", tracer(), str(trace)] if trace else []
+        command = [sys.executable, *program, compiled_program(), *args, "--port", port]
         self.process = subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         assert self.process.stdout
         self.line = self.process.stdout.readline()
@@ -8468,6 +8471,290 @@ def test_T7_each_step_of_a_first_start_fails_in_turn(
 # --- Nothing lost, nothing forked: killed --------------------------------------------------------------------------------
 
 
+def described(action: btlog.Action | None, number: Callable[[btlog.Submission], int]) -> list[Any] | None:
+    """An action of a log's state machine as JSON, in which submissions are numbers."""
+    match action:
+        case btlog.Commit(batch):
+            return ["Commit", [number(submission) for submission in batch]]
+        case btlog.Ask(round_):
+            return ["Ask", round_.begun, round_.signed.note.decode()]
+        case btlog.Publish(checkpoint, sizes, begun):
+            return ["Publish", checkpoint.note.decode(), sorted(map(btlog.encode_vkey, sizes)), begun]
+        case btlog.Answer(submissions, error):
+            return ["Answer", [number(submission) for submission in submissions], error]
+        case btlog.Halt(message, fatal):
+            return ["Halt", message, fatal]
+        case btlog.Probe():
+            return ["Probe"]
+    return None
+
+
+def traced(path: str) -> None:
+    """Makes this process write, line by line, what its state machines are told and decide, and what it really does."""
+    out, inside = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644), False
+
+    def write(*words: Any) -> None:
+        os.write(out, f"{json.dumps(words)}\n".encode())
+
+    def event(name: str, tell: Callable[..., list[Any]]) -> None:
+        """A method of the log's state machine, which is called under the log's lock."""
+        real = getattr(btlog.Sequencer, name)
+
+        def method(self: btlog.Sequencer, *args: Any) -> Any:
+            nonlocal inside
+            if inside:  # one event has led to another
+                return real(self, *args)
+            inside = True
+            try:
+                value = real(self, *args)
+                write(name, *tell(*args), described(value, id))
+            except btlog.Error as error:
+                write(name, *tell(*args), type(error).__name__)
+                raise
+            finally:
+                inside = False
+            return value
+
+        setattr(btlog.Sequencer, name, method)
+
+    event("__init__", lambda signed, published, policy, witnesses, options: [
+        signed.note.decode(), published and published.note.decode(), list(map(btlog.encode_vkey, witnesses)), vars(options)])
+    event("submit", lambda submission: [id(submission), len(submission.entries), submission.prove])
+    event("give_up", lambda submission: [id(submission)])
+    event("done", lambda now, signed=None: [now, signed and signed.note.decode()])
+    event("refused", lambda now, error: [now, error])
+    event("outcome_unknown", lambda error: [error])
+    event("halt", lambda message, fatal=False: [message, fatal])
+    event("cosigned", lambda round_, key, line: [round_.begun, btlog.encode_vkey(key), line])
+    event("declined", lambda round_, key, error: [round_.begun, btlog.encode_vkey(key), error])
+    event("stop", list)
+    event("next", lambda now: [now])
+
+    def effect(owner: Any, name: str, before: Callable[..., list[Any]], after: Callable[..., list[Any]]) -> None:
+        """What is read, written or sent: `before` it and `after` it, as these describe it; [] is left out."""
+        real = getattr(owner, name)
+
+        def do(*args: Any, **more: Any) -> Any:
+            for words in filter(None, [before(*args)]):
+                write(*words)
+            value = real(*args, **more)
+            for words in filter(None, [after(value, *args)]):
+                write(*words)
+            return value
+
+        async def wait(*args: Any) -> Any:
+            value = await real(*args)
+            write(*after(value, *args))
+            return value
+
+        setattr(owner, name, wait if inspect.iscoroutinefunction(real) else do)
+
+    def nothing(*args: Any) -> list[Any]:
+        return []
+
+    def answered(response: btlog.Response, *args: Any) -> list[Any]:
+        answer = json.loads(cast(bytes, response.body))
+        return ["ANSWERED", base64.b64decode(answer["checkpoint"]).decode(), [answer["index"]]]
+
+    def streamed(self: Any, published: btlog.SignedNote, lines: Any, outcomes: list[Any]) -> list[Any]:
+        return ["ANSWERED", published.note.decode(), [index for index in outcomes if isinstance(index, int)]]
+
+    def of(state: btlog.Witnessed | None) -> list[Any] | None:
+        return [state.tree.size, state.tree.root.hex(), state.seconds] if state else None
+
+    def step(last: Any, keys: Any, request: btlog.AddCheckpoint, signers: Any, now: int) -> tuple[btlog.Witnessed, str]:
+        try:
+            new, lines = decide(last, keys, request, signers, now)
+        except btlog.Error as error:
+            write("STEP", of(last), request.encode().decode(), now, type(error).__name__)
+            raise
+        write("STEP", of(last), request.encode().decode(), now, of(new))
+        return new, lines
+
+    def begin(self: btlog.Witness) -> list[Any]:
+        return ["BEGIN", len(self._waiting)]
+
+    def end(value: None, self: btlog.Witness) -> list[Any]:
+        return ["END", self.trouble]
+
+    def sent(response: btlog.Response, *args: Any) -> list[Any]:
+        return ["SENT", response.status, cast(bytes, response.body).decode()]
+
+    decide, btlog.witness_step = btlog.witness_step, step
+    effect(btlog.LogStore, "append", lambda self, entries, *rest: ["APPEND", len(entries)],
+           lambda outcomes, self, *rest: ["APPENDED", self.checkpoint("signed").decode()])
+    effect(btlog.LogStore, "publish", lambda self, note, sizes: ["PUBLISH", note.decode()], lambda *args: ["PUBLISHED"])
+    effect(btlog.Client, "request", lambda self, method, path, body, *rest: ["ASK", body.decode()] if body else [], nothing)
+    effect(btlog.LogHandler, "_add", nothing, answered)
+    effect(btlog.LogHandler, "_bulk_answer", streamed, nothing)
+    effect(btlog.Witness, "_process", begin, end)
+    effect(btlog.WitnessHandler, "_add_checkpoint", nothing, sent)
+
+
+@functools.cache
+def tracer() -> str:
+    """The program of a process that runs btlog.py and traces it: its arguments are the trace, btlog.py, and those of btlog.py."""
+    return f"""
+from __future__ import annotations
+import base64, importlib.util, inspect, json, os, sys
+from typing import cast
+spec = importlib.util.spec_from_file_location("btlog", sys.argv[2])
+sys.modules["btlog"] = btlog = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(btlog)
+{inspect.getsource(described)}
+{inspect.getsource(traced)}
+traced(sys.argv[1])
+sys.exit(btlog.main(sys.argv[3:]))
+"""
+
+
+def read_trace(path: Path) -> Iterator[tuple[str, list[Any]]]:
+    for line in path.read_text().splitlines() if path.exists() else ():
+        name, *words = json.loads(line)
+        yield name, words
+
+
+class LogReplay:
+    """Holds the traces of a log's processes, one after the other, to a state machine that runs here.
+
+    Told the same, it has to decide the same; and all that a process did is what it has decided.
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy, self.counts = policy, collections.Counter[str]()
+        self._signed, self._published = "", set[str]()  # as the disk has them; of the latter, one of these
+        self._growing = 0  # entries that a process was storing when it was killed
+
+    def hold(self, trace: Path) -> None:
+        self._machine: btlog.Sequencer | None = None
+        self._submissions, self._numbers = dict[int, btlog.Submission](), dict[int, int]()
+        self._rounds, self._asked = dict[float, btlog.CosigningRound](), set[str]()
+        self._doing, self._told = list[Any](), set(self._published)  # _told: what may be told to clients
+        for name, words in read_trace(trace):
+            self.counts[name] += 1
+            if name.isupper():
+                getattr(self, f"do_{name.lower()}")(*words)
+            elif name == "__init__":
+                self._start(*words[:-1])
+            else:
+                assert self._event(name, words[:-1]) == words[-1], (name, words)
+
+    def _start(self, signed: str, published: str | None, witnesses: list[str], options: dict[str, Any]) -> None:
+        if self._signed and signed != self._signed:
+            before, after = (btlog.SignedNote.of(note.encode()).tree.size for note in (self._signed, signed))
+            assert before < after <= before + self._growing  # it was killed after the commit, and before it knew that
+            self._published |= set() if witnesses else {signed}
+        assert not self._published or (published or "") in self._published
+        self._signed, self._published, self._growing = signed, {published or ""}, 0
+        self._told = {published or ""}
+        notes = [note and btlog.SignedNote.of(note.encode()) for note in (signed, published)]
+        keys = list(map(VerifierKey.parse, witnesses))
+        self._machine = btlog.Sequencer(cast(Any, notes[0]), cast(Any, notes[1]), self._policy, keys, btlog.LogOptions(**options))
+
+    def _event(self, name: str, words: list[Any]) -> Any:
+        """Tells the state machine of an event; returns what it decides."""
+        if name == "submit":
+            self._submissions[words[0]] = submission = btlog.Submission([b""] * words[1], words[2])
+            self._numbers[id(submission)] = words[0]
+        if name in ("submit", "give_up"):
+            words = [self._submissions[words[0]]]
+        elif name in ("cosigned", "declined"):
+            words = [self._rounds[words[0]], VerifierKey.parse(words[1]), words[2]]
+        elif name == "done" and words[1]:
+            assert words[1] == self._signed
+            words = [words[0], btlog.SignedNote.of(words[1].encode())]
+        try:
+            action = getattr(self._machine, name)(*words)
+        except Error as error:
+            return type(error).__name__
+        if isinstance(action, btlog.Ask):
+            self._rounds[action.round.begun] = action.round
+            self._asked.add(action.round.signed.note.decode())
+        decided = described(action, lambda submission: self._numbers[id(submission)])
+        self._doing = decided or self._doing
+        return decided
+
+    def do_append(self, count: int) -> None:
+        assert self._doing[0] == "Commit"
+        assert sum(len(self._submissions[number].entries) for number in self._doing[1]) == count
+        self._growing = count
+
+    def do_appended(self, note: str) -> None:
+        before, after = (btlog.SignedNote.of(text.encode()).tree.size for text in (self._signed, note))
+        assert after <= before + self._growing
+        assert (after == before) == (note == self._signed)
+        self._signed, self._growing = note, 0
+        if not self._policy.witnesses:
+            self._published = {note}
+            self._told.add(note)
+
+    def do_publish(self, note: str) -> None:
+        assert self._doing[:2] == ["Publish", note]
+        self._published.add(note)
+
+    def do_published(self) -> None:
+        self._published = {self._doing[1]}
+        self._told.add(self._doing[1])
+
+    def do_ask(self, body: str) -> None:
+        assert btlog.AddCheckpoint.parse(body.encode()).note.decode() in self._asked
+
+    def do_answered(self, note: str, indices: list[int]) -> None:
+        """Whoever is told that an entry is logged is shown a checkpoint that has it, and that was published before."""
+        assert note in self._told
+        assert max(indices, default=-1) < btlog.SignedNote.of(note.encode()).tree.size
+
+
+class WitnessReplay:
+    """Holds the traces of a witness's processes to witness_step, and to what they stored before they sent it."""
+
+    def __init__(self, log_key: VerifierKey) -> None:
+        self._key, self.counts = log_key, collections.Counter[str]()
+        self._stored: list[list[Any] | None] = [None]  # the size, root and time that the disk has: one of these
+        self._settled, self._pending, self._inside = list[Any](), list[Any](), False
+
+    def hold(self, trace: Path) -> None:
+        if self._inside:  # it was killed in a transaction
+            self._stored += self._pending[-1:]
+        self._pending, self._inside = [], False
+        for name, words in read_trace(trace):
+            self.counts[name] += 1
+            getattr(self, f"do_{name.lower()}")(*words)
+
+    def do_begin(self, count: int) -> None:
+        assert count > 0
+        assert not self._inside
+        self._inside, self._pending = True, []
+
+    def do_step(self, last: list[Any] | None, body: str, now: int, outcome: list[Any] | str) -> None:
+        assert self._inside
+        assert last in (self._pending[-1:] or self._stored)
+        if not self._pending:
+            self._stored = [last]
+        known = btlog.Witnessed(Tree(last[0], bytes.fromhex(last[1])), last[2], b"") if last else None
+        decided: list[Any] | str
+        try:
+            new, _ = btlog.witness_step(known, [self._key], btlog.AddCheckpoint.parse(body.encode()), [], now)
+            decided = [new.tree.size, new.tree.root.hex(), new.seconds]
+        except Error as error:
+            decided = type(error).__name__
+        assert outcome == decided
+        self._pending += [outcome] if isinstance(outcome, list) else []
+
+    def do_end(self, trouble: str) -> None:
+        assert self._inside
+        assert not trouble
+        self._stored, self._inside = self._pending[-1:] or self._stored, False
+        self._settled += [*self._pending, *self._stored]
+
+    def do_sent(self, status: int, body: str) -> None:
+        assert status in (200, 409)
+        if status == 200:
+            assert max(at for _, at in btlog.cosignature_times(f"x\n\n{body}".encode())) in [s[2] for s in self._settled if s]
+        else:
+            assert body in [f"{s[0] if s else 0}\n" for s in self._settled]
+
+
 class Target:
     """A log and perhaps its witness as processes, which are killed and started again on the ports that they had."""
 
@@ -8481,6 +8768,7 @@ class Target:
         log_args = ["serve", "--storage-dir", "log", "--private-key", "private.key", "--checkpoint-interval", "0.02"]
         log_args += ["--witness-timeout", "2", "--add-timeout", "10"]
         self._args = {"witness": ["witness", "--log-public-key", "public.key"], "log": log_args}
+        self.traces: dict[str, list[Path]] = {name: [] for name in self.names}  # of all processes
         if witnessed:
             self.start("witness")
             keys.append(VerifierKey.parse((folder / "witness-public.key").read_text().strip()))
@@ -8489,18 +8777,33 @@ class Target:
         self.policy = btlog.simple_policy(keys[:1], keys[1:])
         self.start("log")
 
+    def _trace(self, name: str) -> Path:
+        self.traces[name].append(self._folder / f"{name}-{len(self.traces[name])}.trace")
+        return self.traces[name][-1]
+
     def start(self, name: str) -> None:
-        process = Running(*self._args[name], cwd=self._folder, port=self._ports[name])
+        process = Running(*self._args[name], cwd=self._folder, port=self._ports[name], trace=self._trace(name))
         self.processes[name], self._ports[name] = process, process.url.rpartition(":")[2]
 
     def start_in_vain(self, name: str, seconds: float) -> None:
         """It is killed before it answers."""
-        command = [sys.executable, compiled_program(), *self._args[name], "--port", self._ports[name]]
+        traced_program = [sys.executable, "-c", tracer(), str(self._trace(name)), compiled_program()]
+        command = [*traced_program, *self._args[name], "--port", self._ports[name]]
         with subprocess.Popen(command, cwd=self._folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as start:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 start.wait(seconds)
             start.kill()
             assert b"Traceback" not in start.communicate()[1]
+
+    def replay(self) -> collections.Counter[str]:
+        """Holds all traces to the state machines; returns how often which step was seen."""
+        log = LogReplay(self.policy)
+        for trace in self.traces["log"]:
+            log.hold(trace)
+        witness = WitnessReplay(self.policy.logs[0])
+        for trace in self.traces.get("witness", ()):
+            witness.hold(trace)
+        return log.counts + witness.counts
 
     @property
     def url(self) -> str:
@@ -8608,6 +8911,17 @@ def test_T3_T4_T5_killed_again_and_again(tmp_path: Path, witnessed: bool, rounds
             code, error = process.stop()
             assert (code, "Traceback" in error) == (0, False), error
     assert run_btlog("fsck", "--storage-dir", "log", cwd=tmp_path).returncode == 0
+    steps = target.replay()
+    seen = ["__init__", "submit", "next", "done", "APPEND", "APPENDED", "ANSWERED"]
+    assert all(steps[name] > rounds for name in seen + ["cosigned", "PUBLISH", "ASK", "STEP", "END", "SENT"] * witnessed), steps
+    left_out = {"log": ["done", "APPENDED", *["cosigned", "PUBLISHED"] * witnessed], "witness": ["END", "BEGIN"]}
+    for name, trace in ((name, max(target.traces[name], key=os.path.getsize)) for name in target.names):
+        whole = trace.read_text()
+        for left in left_out[name]:  # a trace without such steps is none of these machines
+            trace.write_text(re.sub(rf'(?m)^\["{left}".*\n', "", whole))
+            with pytest.raises(AssertionError):
+                target.replay()
+        trace.write_text(whole)
     print(
         f"{rounds} kills: {len(observer.entries)} acknowledged of {len(entries)} entries at their index, "
         f"{len(observer.trees)} checkpoints, each a beginning of the last; answers {crowd.counts}"
