@@ -2432,12 +2432,15 @@ def _aside(really: bool) -> Iterator[Callable[..., Any]]:
 
     At the end, waits for these calls, and raises what one of them raised.
     """
+    def run(do: Callable[..., Any], *args: Any) -> None:
+        do(*args)  # drops what that returns: a cursor that is kept would keep a failed transaction open, and its lock
+
     if not really:
-        yield lambda do, *args: do(*args)
+        yield run
         return
-    calls = list[concurrent.futures.Future[Any]]()
+    calls = list[concurrent.futures.Future[None]]()
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        yield lambda do, *args: calls.append(pool.submit(do, *args))
+        yield lambda do, *args: calls.append(pool.submit(run, do, *args))
     for call in calls:
         call.result()
 
