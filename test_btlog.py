@@ -8382,6 +8382,25 @@ def test_T4_T6_some_statements_fail(tmp_path: Path, fault: str, where: str) -> N
     assert faults_in_turn(tmp_path, fault, where, 25) > 0
 
 
+def test_T4_a_failed_append_leaves_no_lock(tmp_path: Path) -> None:
+    """Whichever statement fails, and even if nothing can be rolled back: who opens the folder next can write."""
+    batch = [entry(i) for i in range(300)]  # some statements run in another thread
+    for n in itertools.count(1):
+        with contextlib.closing(found(tmp_path / f"{n}")) as store:
+            store.database._writer = faulty = Failing(store.database._writer, n, "lasting")  # type: ignore[assignment]
+            failed: list[Error] = []  # keeps the frames, and all that is in them
+            try:
+                store.append(batch, seal, True)
+            except Error as error:
+                failed.append(error)
+        with contextlib.closing(btlog.LogStore(tmp_path / f"{n}")) as again:
+            assert again.append(batch, seal, True) == list(range(300))
+        if not failed:
+            break
+    assert n > 8
+    assert faulty.statements < n
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("where", WHERE)
 @pytest.mark.parametrize("fault", ["not persisted", "persisted", "lasting"])
